@@ -1,0 +1,405 @@
+//! The seam to the hypervisor: what Drover needs of a host, in Drover's own words.
+//!
+//! `libvirt/` implements it on a real host, `sim/` in memory. No libvirt type crosses it, nothing in it
+//! blocks, and it decides nothing: who may run a guest is the journal's business (`journal`, `jobs/`).
+//!
+//! Promise of every call: `Ok` means it is so; `Err` with [`ErrorClass::Ambiguous`] means nobody knows,
+//! and the caller has to look before it acts.
+
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use drover_proto::ids::GuestId;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+pub type Result<T> = std::result::Result<T, HypervisorError>;
+
+/// One host's hypervisor.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + 'static {
+    /// Facts about the host that a guest's needs are compared with.
+    async fn host(&self) -> Result<HostFacts>;
+
+    /// Every guest the host knows, running or only defined.
+    async fn guests(&self) -> Result<Vec<GuestFacts>>;
+
+    /// One guest; `None` is evidence that the host does not know it.
+    async fn guest(&self, guest: GuestId) -> Result<Option<GuestFacts>>;
+
+    /// One guest by its name on this host.
+    async fn guest_by_name(&self, name: &str) -> Result<Option<GuestFacts>>;
+
+    /// Whether this host can give a guest the CPU it has now.
+    async fn cpu_fits(&self, question: &CpuQuestion) -> Result<CpuAnswer>;
+
+    /// The libvirt job that runs on the guest now, if any.
+    async fn job(&self, guest: GuestId) -> Result<Option<JobStats>>;
+
+    /// Lets a paused guest run. Never called without a verdict that this copy may.
+    async fn resume(&self, guest: GuestId) -> Result<()>;
+
+    /// Stops a guest's CPUs; allowed at any time. Done when it is already still.
+    async fn suspend(&self, guest: GuestId) -> Result<()>;
+
+    /// Sets whether the guest is started with its host. Absent guest: `NoGuest`.
+    async fn set_autostart(&self, guest: GuestId, autostart: bool) -> Result<()>;
+
+    /// Makes or replaces the guest's persistent definition.
+    async fn define(&self, inactive_xml: &str) -> Result<()>;
+
+    /// Forgets the persistent definition; a running guest becomes transient. Absent is done.
+    async fn undefine(&self, guest: GuestId) -> Result<()>;
+
+    /// Begin3 on the source: takes the job lock and holds it on a connection of its own.
+    async fn begin(&self, request: BeginRequest) -> Result<Box<dyn Outgoing>>;
+
+    /// Prepare3 on the destination: a QEMU that waits, paused, on a connection of its own.
+    async fn prepare(&self, request: PrepareRequest) -> Result<Box<dyn Incoming>>;
+
+    /// Events of all guests from now on. A slow reader loses the oldest ones (`Lagged`) and must look.
+    fn events(&self) -> broadcast::Receiver<GuestEvent>;
+}
+
+/// The source's side of one migration, from Begin to Confirm. Dropping it closes the connection: libvirt then
+/// cancels a migration that is still sending and leaves the guest running; one that was all sent stays paused.
+#[async_trait]
+pub trait Outgoing: Send + Sync {
+    /// What Begin gave: the XML for the destination and the cookie for Prepare.
+    fn begun(&self) -> &Begun;
+
+    /// Perform3: sends disks and memory; returns when all is sent and the guest's CPUs are still
+    /// (with post-copy: as soon as the switch was made). May take hours.
+    async fn perform(&self, request: PerformRequest) -> Result<Cookie>;
+
+    /// Makes a running `perform` fail; the guest stays here and runs. Refused in post-copy.
+    async fn abort(&self) -> Result<()>;
+
+    /// The statistics of the job as it runs.
+    async fn job(&self) -> Result<Option<JobStats>>;
+
+    /// The statistics of the job that has just completed.
+    async fn completed_job(&self) -> Result<Option<JobStats>>;
+
+    /// The longest blackout QEMU may choose by itself.
+    async fn set_max_downtime(&self, max: Duration) -> Result<()>;
+
+    /// Bandwidth in bytes/s. libvirt counts MiB/s: it is rounded up to the next whole one.
+    async fn set_bandwidth(&self, bytes_per_second: u64) -> Result<()>;
+
+    /// Confirm3(0): the destination has it, this copy goes away. The one way to remove a source copy.
+    async fn confirm_moved(&self, cookie: &Cookie) -> Result<()>;
+
+    /// Confirm3(1): the migration did not happen. libvirt resumes a guest that it paused itself;
+    /// the caller reads the state afterwards and restores what it was before.
+    async fn confirm_cancelled(&self) -> Result<()>;
+}
+
+/// The destination's side of one migration, from Prepare to Finish. Dropping it before Finish destroys the
+/// waiting copy (libvirt's auto-destroy).
+#[async_trait]
+pub trait Incoming: Send + Sync {
+    /// The cookie for Perform.
+    fn cookie(&self) -> &Cookie;
+
+    /// Finish3(0): waits for QEMU, persists the guest. Without [`MigrateFlags::post_copy`] the guest is
+    /// still afterwards and must be resumed. **At most once per Prepare, and never after a failure.**
+    async fn finish(&self, cookie: &Cookie) -> Result<Cookie>;
+
+    /// Finish3(cancelled=1): the waiting copy goes away. Only for a copy that was never told to finish.
+    async fn cancel(&self) -> Result<()>;
+}
+
+/// libvirt's opaque bytes, passed from one side to the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cookie(pub Vec<u8>);
+
+/// What all five calls of one migration must agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateFlags {
+    /// The guest has a persistent definition on the source: it moves along and is removed there.
+    pub persistent: bool,
+    /// The migration may go post-copy; then Finish starts the guest by itself.
+    pub post_copy: bool,
+    /// libvirt may slow the guest's CPUs down so that it converges.
+    pub auto_converge: bool,
+    /// Sharing of the disks was proved by Drover: libvirt's own guess by file system type is overruled.
+    pub storage_proved: bool,
+    /// Connections for memory; 0 is one plain channel, 1 and more use multifd.
+    pub parallel: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct BeginRequest {
+    pub guest: GuestId,
+    pub flags: MigrateFlags,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Begun {
+    /// The live definition, as the destination may be given it.
+    pub xml: String,
+    pub cookie: Cookie,
+}
+
+#[derive(Clone, Debug)]
+pub struct PrepareRequest {
+    pub guest: GuestId,
+    pub name: String,
+    /// The live definition, adapted for this host.
+    pub xml: String,
+    /// The persistent definition, adapted for this host; `None` for a transient guest.
+    pub persistent_xml: Option<String>,
+    pub cookie: Cookie,
+    pub flags: MigrateFlags,
+    /// Unix socket on which the waiting QEMU listens for memory.
+    pub socket: std::path::PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct PerformRequest {
+    pub cookie: Cookie,
+    /// Unix socket of this agent that QEMU connects to, once for each channel.
+    pub socket: std::path::PathBuf,
+    /// The persistent definition for the destination; `None` for a transient guest.
+    pub persistent_xml: Option<String>,
+    /// Bytes/s; 0 is no limit.
+    pub bandwidth: u64,
+    pub max_downtime: Option<Duration>,
+}
+
+/// Facts about a host.
+#[derive(Clone, Debug, Default)]
+pub struct HostFacts {
+    /// libvirt's host UUID; two hosts with the same one refuse each other.
+    pub uuid: Uuid,
+    pub hostname: String,
+    /// As libvirt counts: major * 1,000,000 + minor * 1,000 + release.
+    pub libvirt_version: u64,
+    pub qemu_version: u64,
+    pub arch: String,
+    pub cpus: u32,
+    /// Bytes.
+    pub memory_total: u64,
+    /// Bytes that a new guest could take, page cache counted as free.
+    pub memory_available: u64,
+    /// Names of the machine types that each kind of domain (`kvm`, `qemu`) can have here.
+    pub machines: Vec<MachineTypes>,
+    /// Network bridges of this host.
+    pub bridges: Vec<String>,
+    /// libvirt networks that are active.
+    pub networks: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct MachineTypes {
+    /// `kvm`, `qemu`.
+    pub domain_type: String,
+    pub arch: String,
+    pub names: Vec<String>,
+}
+
+/// What a host knows of a guest.
+#[derive(Clone, Debug)]
+pub struct GuestFacts {
+    pub id: GuestId,
+    pub name: String,
+    pub state: GuestState,
+    pub persistent: bool,
+    pub autostart: bool,
+    /// The live definition with security-sensitive parts left out; the persistent one where it is shut off.
+    pub xml: String,
+    /// The persistent definition, complete (VIR_DOMAIN_XML_SECURE); `None` for a transient guest.
+    pub inactive_xml: Option<String>,
+    /// Bytes.
+    pub memory: u64,
+    pub vcpus: u32,
+    pub snapshots: u32,
+    /// `None` while it is shut off.
+    pub incarnation: Option<Incarnation>,
+}
+
+/// One life of a guest on one host: a command that was meant for it touches no other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incarnation {
+    /// /proc/sys/kernel/random/boot_id.
+    pub boot_id: Uuid,
+    pub qemu_pid: u32,
+    /// Clock ticks since boot (field 22 of /proc/PID/stat).
+    pub qemu_start_time: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestState {
+    Running,
+    /// Runs while pages are still missing (destination in post-copy).
+    RunningPostCopy,
+    /// Runs, and the stream that brings its missing pages is broken.
+    RunningPostCopyFailed,
+    /// By a user or a tool.
+    Paused,
+    /// By a migration: all is sent, or it is still being received.
+    PausedMigrating,
+    /// The source in post-copy.
+    PausedPostCopy,
+    PausedPostCopyFailed,
+    /// By an I/O error, a watchdog, a crash: not by anybody's wish.
+    PausedFault,
+    ShuttingDown,
+    Crashed,
+    ShutOff,
+}
+
+impl GuestState {
+    /// Whether the guest's CPUs execute.
+    pub fn runs(self) -> bool {
+        match self {
+            Self::Running
+            | Self::RunningPostCopy
+            | Self::RunningPostCopyFailed
+            | Self::ShuttingDown => true,
+            Self::Paused
+            | Self::PausedMigrating
+            | Self::PausedPostCopy
+            | Self::PausedPostCopyFailed
+            | Self::PausedFault
+            | Self::Crashed
+            | Self::ShutOff => false,
+        }
+    }
+
+    /// Whether there is a QEMU process with the guest's memory.
+    pub fn is_active(self) -> bool {
+        !matches!(self, Self::ShutOff)
+    }
+
+    /// Whether this is one of the states in which the memory lies on two hosts and neither may be destroyed.
+    pub fn is_post_copy(self) -> bool {
+        match self {
+            Self::RunningPostCopy
+            | Self::RunningPostCopyFailed
+            | Self::PausedPostCopy
+            | Self::PausedPostCopyFailed => true,
+            Self::Running
+            | Self::Paused
+            | Self::PausedMigrating
+            | Self::PausedFault
+            | Self::ShuttingDown
+            | Self::Crashed
+            | Self::ShutOff => false,
+        }
+    }
+}
+
+/// Can this host run that CPU? Taken from the guest's live XML.
+#[derive(Clone, Debug, Default)]
+pub struct CpuQuestion {
+    /// `kvm`, `qemu`.
+    pub domain_type: String,
+    pub arch: String,
+    pub machine: String,
+    /// The `<cpu>` element of the live XML; `None` where it has none.
+    pub cpu_xml: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CpuAnswer {
+    Fits,
+    /// What is missing, in libvirt's words where it names it.
+    Lacks(String),
+}
+
+/// Progress of a job. Zero where the hypervisor does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStats {
+    pub elapsed: Duration,
+    /// Bytes of memory: all of it, sent so far, still to send (dirtied again included).
+    pub memory_total: u64,
+    pub memory_processed: u64,
+    pub memory_remaining: u64,
+    /// Bytes/s at which it is being sent.
+    pub bandwidth: u64,
+    /// Bytes/s; libvirt's pages/s times its page size.
+    pub dirty_rate: u64,
+    /// Pre-copy rounds so far.
+    pub iteration: u64,
+    /// Percent by which auto-converge slows the guest down.
+    pub throttle: u32,
+    /// The blackout to expect if it switched now; after completion the one libvirt measured.
+    pub downtime: Option<Duration>,
+    /// Page faults that the destination asked for in post-copy.
+    pub post_copy_requests: u64,
+    /// Bytes of disks.
+    pub disk_total: u64,
+    pub disk_processed: u64,
+    pub disk_remaining: u64,
+}
+
+/// What happened to a guest.
+#[derive(Clone, Debug)]
+pub struct GuestEvent {
+    pub guest: GuestId,
+    pub at: SystemTime,
+    /// Of the same moment, for durations.
+    pub instant: std::time::Instant,
+    pub what: Happened,
+}
+
+#[derive(Clone, Debug)]
+pub enum Happened {
+    Started,
+    Resumed,
+    /// Its CPUs stopped; whether a migration did it.
+    Suspended {
+        by_migration: bool,
+    },
+    Stopped(StopReason),
+    /// A pre-copy round began.
+    Iteration(u64),
+    JobCompleted(JobStats),
+    /// Anything else worth a look.
+    Changed,
+}
+
+/// Why a guest stopped, as libvirt says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopReason {
+    /// By itself, or by its user's wish.
+    Shutdown,
+    Destroyed,
+    Crashed,
+    /// It moved away.
+    Migrated,
+    Failed,
+    Other,
+}
+
+/// Why the hypervisor did not do it, with what it said.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message} ({code})")]
+pub struct HypervisorError {
+    pub class: ErrorClass,
+    /// libvirt's name of the error (`VIR_ERR_OPERATION_INVALID`), or one of ours.
+    pub code: String,
+    pub message: String,
+}
+
+/// What a caller may conclude (`facts/libvirt.md` §6). Codes alone do not classify after Perform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// Nobody knows whether it happened: look at both ends first.
+    Ambiguous,
+    /// The host does not know this guest.
+    NoGuest,
+    /// A lock or resource is taken: again later.
+    Busy,
+    /// This host cannot; another one may.
+    Unfit,
+    /// A person has to change something.
+    UserMustAct,
+    /// Somebody cancelled the job.
+    Aborted,
+    /// libvirt does not answer.
+    Unavailable,
+}

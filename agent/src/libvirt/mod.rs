@@ -1,0 +1,1 @@
+//! The real hypervisor: the only unsafe and blocking code of the agent.
