@@ -1,0 +1,58 @@
+# Drover. `make help` lists what there is. Needs root where real hosts are made (demo, tests, lab).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo check test test-unit test-lab test-all lab-up lab-down lab-shell bench clean
+
+CARGO ?= cargo
+HOST ?= host-a
+VENV := .venv
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what Debian lacks (root)
+	@scripts/install-packages
+
+build: setup ## Build everything
+	@scripts/quietly "Building Drover" $(CARGO) build --workspace --bins --locked
+
+demo: build ## Two real hosts, one running guest, one migration; then a timeline (root)
+	@target/debug/drover-lab demo
+
+check: setup $(VENV)/.ready ## Format, clippy, API lint, licences
+	@scripts/quietly "Format" $(CARGO) fmt --all --check
+	@scripts/quietly "Clippy" $(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@cd proto/proto && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" && ../../scripts/quietly "buf lint" buf lint && ../../scripts/quietly "buf format" buf format --diff --exit-code
+	@scripts/quietly "Licences" scripts/check-licences
+
+$(VENV)/.ready: scripts/requirements.txt
+	@python3 -m venv $(VENV)
+	@scripts/quietly "Installing test tools" $(VENV)/bin/pip install --quiet --disable-pip-version-check -r scripts/requirements.txt
+	@touch $@
+
+test: test-unit test-lab ## All tests: units, then real libvirtd and QEMU (root)
+
+test-unit: setup ## Tests that need no host
+	@$(CARGO) test --workspace --exclude drover-tests --locked --quiet
+
+test-lab: build $(VENV)/.ready ## Tests on real hosts, in namespaces (root)
+	@scripts/test-lab
+
+test-all: test ## Everything, also what takes long; resumable (root)
+	@scripts/test-lab --all
+
+bench: build ## Figures: Drover against virsh, interleaved (root)
+	@target/debug/drover-lab bench
+
+lab-up: build ## Bring up two hosts and leave them (root)
+	@target/debug/drover-lab up --guest
+
+lab-down: ## Take all labs down (root)
+	@target/debug/drover-lab down --all
+
+lab-shell: ## A shell in one of the lab's hosts: make lab-shell HOST=host-a (root)
+	@target/debug/drover-lab shell $(HOST)
+
+clean: ## Remove what was built
+	@$(CARGO) clean
+	@rm -rf $(VENV)

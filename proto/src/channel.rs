@@ -1,0 +1,44 @@
+//! A gRPC channel to one peer: our own connector does TLS with the newest certificates at every connect.
+
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+use crate::identity::Identity;
+use crate::tls::{ALPN_H2, CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, Tls, TlsError};
+
+/// A silent connection is asked for a sign of life after this time.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Without a sign of life for this long after asking, the connection is lost.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A channel to `host:port`, connected at its first use and again after a loss. Only `expected` may answer.
+pub fn channel(tls: &Tls, address: &str, expected: Identity) -> Result<Channel, TlsError> {
+    let wrong = || TlsError::Address {
+        address: address.to_owned(),
+    };
+    let (host, _) = address.rsplit_once(':').ok_or_else(wrong)?;
+    // The scheme is http because TLS is the connector's part, not tonic's.
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
+    if host.is_empty() || endpoint.uri().port().is_none() {
+        return Err(wrong());
+    }
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_TIMEOUT + HANDSHAKE_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    let (tls, address) = (tls.clone(), address.to_owned());
+    let connector = service_fn(move |_: Uri| {
+        let (tls, address, expected) = (tls.clone(), address.clone(), expected.clone());
+        async move { tls.connect(&address, ALPN_H2, &expected).await.map(TokioIo::new) }
+    });
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+#[cfg(test)]
+#[path = "channel_tests.rs"]
+mod tests;

@@ -1,0 +1,127 @@
+//! A real server with all layers, and clients that may and may not.
+
+use std::io;
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::*;
+use crate::authorization::Authorize;
+use crate::deadline::DeadlineLayer;
+use crate::failure::{Failure, Reason, sources};
+use crate::roles::{Role, Roles};
+use crate::serve::{GrpcStream, accept};
+use crate::test_pki::TestCa;
+use crate::trace::TraceLayer;
+use crate::v1::ListHostsRequest;
+use crate::v1::host_service_client::HostServiceClient;
+
+fn process(folder: &TempDir, ca: &TestCa, identity: &str) -> Tls {
+    let certificate = ca.issue(&[&format!("spiffe://drover.local/{identity}")]);
+    let files = ca.write(&folder.path().join(identity), &certificate);
+    Tls::load(files, "drover.local".parse().unwrap()).unwrap()
+}
+
+/// Serves health only, as the controller, until `shutdown`; gives its address.
+async fn serve(tls: Tls, shutdown: CancellationToken) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let incoming = accept(listener, tls, &[ALPN_H2], shutdown.clone());
+    let incoming = incoming.map(|accepted| Ok::<_, io::Error>(GrpcStream::new(accepted)));
+    let (_, health) = tonic_health::server::health_reporter();
+    let server = Server::builder()
+        .layer(TraceLayer)
+        .layer(Authorize::new(Roles::default().with("vera", Role::Viewer)))
+        .layer(DeadlineLayer)
+        .add_service(health)
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
+    tokio::spawn(server);
+    address
+}
+
+#[tokio::test]
+async fn calls_reach_a_server_that_knows_who_calls() {
+    let (folder, ca, shutdown) = (TempDir::new().unwrap(), TestCa::new(), CancellationToken::new());
+    let address = serve(process(&folder, &ca, "controller"), shutdown.clone()).await;
+
+    let agent = channel(&process(&folder, &ca, "agent/host-1"), &address, Identity::Controller).unwrap();
+    let answer = HealthClient::new(agent.clone())
+        .check(HealthCheckRequest::default())
+        .await;
+    assert_eq!(answer.unwrap().into_inner().status, 1);
+
+    // An agent may not read the inventory, a viewer may; that nobody serves it here is another matter.
+    let list = |channel| async move {
+        let status = HostServiceClient::new(channel)
+            .list_hosts(ListHostsRequest::default())
+            .await
+            .unwrap_err();
+        Failure::from_status(&status)
+    };
+    let refusal = list(agent).await;
+    assert_eq!(
+        (refusal.reason, refusal.is_evidence()),
+        (Reason::PermissionDenied, true)
+    );
+    let viewer = channel(&process(&folder, &ca, "user/vera"), &address, Identity::Controller).unwrap();
+    let missing = list(viewer).await;
+    assert_eq!((missing.reason, missing.is_evidence()), (Reason::Unimplemented, false));
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn the_wrong_server_is_no_evidence_and_says_why() {
+    let (folder, ca, shutdown) = (TempDir::new().unwrap(), TestCa::new(), CancellationToken::new());
+    let address = serve(process(&folder, &ca, "agent/host-1"), shutdown.clone()).await;
+    let wrong = channel(&process(&folder, &ca, "user/vera"), &address, Identity::Controller).unwrap();
+    let status = HealthClient::new(wrong)
+        .check(HealthCheckRequest::default())
+        .await
+        .unwrap_err();
+    let failure = Failure::from_status(&status);
+    assert_eq!(
+        (failure.reason, failure.is_evidence()),
+        (Reason::HostUnreachable, false)
+    );
+    assert!(
+        failure.message.contains("is agent/host-1, expected controller"),
+        "{failure}"
+    );
+    let cause = sources(&status).find_map(|error| error.downcast_ref::<TlsError>());
+    assert!(matches!(cause, Some(TlsError::WrongPeer { .. })));
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn nobody_there_is_no_evidence() {
+    let (folder, ca) = (TempDir::new().unwrap(), TestCa::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let nobody = channel(&process(&folder, &ca, "user/vera"), &address, Identity::Controller).unwrap();
+    let status = HealthClient::new(nobody)
+        .check(HealthCheckRequest::default())
+        .await
+        .unwrap_err();
+    let failure = Failure::from_status(&status);
+    assert_eq!(
+        (failure.reason, failure.is_evidence()),
+        (Reason::HostUnreachable, false)
+    );
+    assert!(failure.message.contains("cannot connect to"), "{failure}");
+}
+
+#[tokio::test]
+async fn addresses_are_looked_at() {
+    let (folder, ca) = (TempDir::new().unwrap(), TestCa::new());
+    let tls = process(&folder, &ca, "user/vera");
+    for bad in ["", "host", ":1", "a b:1", "http://host"] {
+        assert!(channel(&tls, bad, Identity::Controller).is_err(), "{bad:?}");
+    }
+    assert!(channel(&tls, "[::1]:7440", Identity::Controller).is_ok());
+}

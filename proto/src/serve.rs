@@ -1,0 +1,194 @@
+//! The accept loop of every Drover server: handshakes off the loop, bounded in number and time; each connection comes
+//! out with the identity of its peer.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+use crate::failure::{Failure, Reason};
+use crate::identity::Identity;
+use crate::tls::{HANDSHAKE_TIMEOUT, Tls, TlsError, peer_identity};
+
+/// At most so many handshakes at once; further connections wait in the kernel's queue.
+const MAX_HANDSHAKES: usize = 128;
+
+/// Pause after a failed `accept` (no file descriptors left), so that the loop does not spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A connection whose peer has shown who it is.
+pub struct Accepted {
+    pub stream: TlsStream<TcpStream>,
+    pub peer: Identity,
+    /// What the peer wants to speak; empty where it did not say.
+    pub alpn: Vec<u8>,
+    pub address: SocketAddr,
+    /// End of the life of the peer's certificate.
+    pub expires: SystemTime,
+}
+
+/// The connections that come in on `listener`, until `shutdown`. Handshakes that fail are logged and left out.
+pub fn accept(
+    listener: TcpListener,
+    tls: Tls,
+    alpn: &'static [&'static [u8]],
+    shutdown: CancellationToken,
+) -> impl Stream<Item = Accepted> + Send + Unpin + 'static {
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(async move {
+        let work = accept_all(&listener, &tls, alpn, &sender);
+        // The listener and the sender go with this task: the stream ends.
+        let _ = shutdown.run_until_cancelled(work).await;
+    });
+    ReceiverStream::new(receiver)
+}
+
+async fn accept_all(
+    listener: &TcpListener,
+    tls: &Tls,
+    alpn: &'static [&'static [u8]],
+    sender: &mpsc::Sender<Accepted>,
+) {
+    let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    while !sender.is_closed() {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((tcp, address)) => {
+                tokio::spawn(shake_hands(tcp, address, tls.clone(), alpn, sender.clone(), slot));
+            }
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+async fn shake_hands(
+    tcp: TcpStream,
+    address: SocketAddr,
+    tls: Tls,
+    alpn: &'static [&'static [u8]],
+    sender: mpsc::Sender<Accepted>,
+    slot: OwnedSemaphorePermit,
+) {
+    let result = timeout(HANDSHAKE_TIMEOUT, identify(tcp, address, &tls, alpn)).await;
+    drop(slot);
+    match result {
+        // A closed stream means that the server goes down: the connection is dropped.
+        Ok(Ok(accepted)) => drop(sender.send(accepted).await),
+        Ok(Err(error)) => tracing::warn!(%address, "refused a connection: {error}"),
+        Err(_) => tracing::warn!(%address, "refused a connection: its handshake took too long"),
+    }
+}
+
+async fn identify(
+    tcp: TcpStream,
+    address: SocketAddr,
+    tls: &Tls,
+    alpn: &'static [&'static [u8]],
+) -> Result<Accepted, TlsError> {
+    let failed = |source| TlsError::Handshake {
+        address: address.to_string(),
+        source,
+    };
+    tcp.set_nodelay(true).map_err(failed)?;
+    let stream = TlsAcceptor::from(tls.server_config(alpn))
+        .accept(tcp)
+        .await
+        .map_err(failed)?;
+    let session = stream.get_ref().1;
+    let (peer, expires) = peer_identity(session, tls.trust_domain(), &address.to_string())?;
+    let alpn = session.alpn_protocol().map(<[u8]>::to_vec).unwrap_or_default();
+    Ok(Accepted {
+        stream,
+        peer,
+        alpn,
+        address,
+        expires,
+    })
+}
+
+/// An accepted connection for tonic's `serve_with_incoming`. It ends with its peer's certificate: TLS looks at that
+/// only in the handshake.
+pub struct GrpcStream {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    expires: SystemTime,
+}
+
+impl GrpcStream {
+    pub fn new(accepted: Accepted) -> Self {
+        let peer = Peer {
+            identity: accepted.peer,
+            address: accepted.address,
+        };
+        Self {
+            stream: accepted.stream,
+            peer,
+            expires: accepted.expires,
+        }
+    }
+}
+
+/// Who is at the other end; in the extensions of every request.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub identity: Identity,
+    pub address: SocketAddr,
+}
+
+/// Who sent this request.
+pub fn peer<T>(request: &tonic::Request<T>) -> Result<Peer, tonic::Status> {
+    let missing = || Failure::new(Reason::Unauthenticated, "the connection shows no identity").into();
+    request.extensions().get::<Peer>().cloned().ok_or_else(missing)
+}
+
+impl Connected for GrpcStream {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for GrpcStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if SystemTime::now() > self.expires {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the peer's certificate expired",
+            )));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for GrpcStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
