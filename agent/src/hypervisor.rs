@@ -37,7 +37,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The libvirt job that runs on the guest now, if any.
     async fn job(&self, guest: GuestId) -> Result<Option<JobStats>>;
 
-    /// Lets a paused guest run. Never called without a verdict that this copy may.
+    /// The statistics of the guest's migration that completed last: on the destination after Finish, with the
+    /// blackout as libvirt measured it (to the end of Finish, before `resume`). The source has them only as
+    /// [`Happened::JobCompleted`], which comes with Confirm.
+    async fn completed_job(&self, guest: GuestId) -> Result<Option<JobStats>>;
+
+    /// Lets a paused guest run; done when it runs. Never called without a verdict that this copy may.
     async fn resume(&self, guest: GuestId) -> Result<()>;
 
     /// Stops a guest's CPUs; allowed at any time. Done when it is already still.
@@ -79,7 +84,8 @@ pub trait Outgoing: Send + Sync {
     /// The statistics of the job as it runs.
     async fn job(&self) -> Result<Option<JobStats>>;
 
-    /// The statistics of the job that has just completed.
+    /// The totals of what was sent, once `perform` has returned. Their downtime is QEMU's own on this side; the
+    /// whole one is known on the destination ([`Hypervisor::completed_job`]).
     async fn completed_job(&self) -> Result<Option<JobStats>>;
 
     /// The longest blackout QEMU may choose by itself.
@@ -308,6 +314,8 @@ pub enum CpuAnswer {
     Fits,
     /// What is missing, in libvirt's words where it names it.
     Lacks(String),
+    /// Nobody can compare it (a CPU passed through, an architecture without comparison), and why.
+    Unknown(String),
 }
 
 /// Progress of a job. Zero where the hypervisor does not say.

@@ -1,4 +1,20 @@
 //! The agent: does migrations on its host, through the local libvirt.
+//!
+//! Where to begin: [`service`] is what others may ask for, [`jobs`] is how it is done, [`journal`] is what makes it
+//! safe, [`hypervisor`] is the seam below.
 
+pub mod checks;
+pub mod config;
+pub mod guest_xml;
 pub mod hypervisor;
+pub mod jobs;
+pub mod journal;
 pub mod libvirt;
+pub mod peer;
+pub mod port;
+pub mod probe;
+pub mod registration;
+pub mod server;
+pub mod service;
+pub mod sim;
+pub mod tunnel;

@@ -1,1 +1,56 @@
-fn main(){}
+//! The `drover` command: moves guests, looks at migrations, makes certificates for trying it out.
+
+mod args;
+mod client;
+mod config;
+mod exit;
+mod follow;
+mod guests;
+mod inventory;
+mod json;
+mod live;
+mod migrate;
+mod migration;
+mod out;
+mod pki;
+mod render;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command, Connection, Guest, Host};
+use client::Controller;
+use exit::{Exit, Problem};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(exit) => exit.into(),
+        Err(problem) => {
+            out::note(&format!("error: {problem}"));
+            problem.exit.into()
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<Exit, Problem> {
+    let output = cli.output;
+    match cli.command {
+        Command::Pki(command) => pki::run(command, output).map(|()| Exit::Done),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "drover", &mut script);
+            out::result(&String::from_utf8_lossy(&script)).map(|()| Exit::Done)
+        }
+        Command::Migrate(command) => migrate::run(connect(&cli.connection)?, command, output).await,
+        Command::Migration(command) => migration::run(connect(&cli.connection)?, command, output).await,
+        Command::Timeline { id } => migration::timeline(connect(&cli.connection)?, &id, output).await,
+        Command::Host(Host::List) => inventory::hosts(connect(&cli.connection)?, output).await,
+        Command::Guest(Guest::List { host }) => inventory::guests(connect(&cli.connection)?, host, output).await,
+    }
+}
+
+fn connect(connection: &Connection) -> Result<Controller, Problem> {
+    Controller::new(config::load(connection)?)
+}

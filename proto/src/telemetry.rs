@@ -96,8 +96,9 @@ pub fn init(service: &'static str, options: &TelemetryOptions) -> Result<Telemet
     let metrics = metrics(resource)?;
 
     let filter = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| options.log_filter.clone());
+    // The SDK tells of its own set-up at level info; a filter that names it has the last word.
     let filter = EnvFilter::builder()
-        .parse(&filter)
+        .parse(format!("opentelemetry=warn,{filter}"))
         .map_err(|error| TelemetryError::Filter {
             filter,
             why: error.to_string(),
@@ -108,6 +109,7 @@ pub fn init(service: &'static str, options: &TelemetryOptions) -> Result<Telemet
         .with_tracer(traces.tracer(names::SCOPE))
         .with_location(false)
         .with_threads(false)
+        .with_tracked_inactivity(false)
         .with_target(false)
         .with_filter(ours);
     let log = LogLayer::to_stderr(options.log_format).with_filter(EventsOnly::new(filter));

@@ -137,3 +137,50 @@ fn code_name(code: Code) -> &'static str {
         Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use opentelemetry::trace::TracerProvider;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use tower::{ServiceExt, service_fn};
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+    use crate::trace::{ids, new_span_id, new_trace_id};
+
+    /// The trace in which a call of `path` is handled, asked for with this `traceparent`.
+    async fn trace_of(path: &str, traceparent: &str) -> Option<String> {
+        let handler = service_fn(|_: Request<()>| async {
+            let trace = ids(&Span::current().context()).map(|(trace_id, _)| trace_id.to_string());
+            let response = Response::builder()
+                .header("trace", trace.unwrap_or_default())
+                .body(Body::empty());
+            Ok::<_, Infallible>(response.unwrap())
+        });
+        let request = Request::builder()
+            .uri(path)
+            .header("traceparent", traceparent)
+            .body(())
+            .unwrap();
+        let response = TraceLayer.layer(handler).oneshot(request).await.unwrap();
+        let trace = response.headers()["trace"].to_str().unwrap().to_owned();
+        Some(trace).filter(|trace| !trace.is_empty())
+    }
+
+    #[tokio::test]
+    async fn a_call_belongs_to_the_trace_of_its_caller() {
+        let tracer = SdkTracerProvider::builder().build().tracer("test");
+        let subscriber = tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(tracer));
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let trace_id = new_trace_id();
+        let parent = format!("00-{trace_id}-{}-01", new_span_id());
+        let get = "/drover.v1.MigrationService/GetMigration";
+        assert_eq!(trace_of(get, &parent).await, Some(trace_id.to_string()));
+        let own = trace_of(get, "nonsense").await;
+        assert!(own.is_some() && own != Some(trace_id.to_string()));
+        assert_eq!(trace_of("/grpc.health.v1.Health/Check", &parent).await, None);
+    }
+}

@@ -1,4 +1,4 @@
-//! The beat: each tick one broadcast datagram `drover-beat NAME COUNTER RANDOM`.
+//! The beat: each tick one broadcast datagram `drover-beat NAME BOOT COUNTER RANDOM`.
 //!
 //! Two running copies of one memory image send the same counters. Only randomness that is *not* part of the image
 //! can tell them apart, so it comes from the processor (RDRAND) or from virtio-rng, never from the kernel's pool.
@@ -63,14 +63,17 @@ pub fn start(settings: &Settings, counters: Arc<Counters>) {
         Err(error) => give_up(&format!("no socket for the beat: {error}")),
     };
     std::thread::spawn(move || {
+        let boot = randomness.next();
         let mut last = Instant::now();
         loop {
             std::thread::sleep(period);
             let now = Instant::now();
-            counters.largest_gap_us.fetch_max((now - last).as_micros() as u64, Relaxed);
+            counters
+                .largest_gap_us
+                .fetch_max((now - last).as_micros() as u64, Relaxed);
             last = now;
             let counter = counters.ticks.fetch_add(1, Relaxed);
-            let line = format!("drover-beat {name} {counter} {:016x}", randomness.next());
+            let line = format!("drover-beat {name} {boot:016x} {counter} {:016x}", randomness.next());
             // A lost beat is harmless: the detector compares the ones it sees.
             let _ = socket.send_to(line.as_bytes(), (target.0.as_str(), target.1));
         }

@@ -20,7 +20,9 @@ const PERIOD: Duration = Duration::from_millis(50);
 struct Block([u8; BLOCK]);
 
 fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, &byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 impl Block {
@@ -43,7 +45,12 @@ impl Block {
 }
 
 pub fn start(path: &str, counters: Arc<Counters>) {
-    let file = match OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT).open(path) {
+    let file = match OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(O_DIRECT)
+        .open(path)
+    {
         Ok(file) => file,
         Err(error) => give_up(&format!("cannot open {path}: {error}")),
     };
@@ -56,7 +63,10 @@ fn keep(file: &File, counters: &Counters) {
     for number in 1u64.. {
         let index = number as usize % BLOCKS;
         block.fill(index, number);
-        match file.write_all_at(&block.0, (index * BLOCK) as u64).and_then(|()| file.sync_data()) {
+        match file
+            .write_all_at(&block.0, (index * BLOCK) as u64)
+            .and_then(|()| file.sync_data())
+        {
             Ok(()) => numbers[index] = Some(number),
             Err(error) => report(counters, &format!("write of block {index}: {error}")),
         }

@@ -55,7 +55,10 @@ impl Settings {
     }
 
     pub fn number(&self, key: &str, otherwise: u64) -> u64 {
-        self.values.get(key).and_then(|value| value.parse().ok()).unwrap_or(otherwise)
+        self.values
+            .get(key)
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(otherwise)
     }
 }
 
@@ -63,12 +66,17 @@ fn main() {
     let settings = Settings::read();
     let counters = Arc::new(Counters::default());
     let fill_mib = settings.number("fill", 32).max(1);
-    counters.dirty_kib_per_second.store(settings.number("dirty", 0) * 1024, Relaxed);
+    counters
+        .dirty_kib_per_second
+        .store(settings.number("dirty", 0) * 1024, Relaxed);
     counters.dirty_set_mib.store(settings.number("set", fill_mib), Relaxed);
 
     let started = Instant::now();
     let memory = memory::Memory::fill(fill_mib);
-    println!("drover-guest: {fill_mib} MiB filled in {} ms", started.elapsed().as_millis());
+    println!(
+        "drover-guest: {fill_mib} MiB filled in {} ms",
+        started.elapsed().as_millis()
+    );
     memory.keep(Arc::clone(&counters));
     beat::start(&settings, Arc::clone(&counters));
     let disk = settings.text("disk", "none");

@@ -39,7 +39,12 @@ impl Memory {
     pub fn fill(mib: u64) -> Memory {
         let pages = mib as usize * (1 << 20) / PAGE;
         let words = (0..pages * WORDS).map(|at| word(at / WORDS, at % WORDS, 0)).collect();
-        Memory { words, versions: vec![0; pages], next_check: 0, random: 88_172_645_463_325_252 }
+        Memory {
+            words,
+            versions: vec![0; pages],
+            next_check: 0,
+            random: 88_172_645_463_325_252,
+        }
     }
 
     /// Dirties and checks for ever, in a thread of its own.
@@ -60,7 +65,11 @@ impl Memory {
                 owed %= PAGE as u64;
                 self.dirty(pages, counters.dirty_set_mib.load(Relaxed));
                 counters.bytes_dirtied.fetch_add(pages * PAGE as u64, Relaxed);
-                let amount = if counters.hurry.load(Relaxed) > 0 { 2048 } else { CHECKED_AT_REST };
+                let amount = if counters.hurry.load(Relaxed) > 0 {
+                    2048
+                } else {
+                    CHECKED_AT_REST
+                };
                 self.check(amount, &counters);
             }
         });
@@ -84,10 +93,17 @@ impl Memory {
         for _ in 0..amount {
             let page = self.next_check;
             let content = &self.words[page * WORDS..(page + 1) * WORDS];
-            if content.iter().enumerate().any(|(index, &found)| found != word(page, index, self.versions[page])) {
+            if content
+                .iter()
+                .enumerate()
+                .any(|(index, &found)| found != word(page, index, self.versions[page]))
+            {
                 let errors = counters.memory_errors.fetch_add(1, Relaxed);
                 if errors < 5 {
-                    println!("drover-guest: MEMORY page {page} is not version {}", self.versions[page]);
+                    println!(
+                        "drover-guest: MEMORY page {page} is not version {}",
+                        self.versions[page]
+                    );
                 }
             }
             self.next_check += 1;

@@ -21,8 +21,11 @@ pub fn start(name: String, counters: Arc<Counters>) {
     std::thread::spawn(move || {
         let mut buffer = [0; 2048];
         while let Ok((length, from)) = datagrams.recv_from(&mut buffer) {
-            let answer = answer(&udp_name, String::from_utf8_lossy(&buffer[..length]).trim(), &udp_counters);
-            let _ = datagrams.send_to(answer.as_bytes(), from);
+            let question = String::from_utf8_lossy(&buffer[..length]).trim().to_string();
+            let (name, counters) = (udp_name.clone(), Arc::clone(&udp_counters));
+            let Ok(socket) = datagrams.try_clone() else { continue };
+            // `verify` takes its time and must not keep others waiting.
+            std::thread::spawn(move || socket.send_to(answer(&name, &question, &counters).as_bytes(), from));
         }
     });
     std::thread::spawn(move || {
@@ -39,7 +42,10 @@ fn serve(stream: TcpStream, name: &str, counters: &Counters) {
     let mut writer = stream;
     for line in BufReader::new(reader).lines() {
         let Ok(line) = line else { return };
-        if writer.write_all(format!("{}\n", answer(name, &line, counters)).as_bytes()).is_err() {
+        if writer
+            .write_all(format!("{}\n", answer(name, &line, counters)).as_bytes())
+            .is_err()
+        {
             return;
         }
     }
@@ -68,7 +74,9 @@ fn answer(name: &str, line: &str, counters: &Counters) -> String {
             std::thread::spawn(|| {
                 // The answer leaves first.
                 std::thread::sleep(Duration::from_millis(50));
-                let _ = std::process::Command::new("/bin/busybox").args(["poweroff", "-f"]).status();
+                let _ = std::process::Command::new("/bin/busybox")
+                    .args(["poweroff", "-f"])
+                    .status();
             });
             status(name, counters)
         }

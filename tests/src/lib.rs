@@ -1,1 +1,44 @@
+//! The lab that proves Drover: real libvirtd and QEMU on several "hosts" of one machine, guests that notice every
+//! wrong byte, and eyes outside the guests that notice when a guest stands still or runs twice.
+//!
+//! ```text
+//!   control ── mgmt0 ┬─────────┬───────── nfs        10.77.0.0/24, management (bridge in `control`)
+//!                 host-a    host-b                   libvirtd, QEMU, agents
+//!   client  ── br0 ──┴─────────┴─ br0 ─ guests       10.78.0.0/24, guests (bridge in `client`)
+//! ```
+//!
+//! Start with [`Lab::builder`]; [`Guest`] for what runs in it; [`Watch`] for what is seen from outside. The lab is
+//! synchronous: waits are bounded, and say which log to read when they end badly.
 
+mod accelerator;
+pub mod cluster;
+mod domain;
+mod guardian;
+mod guest;
+mod host;
+mod image;
+pub mod inside;
+mod inspect;
+mod lab;
+mod layout;
+mod libvirtd;
+mod namespaces;
+mod network;
+mod node;
+mod peer;
+mod process;
+mod storage;
+pub mod trace;
+pub mod watch;
+
+pub use domain::{Disk, GuestSpec};
+pub use guest::{Guest, GuestStatus};
+pub use host::{Daemon, Host};
+pub use inspect::Domain;
+pub use lab::{Lab, LabBuilder};
+pub use layout::{GuestRecord, LabRecord, Layout};
+pub use network::{Link, Network};
+pub use node::Node;
+pub use peer::VirshOutcome;
+pub use process::{Output, run, wait_until};
+pub use watch::{Watch, WatchReport};

@@ -1,0 +1,279 @@
+//! What a destination has to offer a guest, read from the guest's live definition. Pure: text in, facts out.
+
+use roxmltree::{Document, Node};
+
+/// The parts of a definition that matter for a migration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuestShape {
+    /// `kvm`, `qemu`.
+    pub domain_type: String,
+    pub arch: String,
+    /// The full name, `pc-q35-10.0`.
+    pub machine: String,
+    /// The `<cpu>` element as text; empty where there is none.
+    pub cpu_xml: String,
+    pub disks: Vec<Disk>,
+    pub interfaces: Vec<Interface>,
+    /// What forbids a live migration, each in words.
+    pub blockers: Vec<String>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// `vda`.
+    pub target: String,
+    /// `file`, `block`, `network`, `volume`, ….
+    pub source_type: String,
+    /// A path, or all that names a network disk or volume in one canonical string; empty for an empty drive.
+    pub source: String,
+    pub format: String,
+    pub read_only: bool,
+    pub shareable: bool,
+    pub cache: String,
+    /// Sources of the backing chain, nearest first.
+    pub backing: Vec<String>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    pub mac_address: String,
+    /// `bridge`, `network`, `ethernet`, ….
+    pub source_type: String,
+    pub source: String,
+}
+
+/// The definition is not what libvirt writes.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest's definition cannot be read: {0}")]
+pub struct Unreadable(#[from] roxmltree::Error);
+
+/// Reads a definition.
+pub fn read(xml: &str) -> Result<GuestShape, Unreadable> {
+    let document = Document::parse(xml)?;
+    let domain = document.root_element();
+    let kind = child(domain, "os").and_then(|os| child(os, "type"));
+    let devices = child(domain, "devices");
+    let each = |name: &'static str| devices.into_iter().flat_map(move |devices| children(devices, name));
+    Ok(GuestShape {
+        domain_type: attribute(domain, "type"),
+        arch: kind.map(|kind| attribute(kind, "arch")).unwrap_or_default(),
+        machine: kind.map(|kind| attribute(kind, "machine")).unwrap_or_default(),
+        cpu_xml: child(domain, "cpu")
+            .map(|cpu| xml[cpu.range()].to_owned())
+            .unwrap_or_default(),
+        disks: each("disk").map(disk).collect(),
+        interfaces: each("interface").map(interface).collect(),
+        blockers: blockers(domain, devices),
+    })
+}
+
+fn children<'a>(node: Node<'a, 'a>, name: &'static str) -> impl Iterator<Item = Node<'a, 'a>> {
+    node.children().filter(move |child| child.has_tag_name(name))
+}
+
+fn child<'a>(node: Node<'a, 'a>, name: &'static str) -> Option<Node<'a, 'a>> {
+    children(node, name).next()
+}
+
+fn attribute(node: Node<'_, '_>, name: &str) -> String {
+    node.attribute(name).unwrap_or_default().to_owned()
+}
+
+fn disk(node: Node<'_, '_>) -> Disk {
+    let driver = child(node, "driver");
+    let source_type = attribute(node, "type");
+    Disk {
+        target: child(node, "target")
+            .map(|target| attribute(target, "dev"))
+            .unwrap_or_default(),
+        source: child(node, "source")
+            .map(|source| source_name(source, &source_type))
+            .unwrap_or_default(),
+        source_type,
+        format: driver.map(|driver| attribute(driver, "type")).unwrap_or_default(),
+        cache: driver.map(|driver| attribute(driver, "cache")).unwrap_or_default(),
+        read_only: child(node, "readonly").is_some(),
+        shareable: child(node, "shareable").is_some(),
+        backing: backing(node),
+    }
+}
+
+/// One string that two hosts can compare.
+fn source_name(source: Node<'_, '_>, source_type: &str) -> String {
+    match source_type {
+        "file" => attribute(source, "file"),
+        "block" => attribute(source, "dev"),
+        "dir" => attribute(source, "dir"),
+        "volume" => format!("{}/{}", attribute(source, "pool"), attribute(source, "volume")),
+        "network" => network_name(source),
+        _ => source
+            .attributes()
+            .map(|a| format!("{}={}", a.name(), a.value()))
+            .collect::<Vec<_>>()
+            .join(","),
+    }
+}
+
+/// `protocol://host:port,host:port/name?query`, the hosts in order: they are one cluster, whoever lists them.
+fn network_name(source: Node<'_, '_>) -> String {
+    let host = |host: Node<'_, '_>| match (host.attribute("name"), host.attribute("socket"), host.attribute("port")) {
+        (Some(name), _, Some(port)) => format!("{name}:{port}"),
+        (Some(name), _, None) => name.to_owned(),
+        (None, Some(socket), _) => format!("unix:{socket}"),
+        (None, None, _) => String::new(),
+    };
+    let mut hosts: Vec<_> = children(source, "host").map(host).collect();
+    hosts.sort();
+    let name = attribute(source, "name");
+    let query = source
+        .attribute("query")
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
+    let name = name.trim_start_matches('/');
+    format!("{}://{}/{name}{query}", attribute(source, "protocol"), hosts.join(","))
+}
+
+fn backing(disk: Node<'_, '_>) -> Vec<String> {
+    let mut chain = Vec::new();
+    let mut next = child(disk, "backingStore");
+    while let Some(store) = next {
+        if let Some(source) = child(store, "source") {
+            chain.push(source_name(source, store.attribute("type").unwrap_or_default()));
+        }
+        next = child(store, "backingStore");
+    }
+    chain
+}
+
+fn interface(node: Node<'_, '_>) -> Interface {
+    let source_type = attribute(node, "type");
+    let source = child(node, "source").map(|source| match source_type.as_str() {
+        "bridge" => attribute(source, "bridge"),
+        "network" => attribute(source, "network"),
+        _ => attribute(source, "dev"),
+    });
+    Interface {
+        mac_address: child(node, "mac")
+            .map(|mac| attribute(mac, "address"))
+            .unwrap_or_default(),
+        source: source.unwrap_or_default(),
+        source_type,
+    }
+}
+
+/// What a live migration cannot take along.
+fn blockers(domain: Node<'_, '_>, devices: Option<Node<'_, '_>>) -> Vec<String> {
+    let mut found = Vec::new();
+    if child(domain, "launchSecurity").is_some() {
+        found.push("its memory is encrypted for this host (launchSecurity)".to_owned());
+    }
+    for device in devices
+        .into_iter()
+        .flat_map(|devices| devices.children())
+        .filter(Node::is_element)
+    {
+        let kind = device.attribute("type").unwrap_or_default();
+        let words = match (device.tag_name().name(), kind) {
+            ("hostdev", _) => "a device of this host is passed through (hostdev)",
+            ("interface", "hostdev") => "a network device of this host is passed through",
+            ("interface", "vhostuser") => "an interface is served by another process (vhost-user)",
+            ("interface", "vdpa") => "an interface is a vDPA device of this host",
+            ("disk", "vhostuser") => "a disk is served by another process (vhost-user)",
+            ("disk", "nvme") => "an NVMe device of this host is passed through",
+            ("tpm", _) => "it has a TPM, whose state lies outside of its memory",
+            ("filesystem", _) => "it shares a folder of this host (filesystem)",
+            ("shmem", _) => "it shares memory with other processes (shmem)",
+            ("memory", _) if device.attribute("model") == Some("nvdimm") => "it has an NVDIMM on this host",
+            ("input", "passthrough" | "evdev") => "an input device of this host is passed through",
+            _ => continue,
+        };
+        found.push(words.to_owned());
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &str = r#"<domain type='kvm' id='3'><name>a</name>
+      <os><type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os>
+      <cpu mode='custom'><model>EPYC</model></cpu>
+      <devices>
+        <disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/>
+          <source file='/images/a.qcow2'/>
+          <backingStore type='file'><format type='qcow2'/><source file='/images/base.qcow2'/>
+            <backingStore type='block'><source dev='/dev/vg/root'/><backingStore/></backingStore></backingStore>
+          <target dev='vda'/></disk>
+        <disk type='network' device='disk'><driver type='raw'/>
+          <source protocol='rbd' name='pool/image'><host name='b' port='6789'/><host name='a' port='6789'/></source>
+          <target dev='vdb'/><shareable/></disk>
+        <disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>
+        <interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/></interface>
+        <interface type='network'><mac address='52:54:00:00:00:02'/><source network='default' bridge='v0'/></interface>
+      </devices></domain>"#;
+
+    #[test]
+    fn a_definition_is_read() {
+        let shape = read(PLAIN).unwrap();
+        assert_eq!((shape.domain_type.as_str(), shape.arch.as_str()), ("kvm", "x86_64"));
+        assert_eq!(shape.machine, "pc-q35-10.0");
+        assert_eq!(shape.cpu_xml, "<cpu mode='custom'><model>EPYC</model></cpu>");
+        assert!(shape.blockers.is_empty(), "{:?}", shape.blockers);
+
+        let [image, network, drive] = shape.disks.as_slice() else {
+            panic!("{:?}", shape.disks)
+        };
+        assert_eq!(
+            (image.target.as_str(), image.source.as_str()),
+            ("vda", "/images/a.qcow2")
+        );
+        assert_eq!((image.format.as_str(), image.cache.as_str()), ("qcow2", "none"));
+        assert_eq!(image.backing, ["/images/base.qcow2", "/dev/vg/root"]);
+        assert_eq!(network.source, "rbd://a:6789,b:6789/pool/image");
+        assert!(network.shareable && !network.read_only);
+        assert!(drive.source.is_empty() && drive.read_only);
+
+        let sources: Vec<_> = shape
+            .interfaces
+            .iter()
+            .map(|i| (i.source_type.as_str(), i.source.as_str()))
+            .collect();
+        assert_eq!(sources, [("bridge", "br0"), ("network", "default")]);
+    }
+
+    #[test]
+    fn what_cannot_move_is_named() {
+        for device in [
+            "<hostdev mode='subsystem' type='pci'/>",
+            "<interface type='hostdev'/>",
+            "<interface type='vhostuser'/>",
+            "<disk type='vhostuser'/>",
+            "<disk type='nvme'/>",
+            "<tpm model='tpm-crb'><backend type='emulator'/></tpm>",
+            "<filesystem type='mount'/>",
+            "<shmem name='x'/>",
+            "<memory model='nvdimm'/>",
+        ] {
+            let xml = format!("<domain><devices>{device}{device}<memory model='dimm'/></devices></domain>");
+            assert_eq!(read(&xml).unwrap().blockers.len(), 1, "{device}");
+        }
+        assert_eq!(
+            read("<domain><launchSecurity type='sev'/></domain>")
+                .unwrap()
+                .blockers
+                .len(),
+            1
+        );
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        assert!(read("<domain").is_err());
+        assert_eq!(read("<domain/>").unwrap(), GuestShape::default());
+    }
+}

@@ -1,0 +1,358 @@
+//! Destination: the guest is handed over. Finish, once; resume; and the journal one step ahead of each.
+//!
+//! ```text
+//!  pre-copy   Finishing (fsync) ▶ Finish ▶ Resuming (fsync) ▶ resume ▶ Ran (fsync) ▶ answer
+//!  post-copy  Resuming (fsync) ▶ Finish ▶ … every page arrived ▶ Ran (fsync) ▶ answer
+//! ```
+//!
+//! The migration's lock is held throughout, so a repeat joins the first by waiting for the lock, and finds the
+//! result in the journal. If the process dies inside Finish, the copy is gone or stands still: a repeat sees which.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::ids::{Attempt, HostId, MigrationId, Ticket};
+use drover_proto::trace::names::span;
+
+use super::fence::{Fence, Reference, Side, concerns};
+use super::incoming::{IncomingJob, call_log};
+use super::{Jobs, Seen, errors};
+use crate::hypervisor::{Cookie, GuestFacts, GuestState};
+use crate::journal::{Arrival, Call, DestinationPart, DestinationState, FinishStep, Forbidden, OpenPage, Record, Step};
+
+/// How often post-copy is asked whether every page has arrived.
+const PAGES_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The source's word that all is sent.
+#[derive(Clone, Debug)]
+pub struct HandOverOrder {
+    /// Who says so, by its certificate.
+    pub from: HostId,
+    pub migration: MigrationId,
+    pub attempt: Attempt,
+    pub ticket: Ticket,
+    /// From Perform; may be empty.
+    pub cookie: Cookie,
+    /// When the request arrived.
+    pub arrived: Instant,
+}
+
+/// The guest runs here, or stands as still as it came.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    pub arrival: Arrival,
+    /// From the request's arrival to the switch; `None` in a repeat.
+    pub elapsed: Option<Duration>,
+    pub calls: Vec<Call>,
+}
+
+impl Jobs {
+    /// The source's agent hands over. The ticket alone allows it: the controller may be away.
+    pub async fn take_over(self: &Arc<Self>, order: HandOverOrder) -> Result<Taken, Failure> {
+        let mut page = self.lock(order.migration).await?;
+        let record = page.record().ok_or_else(refused)?;
+        let part = record.destination().ok_or_else(refused)?;
+        let entitled = part.peer == order.from && record.attempt == order.attempt;
+        if !(part.ticket == order.ticket && entitled) {
+            tracing::warn!(from = %order.from, "refused a hand-over: wrong ticket, try or host");
+            return Err(refused());
+        }
+        self.arrive(&mut page, &order.cookie, order.arrived).await
+    }
+
+    /// The controller asks in place of a source agent that is gone: only where all of the stream has come.
+    pub async fn finish_incoming(self: &Arc<Self>, fence: Fence, reference: Reference) -> Result<Taken, Failure> {
+        let arrived = Instant::now();
+        let mut page = self.obey_and_lock(&fence, reference.migration).await?;
+        let none = || Failure::new(Reason::MigrationNotFound, "this host waits for no such migration");
+        let record = page.record().ok_or_else(none)?;
+        concerns(&record, &reference, Side::Destination)?;
+        let part = record.destination().ok_or_else(none)?;
+        if record.is_tombstoned(reference.attempt) {
+            return Err(Forbidden::Tombstoned.into());
+        }
+        let complete = self
+            .incoming_job(record.migration)
+            .is_some_and(|job| job.stream_complete());
+        if part.state == DestinationState::Waiting && !complete {
+            let message = "the main channel was not received to its end";
+            return Err(Failure::new(Reason::StreamIncomplete, message));
+        }
+        self.arrive(&mut page, &Cookie::default(), arrived).await
+    }
+
+    async fn arrive(&self, page: &mut OpenPage, cookie: &Cookie, arrived: Instant) -> Result<Taken, Failure> {
+        let record = page.record().ok_or_else(refused)?;
+        let part = record.destination().ok_or_else(refused)?;
+        match part.state.finish(part.flags.post_copy)? {
+            FinishStep::Ran => taken_before(&record),
+            FinishStep::Join => self.go_on(page).await,
+            FinishStep::Finish(next) => {
+                let job = self.incoming_job(record.migration).filter(|job| job.was_reached());
+                let Some((job, handle)) = job.and_then(|job| job.take().map(|handle| (job, handle))) else {
+                    // The copy that the memory went to died with a former agent: it never ran, and never will.
+                    return self.refuse_without_memory(page, &record).await;
+                };
+                if let Err(failure) = write_state(page, next).await {
+                    // Nothing was told to QEMU: the copy still waits, for the next try.
+                    job.put_back(handle);
+                    return Err(failure);
+                }
+                let finished = job.calls.call(span::LIBVIRT_FINISH, handle.finish(cookie)).await;
+                drop(handle);
+                let result = match finished {
+                    Ok(cookie) => self.after_finish(page, &job, cookie, arrived).await,
+                    Err(error) => self.after_failed_finish(page, error.to_string()).await,
+                };
+                // In post-copy the way in must stay while a page may be missing.
+                if result.is_ok() || !part.flags.post_copy {
+                    self.forget_incoming(record.migration);
+                }
+                result
+            }
+        }
+    }
+
+    async fn refuse_without_memory(&self, page: &mut OpenPage, record: &Record) -> Result<Taken, Failure> {
+        let reference = Reference {
+            migration: record.migration,
+            attempt: record.attempt,
+            guest: record.guest,
+        };
+        self.revoke_waiting(page, &reference, "the waiting copy has no memory")
+            .await?;
+        Err(Forbidden::NeverRan.into())
+    }
+
+    async fn after_finish(
+        &self,
+        page: &mut OpenPage,
+        job: &IncomingJob,
+        cookie: Cookie,
+        arrived: Instant,
+    ) -> Result<Taken, Failure> {
+        let record = page.record().ok_or_else(refused)?;
+        let part = record.destination().ok_or_else(refused)?;
+        let switched = if part.flags.post_copy {
+            // Finish started the guest; it counts as run only when no page is missing any more.
+            let switched = (SystemTime::now(), arrived.elapsed());
+            self.await_pages(&record).await?;
+            switched
+        } else {
+            self.start_guest(page, job).await?;
+            (SystemTime::now(), arrived.elapsed())
+        };
+        let arrival = Arrival {
+            switched: switched.0,
+            cookie,
+        };
+        write_ran(page, arrival.clone(), job.calls.all()).await?;
+        Ok(Taken {
+            arrival,
+            elapsed: Some(switched.1),
+            calls: job.calls.all(),
+        })
+    }
+
+    /// Finish failed. Where the copy is gone it never ran: that is written before anybody is told.
+    async fn after_failed_finish(&self, page: &mut OpenPage, said: String) -> Result<Taken, Failure> {
+        let record = page.record().ok_or_else(refused)?;
+        tracing::warn!(migration_id = %record.migration, "Finish failed: {said}");
+        match self.look(&record).await? {
+            Seen::Unknown | Seen::ShutOff(_) => {
+                if let Step::Write(state) = self.state(&record)?.fail()? {
+                    write_state(page, state).await?;
+                }
+                Err(Failure::new(
+                    Reason::NeverRan,
+                    format!("the destination's QEMU did not take the guest: {said}"),
+                ))
+            }
+            Seen::Ours(guest) | Seen::Another(guest) => {
+                let message = format!("Finish failed, and the copy is {:?}: {said}", guest.state);
+                Err(Failure::new(Reason::LibvirtUnavailable, message))
+            }
+        }
+    }
+
+    /// Resuming, resume; nothing where the guest was still before it left.
+    async fn start_guest(&self, page: &mut OpenPage, job: &IncomingJob) -> Result<(), Failure> {
+        let record = page.record().ok_or_else(refused)?;
+        if !arrives_running(&record) {
+            return Ok(());
+        }
+        if let Step::Write(state) = self.state(&record)?.resume()? {
+            write_state(page, state).await?;
+        }
+        let resumed = job
+            .calls
+            .call(span::LIBVIRT_RESUME, self.hypervisor.resume(record.guest))
+            .await;
+        let Err(error) = resumed else { return Ok(()) };
+        // What libvirt says of it matters less than whether the guest runs.
+        match self.look(&record).await? {
+            Seen::Ours(guest) if guest.state.runs() => Ok(()),
+            Seen::Ours(_) | Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) => Err(errors::unsure(error)),
+        }
+    }
+
+    async fn await_pages(&self, record: &Record) -> Result<(), Failure> {
+        loop {
+            // A libvirtd that is being restarted does not stop the pages.
+            let Ok(seen) = self.look(record).await else {
+                tokio::time::sleep(PAGES_INTERVAL).await;
+                continue;
+            };
+            match seen {
+                Seen::Ours(guest) if guest.state == GuestState::RunningPostCopy => {
+                    tokio::time::sleep(PAGES_INTERVAL).await;
+                }
+                Seen::Ours(guest) if guest.state.runs() && !guest.state.is_post_copy() => return Ok(()),
+                Seen::Ours(guest) => {
+                    let message = format!("the guest is {:?} in post-copy", guest.state);
+                    return Err(Failure::new(Reason::LibvirtUnavailable, message));
+                }
+                Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) => return Err(undecided()),
+            }
+        }
+    }
+
+    /// Finish was called before, and whoever called it did not write how it came out. What is here now decides;
+    /// Finish is not called again.
+    async fn go_on(&self, page: &mut OpenPage) -> Result<Taken, Failure> {
+        let record = page.record().ok_or_else(refused)?;
+        let state = self.state(&record)?;
+        match self.look(&record).await? {
+            Seen::Ours(guest) => self.go_on_with(page, &record, &guest).await,
+            Seen::Unknown | Seen::ShutOff(_) if state == DestinationState::Finishing => {
+                if let Step::Write(state) = state.fail()? {
+                    write_state(page, state).await?;
+                }
+                Err(Forbidden::NeverRan.into())
+            }
+            Seen::Unknown | Seen::ShutOff(_) | Seen::Another(_) => Err(undecided()),
+        }
+    }
+
+    async fn go_on_with(&self, page: &mut OpenPage, record: &Record, guest: &GuestFacts) -> Result<Taken, Failure> {
+        let busy = || {
+            let message = format!("libvirt is still busy with the arriving copy ({:?})", guest.state);
+            Failure::new(Reason::LibvirtUnavailable, message)
+        };
+        match guest.state {
+            GuestState::Running | GuestState::ShuttingDown => {}
+            GuestState::RunningPostCopy => self.await_pages(record).await?,
+            // Finish has ended: during it libvirt says that a migration pauses the guest, and holds a job.
+            GuestState::Paused => {
+                if self
+                    .hypervisor
+                    .job(record.guest)
+                    .await
+                    .map_err(errors::unsure)?
+                    .is_some()
+                {
+                    return Err(busy());
+                }
+                let job = call_log(&self.host, record.calls.clone());
+                if arrives_running(record) {
+                    if let Step::Write(state) = self.state(record)?.resume()? {
+                        write_state(page, state).await?;
+                    }
+                    let resume = job
+                        .call(span::LIBVIRT_RESUME, self.hypervisor.resume(record.guest))
+                        .await;
+                    resume.map_err(errors::unsure)?;
+                }
+            }
+            GuestState::PausedMigrating
+            | GuestState::RunningPostCopyFailed
+            | GuestState::PausedPostCopy
+            | GuestState::PausedPostCopyFailed
+            | GuestState::PausedFault
+            | GuestState::Crashed
+            | GuestState::ShutOff => return Err(busy()),
+        }
+        self.write_seen_running(page).await?;
+        let record = page.record().ok_or_else(refused)?;
+        taken_before(&record)
+    }
+
+    /// The guest is seen where it was told to run, or had no need to be told.
+    pub(super) async fn write_seen_running(&self, page: &mut OpenPage) -> Result<(), Failure> {
+        let record = page.record().ok_or_else(refused)?;
+        let arrival = Arrival {
+            switched: SystemTime::now(),
+            cookie: Cookie::default(),
+        };
+        if arrives_running(&record)
+            && let Step::Write(state) = self.state(&record)?.resume()?
+        {
+            write_state(page, state).await?;
+        }
+        write_ran(page, arrival, record.calls.clone()).await
+    }
+
+    fn state(&self, record: &Record) -> Result<DestinationState, Failure> {
+        record.destination().map(|part| part.state).ok_or_else(refused)
+    }
+}
+
+pub(super) fn arrives_running(record: &Record) -> bool {
+    record
+        .destination()
+        .is_none_or(|part: &DestinationPart| part.state_before.runs())
+}
+
+async fn write_state(page: &mut OpenPage, state: DestinationState) -> Result<(), Failure> {
+    page.change(|record| {
+        if let Some(part) = record.destination_mut() {
+            part.state = state;
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+async fn write_ran(page: &mut OpenPage, arrival: Arrival, calls: Vec<Call>) -> Result<(), Failure> {
+    let record = page.record().ok_or_else(refused)?;
+    let part = record.destination().ok_or_else(refused)?;
+    if let Step::Write(state) = part.state.ran(!arrives_running(&record))? {
+        page.change(|record| {
+            record.calls = calls;
+            if let Some(part) = record.destination_mut() {
+                part.state = state;
+                part.arrival = Some(arrival);
+            }
+        })
+        .await?;
+        tracing::info!(migration_id = %record.migration, "the guest has arrived");
+    }
+    Ok(())
+}
+
+fn taken_before(record: &Record) -> Result<Taken, Failure> {
+    let arrival = record
+        .destination()
+        .and_then(|part| part.arrival.clone())
+        .ok_or_else(refused)?;
+    Ok(Taken {
+        arrival,
+        elapsed: None,
+        calls: record.calls.clone(),
+    })
+}
+
+/// One answer for an unknown migration, a wrong ticket and a wrong host.
+fn refused() -> Failure {
+    Failure::new(
+        Reason::TicketRefused,
+        "this host waits for no such guest from this host with this ticket",
+    )
+}
+
+/// Between Resuming and Ran: nobody can say, so nobody may conclude.
+fn undecided() -> Failure {
+    let message = "the guest may have run here and is not here any more: only an operator can tell";
+    Failure::new(Reason::Internal, message).with_remedy("fence one of the two hosts, then `drover migration resolve`")
+}

@@ -1,0 +1,327 @@
+//! Source: tells the destination's agent, directly, that the guest is its own.
+//!
+//! ```text
+//!  all sent ──▶ HandedOver (fsync) ──▶ call ──▶ Ran ──▶ verdict Ran (fsync) ──▶ Confirm: the copy is gone
+//!                                       │ ▲
+//!                                       │ └─ no answer: again, while nobody decides otherwise
+//!                                       └──▶ NeverRan: the guest stays still; the controller settles
+//! ```
+//!
+//! Promise: after HandedOver this host never resumes its copy by itself.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::trace::names::{attribute, metric};
+use opentelemetry::global;
+use tracing::Instrument;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::fence::{Fence, Reference, Side, concerns};
+use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep};
+use super::progress::{Problem, Progress, Stage, Summary, What, blackout};
+use super::transfer::fail;
+use super::{Jobs, Seen};
+use crate::hypervisor::{Cookie, JobStats};
+use crate::journal::{Decision, Delivery, Forbidden, OpenPage, Record, Step, Verdict};
+use crate::peer::{Arrived, PeerClient};
+
+/// The pauses between tries grow up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+impl Jobs {
+    /// What follows Perform. The guest stands still: nothing here waits for anybody but the destination.
+    pub(super) async fn hand_over_after_perform(
+        self: &Arc<Self>,
+        job: &Arc<OutgoingJob>,
+        record: &Record,
+        cookie: Cookie,
+        started: Instant,
+        tunnel_bytes: impl Fn() -> u64,
+    ) {
+        let critical = self.critical();
+        job.change_course(|course| course.step = TransferStep::HandingOver);
+        job.tell(What::AllSent);
+        let switchover = tracing::info_span!("switchover", drover.migration.id = %record.migration);
+        let handed_over = self
+            .journal_and_call(job, record.migration, &cookie)
+            .instrument(switchover.clone())
+            .await;
+        match handed_over {
+            Ok(answer) => {
+                let summary = self.summary(job, &answer, started, tunnel_bytes()).await;
+                if let Some(blackout) = summary.blackout {
+                    switchover.set_attribute(attribute::BLACKOUT, blackout.as_secs_f64());
+                    global::meter("drover")
+                        .f64_histogram(metric::BLACKOUT)
+                        .build()
+                        .record(blackout.as_secs_f64(), &[]);
+                }
+                drop(switchover);
+                switched(job, summary, started);
+                self.remove_after_switch(job, answer.arrived.cookie).await;
+            }
+            Err(failure) => fail(job, Problem::from(&failure)),
+        }
+        drop(critical);
+    }
+
+    /// Writes HandedOver, then asks the destination until it answers.
+    async fn journal_and_call(
+        self: &Arc<Self>,
+        job: &OutgoingJob,
+        migration: drover_proto::ids::MigrationId,
+        cookie: &Cookie,
+    ) -> Result<Answer, Failure> {
+        let mut page = self.lock(migration).await?;
+        let record = write_handed_over(&mut page).await?;
+        drop(page);
+        self.call_until_answered(job, &record, cookie).await
+    }
+
+    async fn call_until_answered(
+        &self,
+        job: &OutgoingJob,
+        record: &Record,
+        cookie: &Cookie,
+    ) -> Result<Answer, Failure> {
+        let (part, delivery) = record
+            .source()
+            .and_then(|part| Some((part, part.delivery.as_ref()?)))
+            .ok_or_else(|| Failure::new(Reason::MigrationState, "nobody has said where the guest goes"))?;
+        let Delivery { ticket, addresses } = delivery;
+        let peer = PeerClient::new(&self.tls, part.peer.clone(), addresses.clone());
+        let mut pause = Duration::from_millis(50);
+        let mut call = 0;
+        loop {
+            let sent = Instant::now();
+            let asked = peer.hand_over(
+                record.migration,
+                record.attempt,
+                ticket,
+                cookie,
+                call,
+                self.limits.hand_over,
+            );
+            // What was asked may be done over there all the same: its journal decides, not this answer.
+            let called_off = || Failure::new(Reason::Cancelled, "the hand-over was called off before it was answered");
+            let failure = match job.give_up.run_until_cancelled(asked).await.ok_or_else(called_off)? {
+                Ok(arrived) => {
+                    return Ok(Answer {
+                        arrived,
+                        sent,
+                        answered: Instant::now(),
+                    });
+                }
+                Err(failure) => failure,
+            };
+            call += 1;
+            // An answer that stays the same; everything else says nothing of what happened over there.
+            if failure.is_evidence() {
+                return Err(failure);
+            }
+            tracing::warn!(%failure, "the destination's agent did not say who has the guest; asking again");
+            if job
+                .give_up
+                .run_until_cancelled(tokio::time::sleep(pause))
+                .await
+                .is_none()
+            {
+                return Err(called_off());
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            self.still_ours_to_ask(record)?;
+        }
+    }
+
+    fn still_ours_to_ask(&self, record: &Record) -> Result<(), Failure> {
+        if self.is_stopping() {
+            return Err(Failure::new(
+                Reason::NotServing,
+                "the agent is being stopped; the destination has not answered",
+            ));
+        }
+        match self.journal.read(record.migration) {
+            Some(now) if now.verdict().is_some() => Err(Forbidden::Decided.into()),
+            Some(now) if now.is_tombstoned(now.attempt) => Err(Forbidden::Tombstoned.into()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn summary(&self, job: &OutgoingJob, answer: &Answer, started: Instant, tunnel_bytes: u64) -> Summary {
+        let completed = match job.handle() {
+            Some(handle) => handle.completed_job().await.ok().flatten(),
+            None => None,
+        };
+        let stats = completed
+            .or_else(|| job.progress().map(|progress| progress.stats))
+            .unwrap_or_default();
+        let measured = |elapsed| Some(blackout(job.stopped()?, answer.sent, answer.answered, elapsed));
+        for call in &answer.arrived.calls {
+            job.calls.add(call.clone());
+        }
+        Summary {
+            switched: answer.arrived.switched,
+            blackout: answer.arrived.elapsed.and_then(measured),
+            stats: JobStats {
+                iteration: stats.iteration.max(job.iterations().len() as u64),
+                ..stats
+            },
+            tunnel_bytes,
+            duration: started.elapsed(),
+        }
+    }
+
+    /// The destination itself has said that it ran: that is the verdict, written before it is acted upon.
+    async fn remove_after_switch(self: &Arc<Self>, job: &Arc<OutgoingJob>, cookie: Cookie) {
+        let settled = async {
+            let mut page = self.lock(job.migration).await?;
+            let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+            if let Step::Write(decision) = record.decision.decide(Verdict::Ran)? {
+                page.change(|record| record.decision = decision).await?;
+            }
+            self.remove_source_copy(&mut page, Some(job), &cookie).await
+        };
+        if let Err(failure) = settled.await {
+            // The controller looks, and asks for it again.
+            fail(job, Problem::from(&failure));
+        }
+    }
+
+    /// The controller asks for a hand-over, the first or another one.
+    pub async fn hand_over(self: &Arc<Self>, fence: Fence, reference: Reference) -> Result<Summary, Failure> {
+        let mut page = self.obey_and_lock(&fence, reference.migration).await?;
+        let none = || Failure::new(Reason::MigrationNotFound, "this host knows nothing of this migration");
+        let record = page.record().ok_or_else(none)?;
+        concerns(&record, &reference, Side::Source)?;
+        if record.is_tombstoned(reference.attempt) {
+            return Err(Forbidden::Tombstoned.into());
+        }
+        let job = self.outgoing_job(reference.migration);
+        match job.as_ref().map(|job| (job, job.course().step)) {
+            Some((_, TransferStep::Performing)) => {
+                return Err(Failure::new(Reason::StillPerforming, "the source is sending right now"));
+            }
+            Some((job, TransferStep::HandingOver)) => {
+                drop(page);
+                return join(job).await;
+            }
+            Some((_, TransferStep::NotStarted | TransferStep::Over)) | None => {}
+        }
+        let sent = job
+            .as_ref()
+            .is_some_and(|job| matches!(job.course().outcome, Some(PerformOutcome::Sent(_))));
+        self.stands_still(&record, sent).await?;
+        let record = write_handed_over(&mut page).await?;
+        let job = job.unwrap_or_else(|| self.adopt(&record));
+        job.change_course(|course| course.step = TransferStep::HandingOver);
+        drop(page);
+        let cookie = match job.course().outcome {
+            Some(PerformOutcome::Sent(cookie)) => cookie,
+            Some(PerformOutcome::Failed) | None => Cookie::default(),
+        };
+        let started = Instant::now();
+        let result = self.call_until_answered(&job, &record, &cookie).await;
+        let summary = match result {
+            Ok(answer) => {
+                let summary = self.summary(&job, &answer, started, 0).await;
+                switched(&job, summary.clone(), started);
+                self.remove_after_switch(&job, answer.arrived.cookie).await;
+                Ok(summary)
+            }
+            Err(failure) => Err(failure),
+        };
+        job.change_course(|course| course.step = TransferStep::Over);
+        self.forget_if_settled(&job);
+        summary
+    }
+
+    /// All must be sent: the guest stands still by its migration, or is gone after it was handed over.
+    async fn stands_still(&self, record: &Record, sent: bool) -> Result<(), Failure> {
+        use crate::hypervisor::GuestState::{PausedMigrating, PausedPostCopy};
+        let handed_over = record
+            .source()
+            .is_some_and(|part| part.state == crate::journal::SourceState::HandedOver);
+        match self.look(record).await? {
+            Seen::Ours(guest) if matches!(guest.state, PausedMigrating | PausedPostCopy) => Ok(()),
+            // One that its user had paused, that this agent stopped, or whose reason was lost with libvirtd.
+            Seen::Ours(guest) if (handed_over || sent) && !guest.state.runs() => Ok(()),
+            Seen::Unknown | Seen::ShutOff(_) if handed_over => Ok(()),
+            Seen::Ours(guest) => {
+                let message = format!("the guest is {:?} here: not all is sent", guest.state);
+                Err(Failure::new(Reason::StillPerforming, message))
+            }
+            Seen::Unknown | Seen::ShutOff(_) | Seen::Another(_) => Err(Failure::new(
+                Reason::IncarnationMismatch,
+                "the guest that was being sent is not here any more",
+            )),
+        }
+    }
+}
+
+/// A hand-over is under way already: its result, if it comes soon.
+async fn join(job: &OutgoingJob) -> Result<Summary, Failure> {
+    job.settled_within(super::PATIENCE).await;
+    let open = || Failure::new(Reason::DeadlineExceeded, "the destination has not answered yet");
+    job.course().summary.ok_or_else(open)
+}
+
+/// What the destination answered, and when.
+struct Answer {
+    arrived: Arrived,
+    sent: Instant,
+    answered: Instant,
+}
+
+/// Before any hand-over leaves.
+async fn write_handed_over(page: &mut OpenPage) -> Result<Arc<Record>, Failure> {
+    let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+    let tombstoned = record.is_tombstoned(record.attempt);
+    let part = record
+        .source()
+        .ok_or_else(|| Failure::internal("this host is not the source"))?;
+    match part.state.hand_over(tombstoned, record.decision)? {
+        Step::Already => Ok(record),
+        Step::Write(state) => Ok(page
+            .change(|record| {
+                if let Some(part) = record.source_mut() {
+                    part.state = state;
+                }
+            })
+            .await?),
+    }
+}
+
+fn switched(job: &OutgoingJob, summary: Summary, started: Instant) {
+    tracing::info!(migration_id = %job.migration, blackout = ?summary.blackout, "the guest runs at the destination");
+    let progress = Progress {
+        time: std::time::SystemTime::now(),
+        stage: Stage::Switched,
+        stats: summary.stats.clone(),
+        elapsed: started.elapsed(),
+        blackout: summary.blackout,
+    };
+    job.saw_progress(progress);
+    job.change_course(|course| course.summary = Some(summary.clone()));
+    job.tell(What::Switched(summary));
+}
+
+impl Jobs {
+    /// A job in memory for a record whose job lock was lost with the agent that held it.
+    pub(super) fn adopt(&self, record: &Record) -> Arc<OutgoingJob> {
+        let job = OutgoingJob::new(record.migration, record.guest, self.host.clone(), record.calls.clone());
+        job.claimed.cancel();
+        let job = Arc::new(job);
+        super::lock(&self.outgoing).insert(record.migration, Arc::clone(&job));
+        job
+    }
+
+    /// A job whose verdict was carried out is not needed any more.
+    pub(super) fn forget_if_settled(&self, job: &Arc<OutgoingJob>) {
+        let settled = |record: Arc<Record>| matches!(record.decision, Decision::Settled(_));
+        if self.journal.read(job.migration).is_some_and(settled) {
+            job.let_go();
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! A migration that leaves this host, in memory: the job lock, the transfer, and those who watch it.
+//!
+//! Nothing here decides; what must outlive the process is in the journal.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use drover_proto::ids::{GuestId, MigrationId};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::calls::CallLog;
+use super::lock;
+use super::progress::{Event, Iteration, Problem, Progress, Summary, What};
+use crate::hypervisor::{Cookie, Outgoing};
+
+/// Messages that a slow watcher may be behind.
+const WATCH_BUFFER: usize = 256;
+/// Rounds that are kept.
+const MOST_ITERATIONS: usize = 256;
+
+/// One leaving migration.
+pub struct OutgoingJob {
+    pub migration: MigrationId,
+    pub guest: GuestId,
+    pub calls: CallLog,
+    /// What libvirt gave in Begin; `None` once it was let go.
+    handle: Mutex<Option<Arc<dyn Outgoing>>>,
+    events: broadcast::Sender<Event>,
+    course: watch::Sender<Course>,
+    seen: Mutex<Observed>,
+    /// Ends the tries to hand over.
+    pub give_up: CancellationToken,
+    /// StartMigrate came, or the job is over.
+    pub claimed: CancellationToken,
+}
+
+/// How far the transfer is.
+#[derive(Clone, Debug, Default)]
+pub struct Course {
+    pub step: TransferStep,
+    pub outcome: Option<PerformOutcome>,
+    pub summary: Option<Summary>,
+    pub problem: Option<Problem>,
+}
+
+/// What the transfer is at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransferStep {
+    #[default]
+    NotStarted,
+    Performing,
+    HandingOver,
+    Over,
+}
+
+/// How Perform came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PerformOutcome {
+    /// All is sent; what it gave for Finish.
+    Sent(Cookie),
+    Failed,
+}
+
+/// What was seen on the way.
+#[derive(Debug, Default)]
+struct Observed {
+    progress: Option<Progress>,
+    iterations: Vec<Iteration>,
+    stopped: Option<Instant>,
+}
+
+impl OutgoingJob {
+    pub fn new(
+        migration: MigrationId,
+        guest: GuestId,
+        host: drover_proto::ids::HostId,
+        earlier_calls: Vec<crate::journal::Call>,
+    ) -> Self {
+        let events = broadcast::Sender::new(WATCH_BUFFER);
+        Self {
+            migration,
+            guest,
+            calls: CallLog::new(host, earlier_calls, events.clone()),
+            handle: Mutex::default(),
+            events,
+            course: watch::Sender::default(),
+            seen: Mutex::default(),
+            give_up: CancellationToken::new(),
+            claimed: CancellationToken::new(),
+        }
+    }
+
+    pub fn hold(&self, handle: Box<dyn Outgoing>) {
+        *lock(&self.handle) = Some(Arc::from(handle));
+    }
+
+    pub fn handle(&self) -> Option<Arc<dyn Outgoing>> {
+        lock(&self.handle).clone()
+    }
+
+    /// Gives the job lock back once nobody uses the handle any more.
+    pub fn let_go(&self) {
+        self.claimed.cancel();
+        *lock(&self.handle) = None;
+    }
+
+    pub fn course(&self) -> Course {
+        self.course.borrow().clone()
+    }
+
+    pub fn change_course(&self, change: impl FnOnce(&mut Course)) {
+        self.course.send_modify(change);
+    }
+
+    /// Whether a task works on it.
+    pub fn is_busy(&self) -> bool {
+        self.course.borrow().step.is_busy()
+    }
+
+    /// Waits until no task works on it; false where it took longer.
+    pub async fn settled_within(&self, limit: Duration) -> bool {
+        let mut course = self.course.subscribe();
+        let quiet = course.wait_for(|course| !course.step.is_busy());
+        tokio::time::timeout(limit, quiet).await.is_ok()
+    }
+
+    /// Ends when the transfer and the hand-over have ended.
+    pub fn watch(&self) -> (broadcast::Receiver<Event>, watch::Receiver<Course>) {
+        (self.events.subscribe(), self.course.subscribe())
+    }
+
+    pub fn tell(&self, what: What) {
+        // Nobody may be watching.
+        let _ = self.events.send(Event::now(what));
+    }
+
+    pub fn saw_progress(&self, progress: Progress) {
+        lock(&self.seen).progress = Some(progress.clone());
+        self.tell(What::Progress(progress));
+    }
+
+    pub fn saw_iteration(&self, iteration: Iteration) {
+        let mut seen = lock(&self.seen);
+        if seen.iterations.len() == MOST_ITERATIONS {
+            seen.iterations.remove(0);
+        }
+        seen.iterations.push(iteration.clone());
+        drop(seen);
+        self.tell(What::Iteration(iteration));
+    }
+
+    /// The guest's CPUs stopped.
+    pub fn saw_stop(&self, at: Instant) {
+        lock(&self.seen).stopped = Some(at);
+    }
+
+    pub fn stopped(&self) -> Option<Instant> {
+        lock(&self.seen).stopped
+    }
+
+    pub fn progress(&self) -> Option<Progress> {
+        lock(&self.seen).progress.clone()
+    }
+
+    pub fn iterations(&self) -> Vec<Iteration> {
+        lock(&self.seen).iterations.clone()
+    }
+
+    /// The start of the transfer, by what was recorded of it.
+    pub fn perform_started(&self) -> Option<SystemTime> {
+        let name = drover_proto::trace::names::span::LIBVIRT_PERFORM;
+        self.calls
+            .all()
+            .iter()
+            .find(|call| call.name == name)
+            .map(|call| call.started)
+    }
+}
+
+impl TransferStep {
+    pub fn is_busy(self) -> bool {
+        match self {
+            Self::Performing | Self::HandingOver => true,
+            Self::NotStarted | Self::Over => false,
+        }
+    }
+}

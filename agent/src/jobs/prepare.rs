@@ -1,0 +1,246 @@
+//! Destination: journal, ticket, sockets, Prepare: a QEMU that waits, paused.
+//!
+//! If the process dies, libvirt destroys the waiting copy (auto-destroy); the journal says Waiting, and a repeat
+//! prepares anew with the same ticket. A repeat to a living copy changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::ids::{HostId, Ticket};
+use drover_proto::trace::names::span;
+use tracing::Instrument;
+
+use super::fence::{Fence, Reference, Side, concerns};
+use super::incoming::{IncomingJob, call_log};
+use super::{Jobs, Seen, errors, lock};
+use crate::hypervisor::{Cookie, GuestState, MigrateFlags, PrepareRequest};
+use crate::journal::{Decision, DestinationPart, DestinationState, Forbidden, OpenPage, Part, Record};
+use crate::tunnel::Registration;
+
+/// libvirt needs a moment to destroy the copy of a former agent.
+const AUTO_DESTROY: Duration = Duration::from_secs(10);
+
+/// What is to be prepared.
+#[derive(Clone, Debug)]
+pub struct PrepareOrder {
+    pub reference: Reference,
+    pub source: HostId,
+    pub guest_name: String,
+    pub xml: String,
+    pub inactive_xml: Option<String>,
+    pub cookie: Cookie,
+    pub state_before: GuestState,
+    pub autostart_before: bool,
+    pub flags: MigrateFlags,
+}
+
+/// What the source needs.
+#[derive(Clone, Debug)]
+pub struct PrepareAnswer {
+    pub ticket: Ticket,
+    pub cookie: Cookie,
+}
+
+impl Jobs {
+    /// A repeat gets the same ticket and cookie.
+    pub async fn prepare_incoming(
+        self: &Arc<Self>,
+        fence: Fence,
+        order: PrepareOrder,
+    ) -> Result<PrepareAnswer, Failure> {
+        let Reference {
+            migration,
+            attempt,
+            guest,
+        } = order.reference;
+        let mut page = self.obey_and_lock(&fence, migration).await?;
+        if let Some(record) = page.record() {
+            if record.is_tombstoned(attempt) {
+                return Err(Forbidden::Tombstoned.into());
+            }
+            if !record.is_over_for(attempt) {
+                concerns(&record, &order.reference, Side::Destination)?;
+                return self.prepare_again(&mut page, &record, &order).await;
+            }
+        }
+        self.refuse_while_stopping()?;
+        if let Some(other) = self.undecided_other(guest, migration) {
+            let message = format!("migration {} of this guest is undecided on this host", other.migration);
+            return Err(Failure::new(Reason::GuestBusy, message));
+        }
+        self.refuse_known_guest(&order).await?;
+        let ticket = Ticket::generate().map_err(|error| Failure::internal(format!("no randomness: {error}")))?;
+        let part = destination_part(&order, ticket);
+        page.create(self.new_record(&fence, order.reference, Part::Destination(Box::new(part))))
+            .await?;
+        self.prepare_copy(&mut page, &order).await
+    }
+
+    async fn prepare_again(
+        self: &Arc<Self>,
+        page: &mut OpenPage,
+        record: &Record,
+        order: &PrepareOrder,
+    ) -> Result<PrepareAnswer, Failure> {
+        let waiting = record
+            .destination()
+            .filter(|part| part.state == DestinationState::Waiting);
+        let same_try = record.attempt == order.reference.attempt && record.decision == Decision::Open;
+        let Some(part) = waiting.filter(|part| same_try && part.peer == order.source) else {
+            let message = format!(
+                "this host's journal says {} for try {}",
+                record.state_name(),
+                record.attempt
+            );
+            return Err(Failure::new(Reason::MigrationState, message));
+        };
+        let alive = self.incoming_job(record.migration).is_some_and(|job| job.is_waiting());
+        if let (true, Some(cookie)) = (alive, &part.cookie) {
+            return Ok(PrepareAnswer {
+                ticket: part.ticket.clone(),
+                cookie: cookie.clone(),
+            });
+        }
+        self.refuse_while_stopping()?;
+        self.forget_incoming(record.migration);
+        self.await_absence(record).await?;
+        self.prepare_copy(page, order).await
+    }
+
+    async fn refuse_known_guest(&self, order: &PrepareOrder) -> Result<(), Failure> {
+        let same = self.hypervisor.guest(order.reference.guest).await?;
+        let named = self.hypervisor.guest_by_name(&order.guest_name).await?;
+        match same.or(named) {
+            None => Ok(()),
+            Some(found) => {
+                let message = format!("this host has a guest {} named {} already", found.id, found.name);
+                Err(Failure::new(Reason::GuestExists, message).at_host(self.host.clone()))
+            }
+        }
+    }
+
+    /// Waits until libvirt has destroyed a copy that was let go.
+    pub(super) async fn await_absence(&self, record: &Record) -> Result<(), Failure> {
+        let deadline = tokio::time::Instant::now() + AUTO_DESTROY;
+        loop {
+            match self.look(record).await? {
+                Seen::Unknown | Seen::ShutOff(_) => return Ok(()),
+                Seen::Ours(_) | Seen::Another(_) if tokio::time::Instant::now() >= deadline => {
+                    let message = "a copy of the guest is still here, though it was let go";
+                    return Err(Failure::new(Reason::LibvirtUnavailable, message));
+                }
+                Seen::Ours(_) | Seen::Another(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    async fn prepare_copy(
+        self: &Arc<Self>,
+        page: &mut OpenPage,
+        order: &PrepareOrder,
+    ) -> Result<PrepareAnswer, Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let Some(part) = record.destination() else {
+            return Err(Failure::internal("a record without a destination cannot be prepared"));
+        };
+        let (migration, guest) = (record.migration, record.guest);
+        self.sockets.make(migration).await?;
+        let request = PrepareRequest {
+            guest,
+            name: order.guest_name.clone(),
+            xml: order.xml.clone(),
+            persistent_xml: order.inactive_xml.clone(),
+            cookie: order.cookie.clone(),
+            flags: part.flags,
+            socket: self.sockets.destination(migration),
+        };
+        let calls = call_log(&self.host, record.calls.clone());
+        let handle = calls
+            .call(span::LIBVIRT_PREPARE, self.hypervisor.prepare(request))
+            .await?;
+        let cookie = handle.cookie().clone();
+        // Dropping the handle on any error below lets libvirt destroy the copy again.
+        let found = self.hypervisor.guest(guest).await.map_err(errors::unsure)?;
+        // Without it nobody could tell this copy from another life of the guest.
+        let unknown = || Failure::new(Reason::LibvirtFailed, "the copy that was prepared cannot be found");
+        let incarnation = found.and_then(|copy| copy.incarnation).ok_or_else(unknown)?;
+        let tunnel = self.tunnel.register(Registration {
+            migration,
+            attempt: record.attempt,
+            ticket: part.ticket.clone(),
+            source: part.peer.clone(),
+            memory_socket: self.sockets.destination(migration),
+            disks_socket: None,
+            valid_for: self.limits.ticket,
+        })?;
+        let record = page
+            .change(|record| {
+                record.calls = calls.all();
+                if let Some(part) = record.destination_mut() {
+                    part.cookie = Some(cookie.clone());
+                    part.incarnation = Some(incarnation);
+                }
+            })
+            .await?;
+        let job = Arc::new(IncomingJob::new(migration, calls, handle, tunnel));
+        lock(&self.incoming).insert(migration, Arc::clone(&job));
+        self.expire_unused(&job, &record);
+        Ok(PrepareAnswer {
+            ticket: part_ticket(&record)?,
+            cookie,
+        })
+    }
+
+    /// A ticket that nobody came with: the destination revokes itself.
+    fn expire_unused(self: &Arc<Self>, job: &Arc<IncomingJob>, record: &Record) {
+        let (jobs, job) = (Arc::clone(self), Arc::clone(job));
+        let reference = Reference {
+            migration: record.migration,
+            attempt: record.attempt,
+            guest: record.guest,
+        };
+        let expiry = async move {
+            if job.over.run_until_cancelled(job.tunnel.expired()).await.is_none() {
+                return;
+            }
+            let revoking = Arc::clone(&jobs);
+            let work = async move { revoking.revoke_expired(reference).await };
+            if let Err(error) = jobs.detached(work).await {
+                tracing::warn!(%error, migration_id = %reference.migration, "an expired ticket could not be revoked");
+            }
+        };
+        tokio::spawn(expiry.in_current_span());
+    }
+
+    /// The job is told, or lost: its way in is closed and what waits is let go.
+    pub(super) fn forget_incoming(&self, migration: drover_proto::ids::MigrationId) {
+        if let Some(job) = lock(&self.incoming).remove(&migration) {
+            job.over.cancel();
+            drop(job.take());
+        }
+    }
+}
+
+fn part_ticket(record: &Record) -> Result<Ticket, Failure> {
+    let part = record
+        .destination()
+        .ok_or_else(|| Failure::internal("the record is of another side"))?;
+    Ok(part.ticket.clone())
+}
+
+fn destination_part(order: &PrepareOrder, ticket: Ticket) -> DestinationPart {
+    DestinationPart {
+        state: DestinationState::Waiting,
+        peer: order.source.clone(),
+        guest_name: order.guest_name.clone(),
+        state_before: order.state_before,
+        autostart_before: order.autostart_before,
+        inactive_xml: order.inactive_xml.clone(),
+        flags: order.flags,
+        ticket,
+        cookie: None,
+        incarnation: None,
+        arrival: None,
+    }
+}

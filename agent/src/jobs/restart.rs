@@ -1,0 +1,93 @@
+//! After a start of the agent: what the journals say is compared with what libvirt shows.
+//!
+//! Promise: a copy may be stopped here, never started.
+//!
+//! | journal | libvirt | then |
+//! |---|---|---|
+//! | source, Sending | anything | the controller aborts |
+//! | source, HandedOver, open | runs | suspended, and that is journaled |
+//! | source, HandedOver, open | stands still | its job lock is taken again |
+//! | source, verdict written, not carried out | anything | the controller repeats it |
+//! | destination, Waiting, Finishing | anything | the controller, or a repeated hand-over |
+//! | destination, Resuming | runs, pre-copy | Ran is written |
+
+use std::sync::Arc;
+
+use drover_proto::failure::Failure;
+use drover_proto::trace::names::span;
+
+use super::{Jobs, Seen, errors};
+use crate::hypervisor::BeginRequest;
+use crate::journal::{DestinationState, OpenPage, Part, Record, SourceState};
+
+impl Jobs {
+    /// Before anything is served.
+    pub async fn recover(self: &Arc<Self>) {
+        let open: Vec<_> = self
+            .journal
+            .records()
+            .into_iter()
+            .filter(|record| record.closed.is_none())
+            .collect();
+        // No socket outlives the agent that served it.
+        self.sockets.sweep(|_| false).await;
+        for record in open {
+            let state = record.state_name();
+            tracing::info!(migration_id = %record.migration, state, "an unfinished migration was found");
+            if let Err(error) = self.recover_one(&record).await {
+                tracing::error!(migration_id = %record.migration, state, %error, "it could not be looked after");
+            }
+        }
+    }
+
+    async fn recover_one(self: &Arc<Self>, record: &Record) -> Result<(), Failure> {
+        let mut page = self.lock(record.migration).await?;
+        match &record.part {
+            Part::Source(part) if part.state == SourceState::HandedOver && record.verdict().is_none() => {
+                self.hold_source(&mut page, record).await
+            }
+            Part::Destination(part) if part.state == DestinationState::Resuming => match self.look(record).await? {
+                Seen::Ours(guest) if guest.state.runs() && !guest.state.is_post_copy() => {
+                    self.write_seen_running(&mut page).await
+                }
+                Seen::Ours(_) | Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) => Ok(()),
+            },
+            Part::Source(_) | Part::Destination(_) | Part::Nothing => Ok(()),
+        }
+    }
+
+    /// A copy that was handed over must stand still until somebody decides, and nothing else may resume it.
+    async fn hold_source(self: &Arc<Self>, page: &mut OpenPage, record: &Record) -> Result<(), Failure> {
+        let Seen::Ours(guest) = self.look(record).await? else {
+            return Ok(());
+        };
+        if guest.state.is_post_copy() {
+            return Ok(());
+        }
+        if guest.state.runs() {
+            tracing::error!(
+                migration_id = %record.migration,
+                "the guest runs here though it was handed over and nobody has decided: it is suspended"
+            );
+            page.change(|record| {
+                if let Some(part) = record.source_mut() {
+                    part.suspended_by_agent = true;
+                }
+            })
+            .await?;
+            self.hypervisor.suspend(record.guest).await.map_err(errors::unsure)?;
+        }
+        let Some(part) = record.source() else { return Ok(()) };
+        let job = self.adopt(record);
+        let request = BeginRequest {
+            guest: record.guest,
+            flags: part.flags,
+        };
+        let handle = job
+            .calls
+            .call(span::LIBVIRT_BEGIN, self.hypervisor.begin(request))
+            .await;
+        job.hold(handle.map_err(errors::unsure)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! Destination: the verdict is journaled, then carried out.
+//!
+//! - NeverRan: what waits is let go, the definition that this migration made is removed, the sockets too.
+//! - Ran: the guest stays; its definition and its autostart are put right.
+//!
+//! What was carried out once is never done again: the guest may have left since.
+
+use std::sync::Arc;
+
+use drover_proto::failure::{Failure, Reason};
+
+use super::fence::{Fence, Reference, Side, concerns};
+use super::{Jobs, Seen, errors};
+use crate::hypervisor::{ErrorClass, GuestFacts};
+use crate::journal::{
+    Decision, DestinationPart, DestinationState, Forbidden, OpenPage, Part, Record, Step, Tombstone, Verdict,
+};
+
+impl Jobs {
+    /// The controller's verdict.
+    pub async fn settle_incoming(
+        self: &Arc<Self>,
+        fence: Fence,
+        reference: Reference,
+        verdict: Verdict,
+    ) -> Result<(), Failure> {
+        let mut page = self.obey_and_lock(&fence, reference.migration).await?;
+        let Some(record) = page.record() else {
+            if verdict == Verdict::Ran {
+                let message = "this host's journal knows nothing of this migration";
+                return Err(Failure::new(Reason::MigrationNotFound, message));
+            }
+            let tombstone = Tombstone {
+                up_to: reference.attempt,
+                reason: "never ran".to_owned(),
+            };
+            let nothing = self.new_record(&fence, reference, Part::Nothing);
+            let settled = Decision::Settled(verdict);
+            page.create(Record {
+                tombstone: Some(tombstone),
+                decision: settled,
+                ..nothing
+            })
+            .await?;
+            return Ok(());
+        };
+        concerns(&record, &reference, Side::Destination)?;
+        let step = record.decision.decide(verdict)?;
+        if matches!(record.decision, Decision::Settled(_)) || record.closed.is_some() {
+            return Ok(());
+        }
+        if record.destination().is_some() {
+            self.agree(&mut page, &reference, verdict).await?;
+        } else if verdict == Verdict::Ran {
+            return Err(Failure::new(
+                Reason::VerdictConflict,
+                "this host never waited for the guest",
+            ));
+        }
+        if let Step::Write(decision) = step {
+            page.change(|record| record.decision = decision).await?;
+        }
+        match verdict {
+            Verdict::NeverRan => self.discard(&mut page).await,
+            Verdict::Ran => self.keep(&mut page).await,
+        }
+    }
+
+    /// Brings the state to one that agrees with the verdict, where what is seen allows it; else refuses.
+    async fn agree(&self, page: &mut OpenPage, reference: &Reference, verdict: Verdict) -> Result<(), Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let Some(part) = record.destination() else {
+            return Ok(());
+        };
+        match (part.state, verdict) {
+            (DestinationState::Waiting, Verdict::NeverRan) => {
+                self.revoke_waiting(page, reference, "never ran").await?;
+            }
+            (DestinationState::Finishing, Verdict::NeverRan) => match self.look(&record).await? {
+                Seen::Unknown | Seen::ShutOff(_) => write_failed(page, part).await?,
+                Seen::Ours(_) | Seen::Another(_) => return Err(Forbidden::MayHaveRun.into()),
+            },
+            (DestinationState::Finishing | DestinationState::Resuming, Verdict::Ran) => {
+                match self.look(&record).await? {
+                    Seen::Ours(guest) if guest.state.runs() && !guest.state.is_post_copy() => {
+                        self.write_seen_running(page).await?;
+                    }
+                    Seen::Ours(_) | Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) => {
+                        return Err(Forbidden::TooEarly.into());
+                    }
+                }
+            }
+            (state, verdict) => state.agrees(verdict)?,
+        }
+        Ok(())
+    }
+
+    async fn discard(&self, page: &mut OpenPage) -> Result<(), Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        self.forget_incoming(record.migration);
+        if record.destination().is_some() {
+            if let Seen::Ours(_) = self.look(&record).await? {
+                self.await_absence(&record).await?;
+            }
+            // The guest was not known here when Prepare was asked for: a definition now is this migration's.
+            if let Seen::ShutOff(_) = self.look(&record).await?
+                && !self.has_later(&record)
+            {
+                self.hypervisor.undefine(record.guest).await.map_err(errors::unsure)?;
+            }
+        }
+        self.sockets.remove(record.migration).await?;
+        page.change(|record| record.decision = Decision::Settled(Verdict::NeverRan))
+            .await?;
+        Ok(())
+    }
+
+    async fn keep(&self, page: &mut OpenPage) -> Result<(), Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let Some(part) = record.destination() else {
+            return Err(Failure::internal("a record without a destination has no guest to keep"));
+        };
+        self.forget_incoming(record.migration);
+        let (ended, found) = match self.look(&record).await? {
+            Seen::Ours(guest) => (false, Some(guest)),
+            Seen::Another(guest) | Seen::ShutOff(guest) => (true, Some(guest)),
+            Seen::Unknown => (true, None),
+        };
+        // A guest that has left again by a later migration is not ours to define.
+        if !self.has_later(&record) {
+            self.put_definition_right(part, found.as_deref()).await?;
+            if part.autostart_before && part.inactive_xml.is_some() {
+                self.autostart(&record).await?;
+            }
+        }
+        self.sockets.remove(record.migration).await?;
+        page.change(|record| {
+            record.decision = Decision::Settled(Verdict::Ran);
+            record.guest_ended |= ended;
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// A persistent guest keeps its definition, a transient one gets none.
+    async fn put_definition_right(&self, part: &DestinationPart, found: Option<&GuestFacts>) -> Result<(), Failure> {
+        match (&part.inactive_xml, found) {
+            (Some(xml), None) => self.hypervisor.define(xml).await.map_err(errors::unsure),
+            (Some(xml), Some(guest)) if !guest.persistent => self.hypervisor.define(xml).await.map_err(errors::unsure),
+            (None, Some(guest)) if guest.persistent => self.hypervisor.undefine(guest.id).await.map_err(errors::unsure),
+            (Some(_) | None, Some(_)) | (None, None) => Ok(()),
+        }
+    }
+
+    async fn autostart(&self, record: &Record) -> Result<(), Failure> {
+        match self.hypervisor.set_autostart(record.guest, true).await {
+            Err(error) if error.class != ErrorClass::NoGuest => Err(errors::unsure(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+async fn write_failed(page: &mut OpenPage, part: &DestinationPart) -> Result<(), Failure> {
+    if let Step::Write(state) = part.state.fail()? {
+        page.change(|record| {
+            if let Some(part) = record.destination_mut() {
+                part.state = state;
+            }
+        })
+        .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Source: the verdict is journaled, then carried out.
+//!
+//! - NeverRan: the job lock goes, the guest is given back as it was: running only if it ran, autostart if it had it.
+//! - Ran: the copy goes by Confirm(0), whatever its state; it is never resumed and never destroyed.
+//!
+//! If the process dies between the two, the repeat carries out what is written. What was carried out once is never
+//! done again: the guest may have come back since.
+
+use std::sync::Arc;
+
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::trace::names::span;
+
+use super::fence::{Fence, Reference, Side, concerns};
+use super::outgoing::{OutgoingJob, TransferStep};
+use super::{Jobs, Seen, errors};
+use crate::hypervisor::{BeginRequest, Cookie, ErrorClass, GuestFacts, GuestState};
+use crate::journal::{Decision, Forbidden, OpenPage, Part, Record, SourcePart, Step, Tombstone, Verdict};
+
+impl Jobs {
+    /// The controller's verdict, from the destination's evidence.
+    pub async fn settle_outgoing(
+        self: &Arc<Self>,
+        fence: Fence,
+        reference: Reference,
+        verdict: Verdict,
+    ) -> Result<(), Failure> {
+        let mut page = self.obey_and_lock(&fence, reference.migration).await?;
+        let Some(record) = page.record() else {
+            if verdict == Verdict::Ran {
+                let message = "this host's journal knows nothing of this migration: it removes no copy";
+                return Err(Failure::new(Reason::MigrationNotFound, message));
+            }
+            // Nothing was begun here, and nothing will be.
+            let tombstone = Tombstone {
+                up_to: reference.attempt,
+                reason: "never ran".to_owned(),
+            };
+            let nothing = self.new_record(&fence, reference, Part::Nothing);
+            let settled = Decision::Settled(verdict);
+            page.create(Record {
+                tombstone: Some(tombstone),
+                decision: settled,
+                ..nothing
+            })
+            .await?;
+            return Ok(());
+        };
+        concerns(&record, &reference, Side::Source)?;
+        self.decide_and_settle_source(&mut page, verdict).await
+    }
+
+    /// Journal, then act. Refused, as no evidence of anything, while Perform goes on.
+    pub(super) async fn decide_and_settle_source(
+        self: &Arc<Self>,
+        page: &mut OpenPage,
+        verdict: Verdict,
+    ) -> Result<(), Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let step = record.decision.decide(verdict)?;
+        if matches!(record.decision, Decision::Settled(_)) || record.closed.is_some() {
+            return Ok(());
+        }
+        if verdict == Verdict::Ran && record.source().is_none() {
+            return Err(Failure::new(
+                Reason::VerdictConflict,
+                "this host never sent the guest: it removes no copy",
+            ));
+        }
+        let job = self.outgoing_job(record.migration);
+        if let Some(job) = &job {
+            if job.course().step == TransferStep::Performing {
+                return Err(Failure::new(Reason::DeadlineExceeded, "Perform has not ended yet"));
+            }
+            job.claimed.cancel();
+            job.give_up.cancel();
+        }
+        if verdict == Verdict::NeverRan {
+            self.refuse_in_post_copy(&record).await?;
+        }
+        if let Step::Write(decision) = step {
+            let up_to = record.attempt;
+            page.change(|record| {
+                record.decision = decision;
+                // What is decided is not handed over afterwards.
+                if !record.is_tombstoned(up_to) {
+                    record.tombstone = Some(Tombstone {
+                        up_to,
+                        reason: "settled".to_owned(),
+                    });
+                }
+            })
+            .await?;
+        }
+        match verdict {
+            Verdict::NeverRan => self.give_guest_back(page, job.as_ref()).await,
+            Verdict::Ran => self.remove_source_copy(page, job.as_ref(), &Cookie::default()).await,
+        }
+    }
+
+    async fn give_guest_back(&self, page: &mut OpenPage, job: Option<&Arc<OutgoingJob>>) -> Result<(), Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let Some(part) = record.source() else {
+            page.change(|record| record.decision = Decision::Settled(Verdict::NeverRan))
+                .await?;
+            return Ok(());
+        };
+        if let Some(job) = job {
+            if let Some(handle) = job.handle() {
+                // After a failed Perform libvirt has ended the job by itself and refuses this: what counts is below.
+                if let Err(error) = job.calls.call(span::LIBVIRT_CONFIRM, handle.confirm_cancelled()).await {
+                    tracing::debug!(%error, "the cancelled migration needed no confirmation");
+                }
+            }
+            job.let_go();
+        }
+        let ended = match self.look(&record).await? {
+            Seen::Ours(guest) => {
+                self.run_as_before(&record, part, &guest).await?;
+                false
+            }
+            Seen::Unknown | Seen::ShutOff(_) | Seen::Another(_) => true,
+        };
+        self.restore_autostart(&record, part).await?;
+        self.sockets.remove(record.migration).await?;
+        let calls = job.map(|job| job.calls.all());
+        page.change(|record| {
+            record.decision = Decision::Settled(Verdict::NeverRan);
+            record.guest_ended |= ended;
+            record.calls = calls.unwrap_or_else(|| std::mem::take(&mut record.calls));
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Running again only if it ran before; a fault that happened meanwhile is not run over.
+    async fn run_as_before(&self, record: &Record, part: &SourcePart, guest: &GuestFacts) -> Result<(), Failure> {
+        let held = match guest.state {
+            GuestState::Paused | GuestState::PausedMigrating => true,
+            GuestState::RunningPostCopy
+            | GuestState::RunningPostCopyFailed
+            | GuestState::PausedPostCopy
+            | GuestState::PausedPostCopyFailed => return Err(Forbidden::PostCopy.into()),
+            GuestState::Running
+            | GuestState::PausedFault
+            | GuestState::ShuttingDown
+            | GuestState::Crashed
+            | GuestState::ShutOff => false,
+        };
+        if held && part.state_before.runs() {
+            let resume = self.hypervisor.resume(record.guest);
+            resume.await.map_err(errors::unsure)?;
+            tracing::info!(migration_id = %record.migration, "the guest runs here again");
+        }
+        Ok(())
+    }
+
+    async fn restore_autostart(&self, record: &Record, part: &SourcePart) -> Result<(), Failure> {
+        if !part.autostart_before || self.has_later(record) {
+            return Ok(());
+        }
+        match self.hypervisor.set_autostart(record.guest, true).await {
+            Err(error) if error.class != ErrorClass::NoGuest => Err(errors::unsure(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Confirm(0), after a fresh Begin where the job was lost; then the definition, where it was left.
+    pub(super) async fn remove_source_copy(
+        self: &Arc<Self>,
+        page: &mut OpenPage,
+        job: Option<&Arc<OutgoingJob>>,
+        cookie: &Cookie,
+    ) -> Result<(), Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        if matches!(record.decision, Decision::Settled(_)) {
+            return Ok(());
+        }
+        let Some(part) = record.source() else {
+            return Err(Failure::internal("a record without a source has no copy to remove"));
+        };
+        if let Seen::Ours(_) = self.look(&record).await? {
+            let kept = job.cloned().unwrap_or_else(|| self.adopt(&record));
+            self.confirm(&record, part, &kept, cookie).await?;
+        }
+        if let Some(job) = self.outgoing_job(record.migration) {
+            job.let_go();
+        }
+        self.forget_definition(&record, part).await?;
+        self.sockets.remove(record.migration).await?;
+        let calls = self.outgoing_job(record.migration).map(|job| job.calls.all());
+        page.change(|record| {
+            record.decision = Decision::Settled(Verdict::Ran);
+            record.calls = calls.unwrap_or_else(|| std::mem::take(&mut record.calls));
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn confirm(
+        &self,
+        record: &Record,
+        part: &SourcePart,
+        job: &OutgoingJob,
+        cookie: &Cookie,
+    ) -> Result<(), Failure> {
+        if job.handle().is_none() {
+            let request = BeginRequest {
+                guest: record.guest,
+                flags: part.flags,
+            };
+            let handle = job
+                .calls
+                .call(span::LIBVIRT_BEGIN, self.hypervisor.begin(request))
+                .await;
+            job.hold(handle.map_err(errors::unsure)?);
+        }
+        let Some(handle) = job.handle() else {
+            return Err(Failure::internal("the job lock was given back by somebody else"));
+        };
+        let confirmed = job
+            .calls
+            .call(span::LIBVIRT_CONFIRM, handle.confirm_moved(cookie))
+            .await;
+        drop(handle);
+        // What libvirt says of it matters less than whether the copy is there.
+        match self.look(record).await? {
+            Seen::Ours(guest) => {
+                job.let_go();
+                let said = confirmed.err().map_or_else(String::new, |error| format!(": {error}"));
+                let message = format!("the source copy is still here ({:?}){said}", guest.state);
+                Err(Failure::new(Reason::LibvirtUnavailable, message))
+            }
+            Seen::Unknown | Seen::ShutOff(_) | Seen::Another(_) => Ok(()),
+        }
+    }
+
+    /// Only a definition that this migration left; never that of a guest that lives, or that came later.
+    async fn forget_definition(&self, record: &Record, part: &SourcePart) -> Result<(), Failure> {
+        if !part.flags.persistent || self.has_later(record) {
+            return Ok(());
+        }
+        match self.look(record).await? {
+            Seen::ShutOff(_) => self.hypervisor.undefine(record.guest).await.map_err(errors::unsure),
+            Seen::Ours(_) | Seen::Another(_) | Seen::Unknown => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Either side: what the journal says and what libvirt shows, read now. Waits for no lock: a call that is under way
+//! is said to be so.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use drover_proto::failure::Failure;
+
+use super::fence::Reference;
+use super::outgoing::{Course, PerformOutcome, TransferStep};
+use super::progress::{Iteration, Problem, Progress, Summary};
+use super::{Jobs, errors};
+use crate::hypervisor::{ErrorClass, GuestFacts};
+use crate::journal::{Call, Record};
+
+/// All that an agent can say of a migration.
+#[derive(Debug)]
+pub struct Status {
+    pub record: Option<Arc<Record>>,
+    pub guest: Option<GuestFacts>,
+    pub job_active: bool,
+    pub same_incarnation: bool,
+    pub call_in_flight: bool,
+    pub performing: bool,
+    pub perform_outcome: Option<PerformOutcome>,
+    pub stream_complete: bool,
+    pub agent_restarted: bool,
+    pub host_rebooted: bool,
+    pub progress: Option<Progress>,
+    pub summary: Option<Summary>,
+    pub calls: Vec<Call>,
+    pub iterations: Vec<Iteration>,
+    pub problem: Option<Problem>,
+    pub read: SystemTime,
+}
+
+impl Jobs {
+    /// The journal is read before libvirt, and again after: a change in between shows as a call in flight.
+    pub async fn status(&self, reference: Reference) -> Result<Status, Failure> {
+        let before = self.journal.read(reference.migration);
+        let busy_before = self.is_busy(reference);
+        let guest = self.hypervisor.guest(reference.guest).await.map_err(errors::unsure)?;
+        let job_active = match &guest {
+            Some(found) if found.state.is_active() => match self.hypervisor.job(reference.guest).await {
+                Ok(job) => job.is_some(),
+                // It ended between the two questions.
+                Err(error) if error.class == ErrorClass::NoGuest => false,
+                Err(error) => return Err(errors::unsure(error)),
+            },
+            Some(_) | None => false,
+        };
+        let record = self.journal.read(reference.migration);
+        let call_in_flight = busy_before || self.is_busy(reference) || record != before;
+        let outgoing = self.outgoing_job(reference.migration);
+        let incoming = self.incoming_job(reference.migration);
+        let course = outgoing.as_ref().map_or_else(Course::default, |job| job.course());
+        let seen = guest.as_ref().and_then(|guest| guest.incarnation.as_ref());
+        let expected = record.as_deref().and_then(Record::incarnation);
+        let journaled = || record.as_ref().map(|record| record.calls.clone()).unwrap_or_default();
+        Ok(Status {
+            same_incarnation: expected.is_some() && seen == expected,
+            job_active,
+            call_in_flight,
+            performing: course.step == TransferStep::Performing,
+            perform_outcome: course.outcome,
+            stream_complete: incoming.as_ref().is_some_and(|job| job.stream_complete()),
+            agent_restarted: record
+                .as_ref()
+                .is_some_and(|record| record.agent_instance != self.instance),
+            host_rebooted: record.as_ref().is_some_and(|record| record.boot_id != self.boot_id),
+            progress: outgoing.as_ref().and_then(|job| job.progress()),
+            summary: course.summary,
+            calls: match (&outgoing, &incoming) {
+                (Some(job), _) => job.calls.all(),
+                (None, Some(job)) => job.calls.all(),
+                (None, None) => journaled(),
+            },
+            iterations: outgoing.as_ref().map(|job| job.iterations()).unwrap_or_default(),
+            problem: course.problem,
+            read: SystemTime::now(),
+            record,
+            guest,
+        })
+    }
+
+    fn is_busy(&self, reference: Reference) -> bool {
+        let transferring = self.outgoing_job(reference.migration).is_some_and(|job| job.is_busy());
+        transferring || self.journal.is_locked(reference.migration)
+    }
+}

@@ -1,0 +1,211 @@
+//! What an agent durably knows of one migration. Only data, and questions about it.
+
+use std::time::{Duration, SystemTime};
+
+use drover_proto::ids::{Attempt, GuestId, HostId, MigrationId, Ticket};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::state::{Decision, DestinationState, SourceState, Verdict};
+use crate::hypervisor::{Cookie, GuestState, Incarnation, MigrateFlags};
+
+/// One migration, as one agent has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub migration: MigrationId,
+    pub attempt: Attempt,
+    pub guest: GuestId,
+    pub created: SystemTime,
+    /// Of the host when the record was made: another one means that the host was started anew since.
+    pub boot_id: Uuid,
+    /// Of the agent that made the record.
+    pub agent_instance: Uuid,
+    /// Highest lease of this migration that was obeyed.
+    pub lease: u64,
+    /// Tries up to this one were undone.
+    pub tombstone: Option<Tombstone>,
+    pub decision: Decision,
+    /// The guest was found to have ended when the verdict was carried out.
+    pub guest_ended: bool,
+    /// When it was closed; swept 30 days later.
+    pub closed: Option<SystemTime>,
+    pub part: Part,
+    /// Left out where the record would not fit.
+    pub calls: Vec<Call>,
+}
+
+/// An undo was ordered: nothing of these tries may begin any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    pub up_to: Attempt,
+    /// For people.
+    pub reason: String,
+}
+
+/// The agent's part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Part {
+    /// The undo, or the verdict, came before anything was begun here.
+    Nothing,
+    Source(Box<SourcePart>),
+    Destination(Box<DestinationPart>),
+}
+
+/// What the source knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourcePart {
+    pub state: SourceState,
+    /// The destination.
+    pub peer: HostId,
+    pub guest_name: String,
+    /// Recorded once, before the migration touched anything.
+    pub state_before: GuestState,
+    /// Recorded once, before it was cleared.
+    pub autostart_before: bool,
+    /// `None` for a transient guest.
+    pub inactive_xml: Option<String>,
+    pub incarnation: Incarnation,
+    pub flags: MigrateFlags,
+    pub limits: Limits,
+    /// This agent stopped the guest because it ran where no verdict was journaled.
+    pub suspended_by_agent: bool,
+    /// Set by StartMigrate.
+    pub delivery: Option<Delivery>,
+}
+
+/// Where the guest goes and by what right.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Delivery {
+    pub ticket: Ticket,
+    /// `host:port` each, best first.
+    pub addresses: Vec<String>,
+}
+
+/// What Perform may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes/s; 0 is no limit.
+    pub bandwidth: u64,
+    pub max_downtime: Option<Duration>,
+}
+
+/// What the destination knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DestinationPart {
+    pub state: DestinationState,
+    /// The source.
+    pub peer: HostId,
+    pub guest_name: String,
+    pub state_before: GuestState,
+    pub autostart_before: bool,
+    /// `None` for a transient guest.
+    pub inactive_xml: Option<String>,
+    pub flags: MigrateFlags,
+    pub ticket: Ticket,
+    /// For Perform; known once Prepare returned.
+    pub cookie: Option<Cookie>,
+    /// Of the copy that Prepare made.
+    pub incarnation: Option<Incarnation>,
+    pub arrival: Option<Arrival>,
+}
+
+/// How the guest came to run here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arrival {
+    pub switched: SystemTime,
+    /// For Confirm; empty where it did not fit.
+    pub cookie: Cookie,
+}
+
+/// One call to libvirt, for the record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// As in `names::span`: `libvirt.begin`, ….
+    pub name: String,
+    /// Where it was made.
+    pub host: HostId,
+    pub started: SystemTime,
+    pub duration: Duration,
+    /// Empty where it succeeded.
+    pub error: String,
+}
+
+impl Record {
+    /// Whether an undo covers this try.
+    pub fn is_tombstoned(&self, attempt: Attempt) -> bool {
+        self.tombstone
+            .as_ref()
+            .is_some_and(|tombstone| attempt <= tombstone.up_to)
+    }
+
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.decision.verdict()
+    }
+
+    pub fn source(&self) -> Option<&SourcePart> {
+        match &self.part {
+            Part::Source(part) => Some(part),
+            Part::Destination(_) | Part::Nothing => None,
+        }
+    }
+
+    pub fn source_mut(&mut self) -> Option<&mut SourcePart> {
+        match &mut self.part {
+            Part::Source(part) => Some(part),
+            Part::Destination(_) | Part::Nothing => None,
+        }
+    }
+
+    pub fn destination(&self) -> Option<&DestinationPart> {
+        match &self.part {
+            Part::Destination(part) => Some(part),
+            Part::Source(_) | Part::Nothing => None,
+        }
+    }
+
+    pub fn destination_mut(&mut self) -> Option<&mut DestinationPart> {
+        match &mut self.part {
+            Part::Destination(part) => Some(part),
+            Part::Source(_) | Part::Nothing => None,
+        }
+    }
+
+    /// The life of the guest that this record speaks of.
+    pub fn incarnation(&self) -> Option<&Incarnation> {
+        match &self.part {
+            Part::Source(part) => Some(&part.incarnation),
+            Part::Destination(part) => part.incarnation.as_ref(),
+            Part::Nothing => None,
+        }
+    }
+
+    /// Name of the state, for people and for the controller's registry.
+    pub fn state_name(&self) -> &'static str {
+        match &self.part {
+            Part::Nothing => "tombstone",
+            Part::Source(part) => match part.state {
+                SourceState::Sending => "sending",
+                SourceState::HandedOver => "handed-over",
+            },
+            Part::Destination(part) => match part.state {
+                DestinationState::Waiting => "waiting",
+                DestinationState::Finishing => "finishing",
+                DestinationState::Resuming => "resuming",
+                DestinationState::Ran => "ran",
+                DestinationState::Revoked => "revoked",
+                DestinationState::Failed => "failed",
+            },
+        }
+    }
+
+    /// Whether a new try may take the place of this record: only where the older one is known to be over.
+    pub fn is_over_for(&self, attempt: Attempt) -> bool {
+        let over = match self.part {
+            Part::Nothing => true,
+            Part::Source(_) | Part::Destination(_) => {
+                self.closed.is_some() && self.decision == Decision::Settled(Verdict::NeverRan)
+            }
+        };
+        over && attempt > self.attempt && !self.is_tombstoned(attempt)
+    }
+}

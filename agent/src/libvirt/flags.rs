@@ -1,0 +1,107 @@
+//! What a migration's flags are for libvirt. Pure.
+
+use super::raw::Params;
+use crate::hypervisor::{MigrateFlags, Result};
+
+/// Which side a call is made on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Source,
+    Destination,
+}
+
+/// libvirt's flags: the same for all calls of one migration on one side.
+pub(super) fn migrate_flags(flags: MigrateFlags, side: Side) -> u32 {
+    let when = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
+    // PERSIST_DEST always: libvirt defines the guest before it starts the CPUs.
+    virt_sys::VIR_MIGRATE_LIVE
+        | virt_sys::VIR_MIGRATE_PERSIST_DEST
+        | virt_sys::VIR_MIGRATE_CHANGE_PROTECTION
+        | when(flags.persistent, virt_sys::VIR_MIGRATE_UNDEFINE_SOURCE)
+        // Finish must leave the guest still, so that a death inside it is provably harmless. libvirt refuses
+        // this together with post-copy.
+        | when(!flags.post_copy, virt_sys::VIR_MIGRATE_PAUSED)
+        | when(flags.post_copy, virt_sys::VIR_MIGRATE_POSTCOPY)
+        | when(flags.storage_proved, virt_sys::VIR_MIGRATE_UNSAFE)
+        | when(flags.parallel > 0, virt_sys::VIR_MIGRATE_PARALLEL)
+        | when(flags.auto_converge && side == Side::Source, virt_sys::VIR_MIGRATE_AUTO_CONVERGE)
+}
+
+/// The parameters that go with the flags.
+pub(super) fn migrate_params(flags: MigrateFlags) -> Result<Params> {
+    let params = Params::new()?;
+    match i32::try_from(flags.parallel).unwrap_or(i32::MAX) {
+        0 => Ok(params),
+        count => params.int(virt_sys::VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS, count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: MigrateFlags = MigrateFlags {
+        persistent: false,
+        post_copy: false,
+        auto_converge: false,
+        storage_proved: false,
+        parallel: 0,
+    };
+
+    fn has(flags: MigrateFlags, side: Side, flag: u32) -> bool {
+        migrate_flags(flags, side) & flag != 0
+    }
+
+    #[test]
+    fn pre_copy_arrives_still_and_post_copy_cannot() {
+        assert!(has(PLAIN, Side::Destination, virt_sys::VIR_MIGRATE_PAUSED));
+        let post_copy = MigrateFlags {
+            post_copy: true,
+            ..PLAIN
+        };
+        assert!(!has(post_copy, Side::Destination, virt_sys::VIR_MIGRATE_PAUSED));
+        assert!(has(post_copy, Side::Source, virt_sys::VIR_MIGRATE_POSTCOPY));
+    }
+
+    #[test]
+    fn auto_converge_is_the_sources_business() {
+        let flags = MigrateFlags {
+            auto_converge: true,
+            ..PLAIN
+        };
+        assert!(has(flags, Side::Source, virt_sys::VIR_MIGRATE_AUTO_CONVERGE));
+        assert!(!has(flags, Side::Destination, virt_sys::VIR_MIGRATE_AUTO_CONVERGE));
+    }
+
+    #[test]
+    fn only_a_persistent_guest_is_undefined_on_the_source() {
+        assert!(!has(PLAIN, Side::Source, virt_sys::VIR_MIGRATE_UNDEFINE_SOURCE));
+        assert!(has(PLAIN, Side::Source, virt_sys::VIR_MIGRATE_PERSIST_DEST));
+        let persistent = MigrateFlags {
+            persistent: true,
+            ..PLAIN
+        };
+        assert!(has(persistent, Side::Source, virt_sys::VIR_MIGRATE_UNDEFINE_SOURCE));
+    }
+
+    #[test]
+    fn disks_are_never_copied_by_accident() {
+        let all = MigrateFlags {
+            persistent: true,
+            post_copy: true,
+            auto_converge: true,
+            storage_proved: true,
+            parallel: 4,
+        };
+        let copying = virt_sys::VIR_MIGRATE_NON_SHARED_DISK | virt_sys::VIR_MIGRATE_NON_SHARED_INC;
+        assert!(!has(all, Side::Source, copying));
+        assert!(!has(PLAIN, Side::Source, copying));
+    }
+
+    #[test]
+    fn the_number_of_connections_goes_with_multifd_only() {
+        assert!(migrate_params(PLAIN).unwrap().values().is_empty());
+        let parallel = MigrateFlags { parallel: 4, ..PLAIN };
+        assert_eq!(migrate_params(parallel).unwrap().values().len(), 1);
+    }
+}

@@ -1,0 +1,98 @@
+//! The way to another agent: one RPC, allowed by a ticket.
+
+use std::time::{Duration, SystemTime};
+
+use drover_proto::agent::v1::peer_service_client::PeerServiceClient;
+use drover_proto::agent::v1::{HandOverGuestRequest, HandOverGuestResponse};
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::identity::Identity;
+use drover_proto::ids::{Attempt, HostId, MigrationId, Ticket};
+use drover_proto::time::{std_duration, system_time};
+use drover_proto::tls::Tls;
+use drover_proto::trace::TraceInterceptor;
+use tonic::Request;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+
+use crate::hypervisor::Cookie;
+use crate::journal::Call;
+
+/// Another host's agent.
+pub struct PeerClient {
+    host: HostId,
+    channels: Vec<Result<Channel, String>>,
+}
+
+/// What the destination says: the guest runs there.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    /// For Confirm.
+    pub cookie: Cookie,
+    /// By the destination's clock.
+    pub switched: Option<SystemTime>,
+    /// From the request's arrival to that moment; `None` in a repeat.
+    pub elapsed: Option<Duration>,
+    pub calls: Vec<Call>,
+}
+
+impl PeerClient {
+    /// Connects at the first call. Addresses are `host:port`, best first.
+    pub fn new(tls: &Tls, host: HostId, addresses: Vec<String>) -> Self {
+        let open = |address: String| {
+            let channel = drover_proto::channel::channel(tls, &address, Identity::Agent(host.clone()));
+            channel.map_err(|error| error.to_string())
+        };
+        let channels = addresses.into_iter().map(open).collect();
+        Self { host, channels }
+    }
+
+    /// Tells it that the guest is its own. The `call`th try goes to the next address in turn.
+    pub async fn hand_over(
+        &self,
+        migration: MigrationId,
+        attempt: Attempt,
+        ticket: &Ticket,
+        cookie: &Cookie,
+        call: usize,
+        limit: Duration,
+    ) -> Result<Arrived, Failure> {
+        let unreachable = |message: String| Failure::new(Reason::HostUnreachable, message).at_host(self.host.clone());
+        let channel = match self.channels.get(call % self.channels.len().max(1)) {
+            Some(Ok(channel)) => channel.clone(),
+            Some(Err(error)) => return Err(unreachable(error.clone())),
+            None => return Err(unreachable("the destination's agent has no address".to_owned())),
+        };
+        let mut request = Request::new(HandOverGuestRequest {
+            migration_id: migration.to_string(),
+            attempt: attempt.0,
+            ticket: ticket.as_bytes().to_vec().into(),
+            cookie: cookie.0.clone().into(),
+        });
+        request.set_timeout(limit);
+        let mut client = client(channel);
+        match tokio::time::timeout(limit, client.hand_over_guest(request)).await {
+            Ok(Ok(response)) => Ok(self.arrived(response.into_inner())),
+            Ok(Err(status)) => Err(Failure::from_status(&status)),
+            Err(_) => Err(unreachable("the destination's agent did not answer in time".to_owned())),
+        }
+    }
+
+    fn arrived(&self, response: HandOverGuestResponse) -> Arrived {
+        Arrived {
+            cookie: Cookie(response.cookie.to_vec()),
+            switched: response.switch_time.as_ref().and_then(system_time),
+            elapsed: response.elapsed.as_ref().and_then(std_duration),
+            calls: response
+                .calls
+                .into_iter()
+                .filter_map(|call| crate::service::convert::call_from(call, &self.host))
+                .collect(),
+        }
+    }
+}
+
+fn client(channel: Channel) -> PeerServiceClient<InterceptedService<Channel, TraceInterceptor>> {
+    PeerServiceClient::with_interceptor(channel, TraceInterceptor)
+        .max_decoding_message_size(drover_proto::MAX_DECODING_MESSAGE_BYTES)
+        .max_encoding_message_size(drover_proto::MAX_ENCODING_MESSAGE_BYTES)
+}

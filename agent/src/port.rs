@@ -1,0 +1,74 @@
+//! The agent's one TLS port: by ALPN a connection is gRPC (`h2`) or a data channel (`drover-data/1`).
+//!
+//! Handshakes, their time limit and their number are `drover_proto::serve`'s; a connection without one of the two
+//! protocols is closed here. Stopping the port ends the accepting, not what is connected: tonic ends its
+//! connections itself, and a data channel ends with its migration.
+
+use std::io;
+
+use drover_proto::serve::{Accepted, GrpcStream, accept};
+use drover_proto::tls::{ALPN_DATA, ALPN_H2, Tls};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::tunnel::Destination;
+
+const PROTOCOLS: &[&[u8]] = &[ALPN_H2, ALPN_DATA];
+
+/// Accepted gRPC connections that tonic has not taken yet. It takes them at once; more of them are a flood.
+const GRPC_BACKLOG: usize = 64;
+
+/// An open port.
+#[derive(Debug)]
+pub struct Port {
+    tasks: TaskTracker,
+}
+
+impl Port {
+    /// Serves `listener` until `shutdown`. The stream is for tonic's `serve_with_incoming_shutdown`.
+    pub fn open(
+        listener: TcpListener,
+        tls: Tls,
+        destination: Destination,
+        shutdown: CancellationToken,
+    ) -> (Self, impl Stream<Item = io::Result<GrpcStream>> + use<>) {
+        let (grpc, incoming) = mpsc::channel(GRPC_BACKLOG);
+        let tasks = TaskTracker::new();
+        let connections = accept(listener, tls, PROTOCOLS, shutdown);
+        tasks.spawn(dispatch(connections, grpc, destination, tasks.clone()));
+        (Self { tasks }, ReceiverStream::new(incoming).map(Ok))
+    }
+
+    /// Waits until nothing is accepted any more and the last data channel has ended. Call it after `shutdown`.
+    pub async fn closed(self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+async fn dispatch(
+    connections: impl Stream<Item = Accepted>,
+    grpc: mpsc::Sender<GrpcStream>,
+    destination: Destination,
+    tasks: TaskTracker,
+) {
+    tokio::pin!(connections);
+    while let Some(accepted) = connections.next().await {
+        match accepted.alpn.as_slice() {
+            ALPN_H2 => {
+                let address = accepted.address;
+                if grpc.try_send(GrpcStream::new(accepted)).is_err() {
+                    tracing::warn!(%address, "too many gRPC connections wait: closed one");
+                }
+            }
+            ALPN_DATA => {
+                let destination = destination.clone();
+                tasks.spawn(async move { destination.serve(accepted).await });
+            }
+            _ => tracing::debug!(address = %accepted.address, "closed a connection without one of our protocols"),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Proof that two hosts see the same storage: one writes a file beside the image, the other one reads it.
+//!
+//! Promise: a probe file is journaled before it is made, made with a name and content nobody can guess, never
+//! through a link, and removed: by the check itself, or at the next start. Only files that this agent's own journal
+//! names are removed. All functions block; the service keeps them off the async threads.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use uuid::Uuid;
+
+const PREFIX: &str = ".drover-probe-";
+const CONTENT: usize = 32;
+
+/// One probe, as it travels to the other host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub directory: PathBuf,
+    pub image: PathBuf,
+    /// `.drover-probe-{uuid}`.
+    pub file_name: String,
+    pub content: Vec<u8>,
+    /// 0 where it could not be read.
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Why a probe was not made, or does not prove anything.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error("{path} is no plain absolute path", path = .0.display())]
+    Path(PathBuf),
+    #[error("{0:?} is no name of a probe file")]
+    Name(String),
+    #[error("{path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+    /// The folder is another one, though its path is the same.
+    #[error("{path} is not there: the folder is not the same one", path = .0.display())]
+    Absent(PathBuf),
+    #[error("{path} has another content", path = .0.display())]
+    Content(PathBuf),
+    #[error("{path} is another file here: {what}", path = path.display())]
+    Image { path: PathBuf, what: String },
+}
+
+/// The probes of this agent, and the journal that remembers them.
+#[derive(Clone, Debug)]
+pub struct Probes {
+    /// One file per probe, named like it, with its path as content.
+    journal: PathBuf,
+}
+
+impl Probes {
+    /// Removes what a former agent left, then is ready.
+    pub fn open(state_dir: &Path) -> Result<Self, ProbeError> {
+        let journal = state_dir.join("probes");
+        std::fs::create_dir_all(&journal).map_err(|source| io_error(&journal, source))?;
+        let probes = Self { journal };
+        let entries = std::fs::read_dir(&probes.journal).map_err(|source| io_error(&probes.journal, source))?;
+        for entry in entries.flatten() {
+            if let Some(name) = entry.file_name().to_str().filter(|name| check_name(name).is_ok())
+                && let Err(error) = probes.remove(name)
+            {
+                tracing::warn!(%error, "a probe file stays until the next start");
+            }
+        }
+        Ok(probes)
+    }
+
+    /// Makes a probe beside an image.
+    pub fn write(&self, image: &Path) -> Result<Probe, ProbeError> {
+        check_path(image)?;
+        let directory = image.parent().ok_or_else(|| ProbeError::Path(image.to_owned()))?;
+        let file_name = format!("{PREFIX}{}", Uuid::new_v4());
+        // Two random UUIDs: 244 bits that only this agent and those it tells know.
+        let content = [*Uuid::new_v4().as_bytes(), *Uuid::new_v4().as_bytes()].concat();
+        let path = directory.join(&file_name);
+        self.remember(&file_name, &path)?;
+        let written = write_new(&path, &content).map_err(|source| io_error(&path, source));
+        if let Err(error) = written {
+            // Nothing, or a file of ours without its content.
+            if let Err(left) = self.remove(&file_name) {
+                tracing::warn!(error = %left, "a probe file stays until the next start");
+            }
+            return Err(error);
+        }
+        // Only search permission on the folder is needed: the image itself may be closed to this user.
+        let (inode, size) = std::fs::metadata(image).map_or((0, 0), |found| (found.ino(), found.len()));
+        Ok(Probe {
+            directory: directory.to_owned(),
+            image: image.to_owned(),
+            file_name,
+            content,
+            inode,
+            size,
+        })
+    }
+
+    /// Removes a probe that this agent made. One that it did not make is not touched; absent is done.
+    pub fn remove(&self, file_name: &str) -> Result<(), ProbeError> {
+        check_name(file_name)?;
+        let note = self.journal.join(file_name);
+        let path = match std::fs::read_to_string(&note) {
+            Ok(path) => PathBuf::from(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(io_error(&note, source)),
+        };
+        // A note that was cut off was written before any file was made.
+        if path.file_name().is_some_and(|name| name == file_name) {
+            remove_file(&path)?;
+        }
+        remove_file(&note)
+    }
+
+    fn remember(&self, file_name: &str, path: &Path) -> Result<(), ProbeError> {
+        let note = self.journal.join(file_name);
+        let text = path.to_str().ok_or_else(|| ProbeError::Path(path.to_owned()))?;
+        let written = write_new(&note, text.as_bytes()).and_then(|()| File::open(&self.journal)?.sync_all());
+        written.map_err(|source| io_error(&note, source))
+    }
+}
+
+/// Looks for the other side's probe, then whether the image beside it is the same one.
+pub fn read(probe: &Probe) -> Result<(), ProbeError> {
+    check_path(&probe.image)?;
+    check_name(&probe.file_name)?;
+    if probe.image.parent() != Some(&probe.directory) || probe.content.len() != CONTENT {
+        return Err(ProbeError::Path(probe.directory.clone()));
+    }
+    let path = probe.directory.join(&probe.file_name);
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(&path);
+    let file = match file {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ProbeError::Absent(path)),
+        Err(source) => return Err(io_error(&path, source)),
+    };
+    let mut content = Vec::with_capacity(CONTENT);
+    file.take(CONTENT as u64 + 1)
+        .read_to_end(&mut content)
+        .map_err(|source| io_error(&path, source))?;
+    if content != probe.content {
+        return Err(ProbeError::Content(path));
+    }
+    same_image(probe)
+}
+
+/// Device numbers differ between hosts; inode and size of one file do not.
+fn same_image(probe: &Probe) -> Result<(), ProbeError> {
+    let found = std::fs::metadata(&probe.image).map_err(|source| io_error(&probe.image, source))?;
+    let differs = |what: String| {
+        Err(ProbeError::Image {
+            path: probe.image.clone(),
+            what,
+        })
+    };
+    if probe.inode == 0 {
+        return differs("the source could not look at it".to_owned());
+    }
+    if found.ino() != probe.inode {
+        return differs(format!("inode {} instead of {}", found.ino(), probe.inode));
+    }
+    if found.len() != probe.size {
+        return differs(format!("{} bytes instead of {}", found.len(), probe.size));
+    }
+    Ok(())
+}
+
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    // The other host's agent may be another user; the umask must not shut it out.
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+fn remove_file(path: &Path) -> Result<(), ProbeError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn io_error(path: &Path, source: io::Error) -> ProbeError {
+    ProbeError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Absolute, without `..`.
+fn check_path(path: &Path) -> Result<(), ProbeError> {
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    let exact = path
+        .to_str()
+        .is_some_and(|text| !text.contains('\0') && !text.contains("/./"));
+    if path.is_absolute() && plain && exact && path.file_name().is_some() {
+        Ok(())
+    } else {
+        Err(ProbeError::Path(path.to_owned()))
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ProbeError> {
+    let uuid = name.strip_prefix(PREFIX).and_then(|text| Uuid::try_parse(text).ok());
+    if uuid.is_some_and(|uuid| name == format!("{PREFIX}{uuid}")) {
+        Ok(())
+    } else {
+        Err(ProbeError::Name(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+#[path = "probe_tests.rs"]
+mod tests;

@@ -1,0 +1,319 @@
+//! What others may ask of this agent, over gRPC: reads a message, asks [`crate::jobs`], writes a message.
+//!
+//! Every call that changes something runs as a task of its own, so that a caller that goes away cuts nothing off.
+
+pub mod convert;
+mod inspect;
+mod peer;
+mod watch;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use drover_proto::agent::v1 as agent;
+use drover_proto::agent::v1::agent_service_server::AgentService;
+use drover_proto::failure::Failure;
+use drover_proto::v1::{Host, UnfinishedJournal};
+use futures::Stream;
+use tonic::{Request, Response, Status};
+use tracing::Span;
+
+use crate::hypervisor::{Cookie, MigrateFlags};
+use crate::jobs::Jobs;
+use crate::jobs::begin::BeginOrder;
+use crate::jobs::fence::Reference;
+use crate::jobs::prepare::PrepareOrder;
+use crate::jobs::transfer::StartOrder;
+use crate::journal::Delivery;
+use crate::probe::Probes;
+
+pub use peer::PeerServer;
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// The service for the controller.
+pub struct AgentServer {
+    jobs: Arc<Jobs>,
+    probes: Probes,
+    /// What the agent says of its host when it registers.
+    about: Arc<dyn Fn() -> Host + Send + Sync>,
+    /// What this host lacks to migrate at all.
+    unfit: Option<String>,
+}
+
+impl AgentServer {
+    pub fn new(
+        jobs: Arc<Jobs>,
+        probes: Probes,
+        about: Arc<dyn Fn() -> Host + Send + Sync>,
+        unfit: Option<String>,
+    ) -> Self {
+        Self {
+            jobs,
+            probes,
+            about,
+            unfit,
+        }
+    }
+
+    async fn status(&self, reference: Reference) -> Result<agent::MigrationStatus, Failure> {
+        Ok(convert::status(&self.jobs.host, self.jobs.status(reference).await?))
+    }
+}
+
+/// Journals that are not closed, as the controller's registry wants them.
+pub fn unfinished(jobs: &Jobs) -> Vec<UnfinishedJournal> {
+    let open = jobs
+        .journal
+        .records()
+        .into_iter()
+        .filter(|record| record.closed.is_none());
+    open.map(|record| convert::unfinished(&jobs.host, &record)).collect()
+}
+
+/// Which migration a call is about; also for the span and the log lines of the call.
+fn about(reference: Option<agent::MigrationRef>) -> Result<Reference, Failure> {
+    let reference = convert::reference(reference)?;
+    Span::current().record("drover.migration.id", reference.migration.to_string());
+    Ok(reference)
+}
+
+fn flags(policy: Option<&agent::TransferPolicy>, persistent: bool) -> MigrateFlags {
+    let policy = policy.cloned().unwrap_or_default();
+    MigrateFlags {
+        persistent,
+        post_copy: policy.post_copy,
+        auto_converge: policy.auto_converge,
+        storage_proved: policy.storage_proved,
+        parallel: policy.parallel_connections,
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for AgentServer {
+    async fn get_agent_status(&self, _: Request<agent::GetAgentStatusRequest>) -> Reply<agent::AgentStatus> {
+        let term = self.jobs.terms.known();
+        Ok(Response::new(agent::AgentStatus {
+            host: Some((self.about)()),
+            highest_term: term.as_ref().map_or(0, |term| term.number),
+            store_instance: term.map(|term| term.store_instance).unwrap_or_default(),
+            unfinished_journals: unfinished(&self.jobs),
+        }))
+    }
+
+    async fn inspect_host(&self, _: Request<agent::InspectHostRequest>) -> Reply<agent::HostFacts> {
+        Ok(Response::new(self.host_facts().await?))
+    }
+
+    async fn list_guests(&self, _: Request<agent::ListGuestsRequest>) -> Reply<agent::ListGuestsResponse> {
+        Ok(Response::new(self.all_guests().await?))
+    }
+
+    async fn inspect_guest(&self, request: Request<agent::InspectGuestRequest>) -> Reply<agent::GuestFacts> {
+        Ok(Response::new(self.one_guest(&request.into_inner().guest_uuid).await?))
+    }
+
+    async fn check_incoming(
+        &self,
+        request: Request<agent::CheckIncomingRequest>,
+    ) -> Reply<agent::CheckIncomingResponse> {
+        Ok(Response::new(self.checks(request.into_inner()).await?))
+    }
+
+    async fn write_storage_probes(
+        &self,
+        request: Request<agent::WriteStorageProbesRequest>,
+    ) -> Reply<agent::WriteStorageProbesResponse> {
+        let request = request.into_inner();
+        self.jobs.obey(&convert::fence(request.fence)?).await?;
+        Ok(Response::new(self.write_probes(&request.guest_uuid).await?))
+    }
+
+    async fn read_storage_probes(
+        &self,
+        request: Request<agent::ReadStorageProbesRequest>,
+    ) -> Reply<agent::ReadStorageProbesResponse> {
+        Ok(Response::new(inspect::read_probes(request.into_inner().probes).await?))
+    }
+
+    async fn remove_storage_probes(
+        &self,
+        request: Request<agent::RemoveStorageProbesRequest>,
+    ) -> Reply<agent::RemoveStorageProbesResponse> {
+        let request = request.into_inner();
+        self.jobs.obey(&convert::fence(request.fence)?).await?;
+        self.remove_probes(request.probes).await?;
+        Ok(Response::new(agent::RemoveStorageProbesResponse {}))
+    }
+
+    async fn begin_outgoing(
+        &self,
+        request: Request<agent::BeginOutgoingRequest>,
+    ) -> Reply<agent::BeginOutgoingResponse> {
+        let request = request.into_inner();
+        let fence = convert::fence(request.fence)?;
+        let order = BeginOrder {
+            reference: about(request.migration)?,
+            destination: convert::host_id("destination_host", &request.destination_host)?,
+            incarnation: convert::incarnation(request.incarnation)?,
+            flags: flags(request.policy.as_ref(), false),
+            limits: convert::limits(request.policy.as_ref()),
+        };
+        let jobs = Arc::clone(&self.jobs);
+        let answer = self
+            .jobs
+            .detached(async move { jobs.begin_outgoing(fence, order).await })
+            .await?;
+        Ok(Response::new(convert::begun(answer)))
+    }
+
+    async fn prepare_incoming(
+        &self,
+        request: Request<agent::PrepareIncomingRequest>,
+    ) -> Reply<agent::PrepareIncomingResponse> {
+        let request = request.into_inner();
+        let fence = convert::fence(request.fence)?;
+        let inactive_xml = Some(request.inactive_xml).filter(|xml| !xml.is_empty());
+        let order = PrepareOrder {
+            reference: about(request.migration)?,
+            source: convert::host_id("source_host", &request.source_host)?,
+            guest_name: request.guest_name,
+            xml: request.xml,
+            state_before: convert::state_from(request.state_before)?,
+            autostart_before: request.autostart_before,
+            flags: flags(request.policy.as_ref(), inactive_xml.is_some()),
+            inactive_xml,
+            cookie: Cookie(request.cookie.to_vec()),
+        };
+        let jobs = Arc::clone(&self.jobs);
+        let answer = self
+            .jobs
+            .detached(async move { jobs.prepare_incoming(fence, order).await })
+            .await?;
+        Ok(Response::new(agent::PrepareIncomingResponse {
+            ticket: answer.ticket.as_bytes().to_vec().into(),
+            cookie: answer.cookie.0.into(),
+        }))
+    }
+
+    async fn start_migrate(&self, request: Request<agent::StartMigrateRequest>) -> Reply<agent::StartMigrateResponse> {
+        let request = request.into_inner();
+        let fence = convert::fence(request.fence)?;
+        let delivery = Delivery {
+            ticket: convert::ticket(&request.ticket)?,
+            addresses: request.destination_addresses,
+        };
+        let reference = about(request.migration)?;
+        let order = StartOrder {
+            reference,
+            delivery,
+            cookie: Cookie(request.cookie.to_vec()),
+        };
+        let jobs = Arc::clone(&self.jobs);
+        self.jobs
+            .detached(async move { jobs.start_migrate(fence, order).await })
+            .await?;
+        Ok(Response::new(agent::StartMigrateResponse {}))
+    }
+
+    type WatchOutgoingStream = Pin<Box<dyn Stream<Item = Result<agent::WatchOutgoingResponse, Status>> + Send>>;
+
+    async fn watch_outgoing(&self, request: Request<agent::WatchOutgoingRequest>) -> Reply<Self::WatchOutgoingStream> {
+        let reference = about(request.into_inner().migration)?;
+        Ok(Response::new(watch::outgoing(&self.jobs, reference)?))
+    }
+
+    async fn get_migration_status(
+        &self,
+        request: Request<agent::GetMigrationStatusRequest>,
+    ) -> Reply<agent::MigrationStatus> {
+        Ok(Response::new(
+            self.status(about(request.into_inner().migration)?).await?,
+        ))
+    }
+
+    async fn hand_over(&self, request: Request<agent::HandOverRequest>) -> Reply<agent::HandOverResponse> {
+        let request = request.into_inner();
+        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
+        let jobs = Arc::clone(&self.jobs);
+        let summary = self
+            .jobs
+            .detached(async move { jobs.hand_over(fence, reference).await })
+            .await?;
+        Ok(Response::new(agent::HandOverResponse {
+            summary: Some(convert::summary(summary)),
+        }))
+    }
+
+    async fn finish_incoming(
+        &self,
+        request: Request<agent::FinishIncomingRequest>,
+    ) -> Reply<agent::FinishIncomingResponse> {
+        let request = request.into_inner();
+        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
+        let jobs = Arc::clone(&self.jobs);
+        let taken = self
+            .jobs
+            .detached(async move { jobs.finish_incoming(fence, reference).await })
+            .await?;
+        Ok(Response::new(agent::FinishIncomingResponse {
+            switch_time: Some(taken.arrival.switched.into()),
+        }))
+    }
+
+    async fn abort_outgoing(&self, request: Request<agent::AbortOutgoingRequest>) -> Reply<agent::MigrationStatus> {
+        let request = request.into_inner();
+        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
+        let jobs = Arc::clone(&self.jobs);
+        let reason = request.reason;
+        self.jobs
+            .detached(async move { jobs.abort_outgoing(fence, reference, reason).await })
+            .await?;
+        Ok(Response::new(self.status(reference).await?))
+    }
+
+    async fn revoke_incoming(&self, request: Request<agent::RevokeIncomingRequest>) -> Reply<agent::MigrationStatus> {
+        let request = request.into_inner();
+        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
+        let jobs = Arc::clone(&self.jobs);
+        self.jobs
+            .detached(async move { jobs.revoke_incoming(fence, reference).await })
+            .await?;
+        Ok(Response::new(self.status(reference).await?))
+    }
+
+    async fn settle_outgoing(&self, request: Request<agent::SettleOutgoingRequest>) -> Reply<agent::MigrationStatus> {
+        let request = request.into_inner();
+        let verdict = convert::verdict_from(request.verdict)?;
+        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
+        let jobs = Arc::clone(&self.jobs);
+        self.jobs
+            .detached(async move { jobs.settle_outgoing(fence, reference, verdict).await })
+            .await?;
+        Ok(Response::new(self.status(reference).await?))
+    }
+
+    async fn settle_incoming(&self, request: Request<agent::SettleIncomingRequest>) -> Reply<agent::MigrationStatus> {
+        let request = request.into_inner();
+        let verdict = convert::verdict_from(request.verdict)?;
+        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
+        let jobs = Arc::clone(&self.jobs);
+        self.jobs
+            .detached(async move { jobs.settle_incoming(fence, reference, verdict).await })
+            .await?;
+        Ok(Response::new(self.status(reference).await?))
+    }
+
+    async fn close_migration(
+        &self,
+        request: Request<agent::CloseMigrationRequest>,
+    ) -> Reply<agent::CloseMigrationResponse> {
+        let request = request.into_inner();
+        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
+        let jobs = Arc::clone(&self.jobs);
+        self.jobs
+            .detached(async move { jobs.close_migration(fence, reference).await })
+            .await?;
+        Ok(Response::new(agent::CloseMigrationResponse {}))
+    }
+}

@@ -1,0 +1,61 @@
+//! What another agent may ask of this one: to take a guest over, by ticket.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use drover_proto::agent::v1::peer_service_server::PeerService;
+use drover_proto::agent::v1::{HandOverGuestRequest, HandOverGuestResponse};
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::identity::Identity;
+use drover_proto::ids::Attempt;
+use drover_proto::time::proto_duration;
+use tonic::{Request, Response, Status};
+use tracing::Span;
+
+use super::convert;
+use crate::hypervisor::Cookie;
+use crate::jobs::Jobs;
+use crate::jobs::arrive::HandOverOrder;
+
+/// The service for other agents.
+pub struct PeerServer {
+    jobs: Arc<Jobs>,
+}
+
+impl PeerServer {
+    pub fn new(jobs: Arc<Jobs>) -> Self {
+        Self { jobs }
+    }
+}
+
+#[tonic::async_trait]
+impl PeerService for PeerServer {
+    async fn hand_over_guest(
+        &self,
+        request: Request<HandOverGuestRequest>,
+    ) -> Result<Response<HandOverGuestResponse>, Status> {
+        let arrived = Instant::now();
+        let Identity::Agent(from) = drover_proto::serve::peer(&request)?.identity else {
+            return Err(Failure::new(Reason::PermissionDenied, "only an agent hands guests over").into());
+        };
+        let request = request.into_inner();
+        let migration = convert::migration_id("migration_id", &request.migration_id)?;
+        Span::current().record("drover.migration.id", migration.to_string());
+        let order = HandOverOrder {
+            from,
+            migration,
+            attempt: Attempt(request.attempt),
+            ticket: convert::ticket(&request.ticket)?,
+            cookie: Cookie(request.cookie.to_vec()),
+            arrived,
+        };
+        let jobs = Arc::clone(&self.jobs);
+        let taken = self.jobs.detached(async move { jobs.take_over(order).await }).await?;
+        Ok(Response::new(HandOverGuestResponse {
+            cookie: taken.arrival.cookie.0.into(),
+            switch_time: Some(taken.arrival.switched.into()),
+            elapsed: taken.elapsed.map(proto_duration),
+            calls: taken.calls.into_iter().map(convert::call).collect(),
+        }))
+    }
+}

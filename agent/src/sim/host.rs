@@ -1,0 +1,125 @@
+//! One simulated host: what its user, its power supply and a test can do to it.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use drover_proto::ids::GuestId;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use super::config::SimGuest;
+use super::error;
+use super::fault::{Call, Fault};
+use super::state::State;
+use super::watch::Watch;
+use crate::hypervisor::{CpuAnswer, GuestFacts, HostFacts, Result, StopReason};
+
+/// A host with its libvirtd and its guests. Cheap to clone; all clones are the same host.
+#[derive(Clone, Debug)]
+pub struct SimHost {
+    state: Arc<Mutex<State>>,
+}
+
+impl SimHost {
+    pub(super) fn new(name: &str, watch: Watch) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State::new(name, watch))),
+        }
+    }
+
+    /// Nothing that holds it panics half-way through a change, and nothing waits while it holds it.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a call, with the fault that is planted for it.
+    pub(super) async fn call<T>(&self, call: Call, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let fault = self.lock().script.take(call);
+        match fault {
+            None => work.await,
+            Some(Fault::Refuse) => Err(error::scripted()),
+            Some(Fault::LoseAnswer) => {
+                // A handle in the lost answer goes with its connection.
+                drop(work.await);
+                Err(error::answer_lost())
+            }
+            Some(Fault::Delay(time)) => {
+                sleep(time).await;
+                work.await
+            }
+            Some(Fault::Until(token)) => {
+                token.cancelled().await;
+                work.await
+            }
+            Some(Fault::Die) => {
+                self.restart_libvirtd();
+                Err(error::disconnected())
+            }
+        }
+    }
+
+    /// Plants a fault for the next call of this kind; several are met in turn.
+    pub fn script(&self, call: Call, fault: Fault) {
+        self.lock().script.plant(call, fault);
+    }
+
+    /// Defines and starts a guest.
+    pub fn add(&self, guest: &SimGuest) -> Result<()> {
+        self.lock().add(guest)
+    }
+
+    /// The guest as libvirt has it, without waiting and without faults.
+    pub fn look(&self, guest: GuestId) -> Option<GuestFacts> {
+        self.lock().domains.get(&guest).map(super::domain::Domain::facts)
+    }
+
+    /// Whether the guest's job lock is held.
+    pub fn has_job(&self, guest: GuestId) -> bool {
+        self.lock()
+            .domains
+            .get(&guest)
+            .is_some_and(|domain| domain.job.is_some())
+    }
+
+    /// The guest shuts itself down.
+    pub fn shut_down(&self, guest: GuestId) {
+        self.lock().end(guest, StopReason::Shutdown);
+    }
+
+    /// Somebody destroys the guest, or its QEMU is killed.
+    pub fn kill(&self, guest: GuestId, reason: StopReason) {
+        self.lock().end(guest, reason);
+    }
+
+    /// Takes snapshots, which forbid a migration.
+    pub fn set_snapshots(&self, guest: GuestId, snapshots: u32) {
+        if let Ok(domain) = self.lock().find(guest) {
+            domain.snapshots = snapshots;
+        }
+    }
+
+    /// libvirtd dies and is started again: guests stay, connections and jobs go.
+    pub fn restart_libvirtd(&self) {
+        self.lock().restart_libvirtd();
+    }
+
+    /// The host's power fails and comes back.
+    pub fn reboot(&self) {
+        self.lock().reboot();
+    }
+
+    /// Changes with every reboot.
+    pub fn boot_id(&self) -> Uuid {
+        self.lock().boot_id()
+    }
+
+    /// Changes what the host says of itself; `memory_available` is what is free without any guest.
+    pub fn set_facts(&self, change: impl FnOnce(&mut HostFacts)) {
+        change(&mut self.lock().facts);
+    }
+
+    /// What every question about a CPU is answered with.
+    pub fn set_cpu_answer(&self, answer: CpuAnswer) {
+        self.lock().cpu = answer;
+    }
+}

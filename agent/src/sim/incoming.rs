@@ -1,0 +1,97 @@
+//! The destination's side of a simulated migration.
+
+use async_trait::async_trait;
+use drover_proto::ids::GuestId;
+use tokio::sync::watch;
+
+use super::error;
+use super::fault::Call;
+use super::host::SimHost;
+use super::receiver::{Received, receive};
+use super::transitions::Arrived;
+use crate::hypervisor::{Cookie, Incoming, PrepareRequest, Result};
+use crate::tunnel::socket;
+
+pub(super) struct SimIncoming {
+    host: SimHost,
+    guest: GuestId,
+    connection: u64,
+    arrived: Arrived,
+    cookie: Cookie,
+    received: watch::Receiver<Received>,
+}
+
+impl Drop for SimIncoming {
+    fn drop(&mut self) {
+        self.host.lock().close(self.guest, self.connection);
+    }
+}
+
+impl SimIncoming {
+    /// A QEMU that waits, still, for its stream.
+    pub(super) fn prepare(host: &SimHost, request: PrepareRequest) -> Result<Self> {
+        let (connection, spec, cut) = host.lock().prepare(&request)?;
+        let (tell, received) = watch::channel(Received::Waiting);
+        // From here on dropping the handle takes the waiting copy away again.
+        let handle = Self {
+            host: host.clone(),
+            guest: spec.id,
+            connection,
+            arrived: Arrived {
+                persistent_xml: request.persistent_xml,
+                flags: request.flags,
+            },
+            cookie: Cookie(format!("prepare of {}", spec.id).into_bytes()),
+            received,
+        };
+        let (listener, file) =
+            socket::listen(&request.socket, None).map_err(|error| error::failed(error.to_string()))?;
+        let host = host.clone();
+        tokio::spawn(async move {
+            let outcome = cut.run_until_cancelled(receive(&listener, spec.id)).await;
+            drop(file);
+            match outcome {
+                Some(Ok(totals)) => tell.send_replace(Received::Complete(totals)),
+                Some(Err(error)) => {
+                    host.lock().incoming_broke(spec.id, connection);
+                    tell.send_replace(Received::Broken(error.to_string()))
+                }
+                None => tell.send_replace(Received::Broken("QEMU is gone".to_owned())),
+            }
+        });
+        Ok(handle)
+    }
+
+    async fn finish_now(&self) -> Result<Cookie> {
+        let (host, guest, connection) = (self.host.clone(), self.guest, self.connection);
+        let (mut received, arrived) = (self.received.clone(), self.arrived.clone());
+        host.lock().start_finish(guest, connection)?;
+        // libvirtd goes on when the caller stops waiting.
+        let finishing = tokio::spawn(async move {
+            let outcome = received.wait_for(|received| *received != Received::Waiting).await;
+            match outcome.map(|received| received.clone()) {
+                Ok(Received::Complete(totals)) => host.lock().finished(guest, connection, &arrived, totals),
+                Ok(Received::Broken(why)) => Err(error::failed(format!("migration in job: {why}"))),
+                Ok(Received::Waiting) | Err(_) => Err(error::failed("migration in job: QEMU is gone")),
+            }
+        });
+        finishing.await.map_err(|error| error::failed(error.to_string()))??;
+        Ok(Cookie(format!("finish of {guest}").into_bytes()))
+    }
+}
+
+#[async_trait]
+impl Incoming for SimIncoming {
+    fn cookie(&self) -> &Cookie {
+        &self.cookie
+    }
+
+    async fn finish(&self, _cookie: &Cookie) -> Result<Cookie> {
+        self.host.call(Call::Finish, self.finish_now()).await
+    }
+
+    async fn cancel(&self) -> Result<()> {
+        let cancel = async { self.host.lock().cancel_incoming(self.guest, self.connection) };
+        self.host.call(Call::CancelIncoming, cancel).await
+    }
+}

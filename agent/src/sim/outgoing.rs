@@ -1,0 +1,106 @@
+//! The source's side of a simulated migration.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use drover_proto::ids::GuestId;
+
+use super::error;
+use super::fault::Call;
+use super::host::SimHost;
+use super::sender::Sender;
+use crate::hypervisor::{Begun, Cookie, JobStats, MigrateFlags, Outgoing, PerformRequest, Result};
+
+pub(super) struct SimOutgoing {
+    pub(super) host: SimHost,
+    pub(super) guest: GuestId,
+    pub(super) connection: u64,
+    pub(super) flags: MigrateFlags,
+    pub(super) begun: Begun,
+}
+
+impl Drop for SimOutgoing {
+    fn drop(&mut self) {
+        self.host.lock().close(self.guest, self.connection);
+    }
+}
+
+impl SimOutgoing {
+    async fn perform_now(&self, request: &PerformRequest) -> Result<Cookie> {
+        let (host, guest, connection) = (self.host.clone(), self.guest, self.connection);
+        let (spec, cut) = host.lock().start_perform(guest, connection, request)?;
+        let sender = Sender {
+            host: host.clone(),
+            spec,
+            connection,
+            socket: request.socket.clone(),
+            beside: self.flags.parallel,
+        };
+        // QEMU goes on when the caller stops waiting; it ends with the connection, which is this handle.
+        let sending = tokio::spawn(async move {
+            let outcome = cut.run_until_cancelled(sender.run()).await;
+            if !matches!(outcome, Some(Ok(()))) {
+                host.lock().perform_failed(guest, connection);
+            }
+            outcome.unwrap_or_else(|| Err(host.lock().why_cut(guest, connection)))
+        });
+        sending.await.map_err(|error| error::failed(error.to_string()))??;
+        Ok(Cookie(format!("perform of {guest}").into_bytes()))
+    }
+}
+
+#[async_trait]
+impl Outgoing for SimOutgoing {
+    fn begun(&self) -> &Begun {
+        &self.begun
+    }
+
+    async fn perform(&self, request: PerformRequest) -> Result<Cookie> {
+        self.host.call(Call::Perform, self.perform_now(&request)).await
+    }
+
+    async fn abort(&self) -> Result<()> {
+        self.host
+            .call(Call::Abort, async {
+                self.host.lock().abort(self.guest, self.connection)
+            })
+            .await
+    }
+
+    async fn job(&self) -> Result<Option<JobStats>> {
+        self.host
+            .call(Call::Look, async { self.host.lock().job(self.guest) })
+            .await
+    }
+
+    async fn completed_job(&self) -> Result<Option<JobStats>> {
+        self.host
+            .call(Call::Look, async {
+                Ok(self.host.lock().sent_stats(self.guest, self.connection))
+            })
+            .await
+    }
+
+    async fn set_max_downtime(&self, max: Duration) -> Result<()> {
+        self.host
+            .lock()
+            .update_job(self.guest, self.connection, |job| job.limits.max_downtime = max)
+    }
+
+    async fn set_bandwidth(&self, bytes_per_second: u64) -> Result<()> {
+        let whole = bytes_per_second.next_multiple_of(1 << 20);
+        self.host
+            .lock()
+            .update_job(self.guest, self.connection, |job| job.limits.bandwidth = whole)
+    }
+
+    async fn confirm_moved(&self, _cookie: &Cookie) -> Result<()> {
+        let confirm = async { self.host.lock().confirm_moved(self.guest, self.connection, self.flags) };
+        self.host.call(Call::ConfirmMoved, confirm).await
+    }
+
+    async fn confirm_cancelled(&self) -> Result<()> {
+        let confirm = async { self.host.lock().confirm_cancelled(self.guest, self.connection) };
+        self.host.call(Call::ConfirmCancelled, confirm).await
+    }
+}

@@ -1,0 +1,81 @@
+//! A simulated destination QEMU: listens, takes the channels, and knows whether the stream was whole.
+
+use std::io;
+use std::time::SystemTime;
+
+use drover_proto::ids::GuestId;
+use tokio::io::BufReader;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+
+use super::stream::{self, Frame, LARGEST, Tail};
+
+/// How far a stream is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    Waiting,
+    /// Every byte is there.
+    Complete(Totals),
+    Broken(String),
+}
+
+/// What came over all channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    /// Bytes.
+    pub(super) pages: u64,
+    /// When the guest was stopped on its source; `None` where it stood still before.
+    pub(super) stopped: Option<SystemTime>,
+}
+
+impl Totals {
+    fn add(&mut self, tail: &Tail) {
+        self.pages += tail.pages;
+        self.stopped = self.stopped.or(tail.stopped);
+    }
+}
+
+/// Takes one guest's stream. `Ok` is a whole one.
+pub(super) async fn receive(listener: &UnixListener, guest: GuestId) -> io::Result<Totals> {
+    let mut main = accept(listener).await?;
+    let mut scratch = Vec::new();
+    let beside = match stream::read(&mut main, &mut scratch).await? {
+        Frame::Head(head) if head.guest == guest => head.beside,
+        Frame::Head(_) => return Err(not_ours("the stream is of another guest")),
+        Frame::Pages(_) | Frame::Tail(_) => return Err(not_ours("the first connection is not the main channel")),
+    };
+    let (mut channels, mut totals) = (JoinSet::new(), Totals::default());
+    channels.spawn(read_pages(main));
+    for _ in 0..beside {
+        // A channel that is there may break while another is waited for.
+        tokio::select! {
+            stream = accept(listener) => drop(channels.spawn(read_pages(stream?))),
+            Some(ended) = channels.join_next() => totals.add(&ended.map_err(io::Error::other)??),
+        }
+    }
+    while let Some(ended) = channels.join_next().await {
+        totals.add(&ended.map_err(io::Error::other)??);
+    }
+    Ok(totals)
+}
+
+async fn accept(listener: &UnixListener) -> io::Result<BufReader<UnixStream>> {
+    Ok(BufReader::with_capacity(LARGEST, listener.accept().await?.0))
+}
+
+/// To the tail of one channel.
+async fn read_pages(mut stream: BufReader<UnixStream>) -> io::Result<Tail> {
+    let (mut scratch, mut pages) = (Vec::new(), 0);
+    loop {
+        match stream::read(&mut stream, &mut scratch).await? {
+            Frame::Pages(length) => pages += length as u64,
+            Frame::Tail(tail) if tail.pages == pages => return Ok(tail),
+            Frame::Tail(_) => return Err(not_ours("pages are missing")),
+            Frame::Head(_) => return Err(not_ours("a second main channel")),
+        }
+    }
+}
+
+fn not_ours(message: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}

@@ -1,0 +1,169 @@
+//! A simulated source QEMU: pre-copy in rounds over unix sockets, at the speed of the sockets or of the limit.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use drover_proto::ids::GuestId;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep};
+
+use super::domain::{Limits, Spec};
+use super::error;
+use super::host::SimHost;
+use super::stream::{self, Frame, Head, LARGEST, Tail};
+use crate::hypervisor::{Happened, HypervisorError, JobStats, Result};
+
+/// What it sends, and where to.
+pub(super) struct Sender {
+    pub(super) host: SimHost,
+    pub(super) spec: Spec,
+    /// Of libvirt: whose job it is.
+    pub(super) connection: u64,
+    pub(super) socket: PathBuf,
+    /// Channels beside the main one.
+    pub(super) beside: u32,
+}
+
+/// One connection and what went over it.
+struct Channel {
+    stream: UnixStream,
+    pages: u64,
+}
+
+impl Sender {
+    /// Sends all of it; when this returns `Ok` the host has noted that all is sent.
+    pub(super) async fn run(&self) -> Result<()> {
+        let mut channels = self.connect().await.map_err(|error| broken(&error))?;
+        let mut remaining = self.spec.memory;
+        for iteration in 1.. {
+            self.host.lock().tell(self.guest(), Happened::Iteration(iteration));
+            self.update(|stats| (stats.iteration, stats.memory_remaining) = (iteration, remaining))?;
+            let began = Instant::now();
+            self.send_pages(&mut channels, remaining).await?;
+            let took = began.elapsed().max(Duration::from_micros(1));
+            let dirtied = self.dirtied(took);
+            let bandwidth = (remaining as f64 / took.as_secs_f64()) as u64;
+            let dirty_rate = (dirtied as f64 / took.as_secs_f64()) as u64;
+            self.update(|stats| (stats.bandwidth, stats.dirty_rate) = (bandwidth, dirty_rate))?;
+            remaining = dirtied;
+            let blackout = Duration::from_secs_f64(dirtied as f64 / bandwidth.max(1) as f64);
+            if blackout <= self.limits()?.max_downtime {
+                break;
+            }
+        }
+        let stopped = self
+            .host
+            .lock()
+            .stop_for_last_round(self.guest(), self.connection)?
+            .then(SystemTime::now);
+        self.send_pages(&mut channels, remaining).await?;
+        self.send_tails(channels, stopped).await
+    }
+
+    fn guest(&self) -> GuestId {
+        self.spec.id
+    }
+
+    /// The main channel first: it is connected before any other is begun.
+    async fn connect(&self) -> std::io::Result<Vec<Channel>> {
+        let mut channels = Vec::new();
+        for _ in 0..=self.beside {
+            channels.push(Channel {
+                stream: UnixStream::connect(&self.socket).await?,
+                pages: 0,
+            });
+        }
+        let head = Frame::Head(Head {
+            guest: self.guest(),
+            beside: self.beside,
+        });
+        stream::write(&mut channels[0].stream, &head).await?;
+        Ok(channels)
+    }
+
+    async fn send_pages(&self, channels: &mut [Channel], bytes: u64) -> Result<()> {
+        // Where there are channels beside it, the main one carries no pages.
+        let first = usize::from(channels.len() > 1);
+        let (began, mut sent) = (Instant::now(), 0);
+        for turn in 0.. {
+            if sent == bytes {
+                break;
+            }
+            let piece = (bytes - sent).min(LARGEST as u64);
+            let at = first + turn % (channels.len() - first);
+            let channel = &mut channels[at];
+            stream::write(&mut channel.stream, &Frame::Pages(piece as usize))
+                .await
+                .map_err(|error| broken(&error))?;
+            channel.pages += piece;
+            sent += piece;
+            self.update(|stats| {
+                stats.memory_processed += piece;
+                stats.memory_remaining = bytes - sent;
+            })?;
+            self.keep_to_limit(began, sent).await?;
+        }
+        Ok(())
+    }
+
+    async fn keep_to_limit(&self, began: Instant, sent: u64) -> Result<()> {
+        let Limits { bandwidth, .. } = self.limits()?;
+        if bandwidth > 0 {
+            let due = Duration::from_secs_f64(sent as f64 / bandwidth as f64);
+            sleep(due.saturating_sub(began.elapsed())).await;
+        }
+        Ok(())
+    }
+
+    /// The main channel's tail makes the stream whole; nothing is awaited between it and the note that all is sent.
+    async fn send_tails(&self, channels: Vec<Channel>, stopped: Option<SystemTime>) -> Result<()> {
+        for mut channel in channels.into_iter().rev() {
+            let tail = Frame::Tail(Tail {
+                pages: channel.pages,
+                stopped,
+            });
+            stream::write(&mut channel.stream, &tail)
+                .await
+                .map_err(|error| broken(&error))?;
+            // What was written is in the socket; closing it does not take it back.
+            drop(channel);
+        }
+        self.host.lock().sent(self.guest(), self.connection)
+    }
+
+    /// What the guest wrote in this time.
+    fn dirtied(&self, took: Duration) -> u64 {
+        let runs = self
+            .host
+            .lock()
+            .domains
+            .get(&self.guest())
+            .is_some_and(|copy| copy.state.runs());
+        let dirtied = if runs {
+            self.spec.dirty_rate as f64 * took.as_secs_f64()
+        } else {
+            0.0
+        };
+        (dirtied as u64).min(self.spec.memory)
+    }
+
+    fn limits(&self) -> Result<Limits> {
+        let mut limits = Limits::default();
+        self.host
+            .lock()
+            .update_job(self.guest(), self.connection, |job| limits = job.limits)?;
+        Ok(limits)
+    }
+
+    fn update(&self, update: impl FnOnce(&mut JobStats)) -> Result<()> {
+        self.host
+            .lock()
+            .update_job(self.guest(), self.connection, |job| update(&mut job.stats))
+    }
+}
+
+fn broken(error: &std::io::Error) -> HypervisorError {
+    error::failed(format!(
+        "operation failed: migration out job: unable to write to socket: {error}"
+    ))
+}

@@ -1,0 +1,357 @@
+//! The destination's end: takes data connections of other agents, and brings each to the QEMU it is meant for.
+//!
+//! [`Destination`] is the agent's registry of tickets; [`Waiting`] is one migration in it, held by the migration's
+//! job. Dropping a `Waiting` revokes it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use drover_proto::identity::Identity;
+use drover_proto::ids::{Attempt, HostId, MigrationId, Ticket};
+use drover_proto::serve::Accepted;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout};
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::entry::Entry;
+use super::error::{Refusal, TunnelError};
+use super::hello::{Channel, HELLO_SIZE, Hello, Reply};
+use super::refusals::Refusals;
+use super::relay::{Broken, relay};
+use super::{Bytes, Counters, session, socket};
+
+/// A hello comes at once, or it is not ours.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// libvirt's Prepare has returned before a ticket leaves this host, so QEMU listens or is about to.
+const QEMU_PATIENCE: Duration = Duration::from_secs(5);
+/// Connections at once that have not shown a ticket yet.
+const STRANGERS: usize = 64;
+
+/// What a ticket lets in, and where to.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    pub migration: MigrationId,
+    pub attempt: Attempt,
+    pub ticket: Ticket,
+    /// Only this host's agent may use the ticket.
+    pub source: HostId,
+    /// The unix socket on which QEMU waits for memory.
+    pub memory_socket: PathBuf,
+    /// The unix socket of QEMU's NBD server; `None` where no disk is copied.
+    pub disks_socket: Option<PathBuf>,
+    /// How long the ticket is good for if no channel comes.
+    pub valid_for: Duration,
+}
+
+/// The registry of all migrations that this agent waits for. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    migrations: Mutex<HashMap<MigrationId, Arc<Migration>>>,
+    strangers: Semaphore,
+    refusals: Refusals,
+}
+
+/// One migration that is waited for.
+#[derive(Debug)]
+struct Migration {
+    registration: Registration,
+    entry: Mutex<Entry>,
+    counters: Counters,
+    main_attached: watch::Sender<bool>,
+    main_complete: watch::Sender<bool>,
+    error: watch::Sender<Option<TunnelError>>,
+    cut: CancellationToken,
+    channels: TaskTracker,
+}
+
+/// The holder's side of a registration: what came so far, and the way to end it.
+#[derive(Debug)]
+pub struct Waiting {
+    destination: Destination,
+    migration: Arc<Migration>,
+}
+
+impl Default for Destination {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Destination {
+    pub fn new() -> Self {
+        let shared = Shared {
+            migrations: Mutex::default(),
+            strangers: Semaphore::new(STRANGERS),
+            refusals: Refusals::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Lets a ticket in from now on. A registration of the same migration that is still there is revoked: its
+    /// channels are cut.
+    pub fn register(&self, registration: Registration) -> Result<Waiting, TunnelError> {
+        socket::check_path(&registration.memory_socket)?;
+        if let Some(path) = &registration.disks_socket {
+            socket::check_path(path)?;
+        }
+        let entry = Entry::new(
+            registration.attempt,
+            registration.ticket.clone(),
+            registration.source.clone(),
+            Instant::now() + registration.valid_for,
+            registration.disks_socket.is_some(),
+        );
+        let id = registration.migration;
+        let migration = Arc::new(Migration {
+            registration,
+            entry: Mutex::new(entry),
+            counters: Counters::default(),
+            main_attached: watch::Sender::new(false),
+            main_complete: watch::Sender::new(false),
+            error: watch::Sender::new(None),
+            cut: CancellationToken::new(),
+            channels: TaskTracker::new(),
+        });
+        if let Some(former) = lock(&self.shared.migrations).insert(id, Arc::clone(&migration)) {
+            former.revoke();
+        }
+        Ok(Waiting {
+            destination: self.clone(),
+            migration,
+        })
+    }
+
+    /// How many connections were refused since the start.
+    pub fn refused(&self) -> u64 {
+        self.shared.refusals.count()
+    }
+
+    /// Serves one data connection to its end.
+    pub async fn serve(&self, accepted: Accepted) {
+        let Accepted { stream, peer, .. } = accepted;
+        if let Err(error) = socket::tune(stream.get_ref().0) {
+            tracing::debug!(%error, "a data connection cannot be tuned");
+        }
+        if let Some((stream, admitted)) = self.admit(stream, &peer).await {
+            admitted.run(stream).await;
+        }
+    }
+
+    /// From the first byte to the ticket. Bounded in time and in number: nobody is trusted here yet.
+    async fn admit(
+        &self,
+        mut stream: TlsStream<TcpStream>,
+        peer: &Identity,
+    ) -> Option<(TlsStream<TcpStream>, Admitted)> {
+        let outcome = match self.shared.strangers.try_acquire() {
+            Ok(_place) => match timeout(HELLO_LIMIT, read_hello(&mut stream)).await {
+                Ok(Ok(hello)) => self.claim(&hello, peer),
+                Ok(Err(detail)) => Err((Refusal::Hello, detail)),
+                Err(_) => Err((Refusal::Hello, "it did not come in time".to_owned())),
+            },
+            Err(_) => Err((Refusal::Busy, "too many connections at once".to_owned())),
+        };
+        match outcome {
+            Ok(admitted) => Some((stream, admitted)),
+            Err((refusal, detail)) => {
+                self.shared.refusals.record(refusal, &detail, peer);
+                refuse(stream, refusal, detail).await;
+                None
+            }
+        }
+    }
+
+    fn claim(&self, hello: &Hello, peer: &Identity) -> Result<Admitted, (Refusal, String)> {
+        let migration = lock(&self.shared.migrations).get(&hello.migration).cloned();
+        let Some(migration) = migration else {
+            return Err((Refusal::Ticket, String::new()));
+        };
+        let claimed = lock(&migration.entry).claim(hello, peer, Instant::now());
+        claimed.map_err(|refusal| (refusal, String::new()))?;
+        Ok(Admitted {
+            migration,
+            channel: hello.channel,
+        })
+    }
+
+    fn forget(&self, migration: &Arc<Migration>) {
+        let mut migrations = lock(&self.shared.migrations);
+        let id = migration.registration.migration;
+        // A later registration of the same migration stays.
+        if migrations
+            .get(&id)
+            .is_some_and(|current| Arc::ptr_eq(current, migration))
+        {
+            migrations.remove(&id);
+        }
+    }
+}
+
+impl Migration {
+    fn revoke(&self) {
+        lock(&self.entry).revoke();
+        self.cut.cancel();
+        self.channels.close();
+    }
+
+    fn report(&self, error: TunnelError) {
+        tracing::warn!(migration_id = %self.registration.migration, %error, "a data channel ended early");
+        self.error.send_replace(Some(error));
+    }
+}
+
+/// A connection that has shown its ticket and holds its channel's place.
+struct Admitted {
+    migration: Arc<Migration>,
+    channel: Channel,
+}
+
+impl Admitted {
+    async fn run(self, stream: TlsStream<TcpStream>) {
+        let Self { migration, channel } = self;
+        let tracked = Arc::clone(&migration);
+        let work = async {
+            tokio::select! {
+                biased; // what is revoked does not get to QEMU even once
+                () = migration.cut.cancelled() => {}
+                result = carry(&migration, channel, stream) => if let Err(error) = result {
+                    migration.report(error);
+                },
+            }
+        };
+        tracked.channels.track_future(work).await;
+    }
+}
+
+/// Connects QEMU, says so, relays.
+async fn carry(migration: &Migration, channel: Channel, mut stream: TlsStream<TcpStream>) -> Result<(), TunnelError> {
+    let unix = match connect_qemu(&migration.registration, channel).await {
+        Ok(unix) => unix,
+        Err(error) => {
+            lock(&migration.entry).release(channel);
+            refuse(stream, Refusal::Qemu, error.clone()).await;
+            return Err(TunnelError::Qemu {
+                channel,
+                message: error,
+            });
+        }
+    };
+    if !lock(&migration.entry).attach(channel) {
+        return Ok(());
+    }
+    let cut = |error: std::io::Error| TunnelError::Cut {
+        channel,
+        message: error.to_string(),
+    };
+    stream.write_all(&Reply::Accepted.encode()).await.map_err(cut)?;
+    stream.flush().await.map_err(cut)?;
+    if channel == Channel::Main {
+        migration.main_attached.send_replace(true);
+    }
+    let (tcp, connection) = stream.into_inner();
+    let received_all = || {
+        if channel == Channel::Main {
+            migration.main_complete.send_replace(true);
+        }
+    };
+    relay(unix, session::split(tcp, connection), &migration.counters, received_all)
+        .await
+        .map_err(|broken| match broken {
+            Broken::Unix(error) => TunnelError::Qemu {
+                channel,
+                message: error.to_string(),
+            },
+            Broken::Network(error) => cut(error),
+        })
+}
+
+async fn connect_qemu(registration: &Registration, channel: Channel) -> Result<UnixStream, String> {
+    let path = match (channel.is_memory(), &registration.disks_socket) {
+        (true, _) => &registration.memory_socket,
+        (false, Some(path)) => path,
+        (false, None) => return Err("no disk is copied in this migration".to_owned()),
+    };
+    socket::connect(path, QEMU_PATIENCE)
+        .await
+        .map_err(|error| format!("{}: {error}", path.display()))
+}
+
+async fn read_hello(stream: &mut TlsStream<TcpStream>) -> Result<Hello, String> {
+    let mut wire = [0; HELLO_SIZE];
+    stream.read_exact(&mut wire).await.map_err(|error| error.to_string())?;
+    Hello::decode(&wire).map_err(|error| error.to_string())
+}
+
+/// Says why and closes; somebody who does not listen does not hold us up.
+async fn refuse(mut stream: TlsStream<TcpStream>, refusal: Refusal, detail: String) {
+    let reply = Reply::Refused { refusal, detail }.encode();
+    let farewell = async {
+        stream.write_all(&reply).await?;
+        stream.shutdown().await
+    };
+    // Whether it arrived changes nothing here.
+    let _ = timeout(HELLO_LIMIT, farewell).await;
+}
+
+impl Waiting {
+    /// Becomes true when the main channel is connected to QEMU.
+    pub fn main_attached(&self) -> watch::Receiver<bool> {
+        self.migration.main_attached.subscribe()
+    }
+
+    /// Becomes true when the source announced the end of the main channel and QEMU was given every byte of it.
+    /// A cut never makes it true.
+    pub fn main_complete(&self) -> watch::Receiver<bool> {
+        self.migration.main_complete.subscribe()
+    }
+
+    /// What went wrong last.
+    pub fn errors(&self) -> watch::Receiver<Option<TunnelError>> {
+        self.migration.error.subscribe()
+    }
+
+    pub fn bytes(&self) -> Bytes {
+        self.migration.counters.read()
+    }
+
+    /// Waits until the ticket has expired unused; never returns once the main channel is attached.
+    pub async fn expired(&self) {
+        let deadline = lock(&self.migration.entry).expires;
+        tokio::time::sleep_until(deadline).await;
+        while !lock(&self.migration.entry).has_expired(Instant::now()) {
+            // A disk may hold it open and go: looked at again now and then, for nobody waits for this moment.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Lets nobody in any more, cuts the channels, and waits until they are gone.
+    pub async fn revoke(self) {
+        self.migration.revoke();
+        self.migration.channels.wait().await;
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.migration.revoke();
+        self.destination.forget(&self.migration);
+    }
+}
+
+/// Nothing that holds these locks panics half-way through a change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

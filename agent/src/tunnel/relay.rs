@@ -1,0 +1,79 @@
+//! Moves bytes between a unix socket (QEMU) and a TLS connection (the other agent) until both directions ended.
+//!
+//! Each direction ends on its own and hands its end on. An error in one ends both at once: dropping the sockets
+//! cuts the channel on both sides, so that QEMU and the other agent see it.
+
+use std::io;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::Counters;
+use super::session::{Receiver, Sender};
+
+/// The largest piece that is moved at once: what a unix socket holds by default, rounded up.
+const PIECE: usize = 256 * 1024;
+/// Buffers begin small: of most channels one direction stays silent.
+const FIRST_PIECE: usize = 16 * 1024;
+
+/// Which side of the relay broke.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("QEMU: {0}")]
+    Unix(io::Error),
+    #[error("network: {0}")]
+    Network(io::Error),
+}
+
+/// Relays until both directions have ended. `received_all` is called when the other agent has announced its end
+/// and every byte before it was given to QEMU.
+pub(crate) async fn relay(
+    unix: UnixStream,
+    (sender, receiver): (Sender, Receiver),
+    counters: &Counters,
+    received_all: impl FnOnce(),
+) -> Result<(), Broken> {
+    let (from_unix, to_unix) = unix.into_split();
+    tokio::try_join!(
+        send(from_unix, sender, counters),
+        receive(receiver, to_unix, counters, received_all)
+    )?;
+    Ok(())
+}
+
+async fn send(unix: OwnedReadHalf, mut network: Sender, counters: &Counters) -> Result<(), Broken> {
+    let mut piece = vec![0; FIRST_PIECE];
+    loop {
+        unix.readable().await.map_err(Broken::Unix)?;
+        match unix.try_read(&mut piece) {
+            Ok(0) => return network.finish().await.map_err(Broken::Network),
+            Ok(read) => {
+                network.send(&piece[..read]).await.map_err(Broken::Network)?;
+                counters.add_sent(read);
+                if read == piece.len() && read < PIECE {
+                    piece.resize(read * 4, 0);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(Broken::Unix(error)),
+        }
+    }
+}
+
+async fn receive(
+    mut network: Receiver,
+    mut unix: OwnedWriteHalf,
+    counters: &Counters,
+    received_all: impl FnOnce(),
+) -> Result<(), Broken> {
+    let mut piece = Vec::new();
+    while network.receive(&mut piece, PIECE).await.map_err(Broken::Network)? {
+        unix.write_all(&piece).await.map_err(Broken::Unix)?;
+        counters.add_received(piece.len());
+        piece.clear();
+    }
+    unix.shutdown().await.map_err(Broken::Unix)?;
+    received_all();
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! Two agents over real gRPC, mTLS, tunnel and journals, with a simulated hypervisor below: what a controller asks
+//! for, what it must never get, and what is true after a death at each point.
+
+mod crashes;
+mod expiry;
+mod moves;
+mod pki;
+mod refusals;
+mod repeats;
+mod scene;
+mod undo;

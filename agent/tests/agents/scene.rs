@@ -1,0 +1,443 @@
+//! Two hosts with an agent each, and the controller's side of the conversation.
+//!
+//! Every agent has a runtime of its own: ending it is the death of the process, with everything it held.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use drover_agent::jobs::{Jobs, Timing};
+use drover_agent::server::{Agent, AgentOptions};
+use drover_agent::sim::{SimGuest, SimHost, SimWorld};
+use drover_proto::agent::v1::agent_service_client::AgentServiceClient;
+use drover_proto::agent::v1::peer_service_client::PeerServiceClient;
+use drover_proto::agent::v1::*;
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::identity::Identity;
+use drover_proto::ids::{GuestId, MigrationId};
+use drover_proto::tls::Tls;
+use tokio::net::TcpListener;
+use tonic::transport::Channel;
+
+use crate::pki::Pki;
+
+/// Longer than anything takes; what has not come by then does not come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Node {
+    pub(crate) name: &'static str,
+    pub(crate) host: SimHost,
+    pub(crate) tls: Tls,
+    folder: PathBuf,
+    address: Option<SocketAddr>,
+    limits: Timing,
+    alive: Option<(tokio::runtime::Runtime, Agent)>,
+}
+
+impl Node {
+    /// Starts the agent, at the address that it had before.
+    pub(crate) async fn start(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let address = self.address.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
+        let (host, tls, limits) = (self.host.clone(), self.tls.clone(), self.limits);
+        let (name, folder) = (self.name, self.folder.clone());
+        let starting = runtime.spawn(async move {
+            let listener = eventually_some(|| TcpListener::bind(address)).await;
+            let listening = listener.local_addr().unwrap().to_string();
+            Agent::start(AgentOptions {
+                host: name.parse().unwrap(),
+                listener,
+                management_address: listening,
+                migration_addresses: Vec::new(),
+                controller: None,
+                state_dir: folder.join("state"),
+                run_dir: folder.join("run"),
+                qemu_group: None,
+                tls,
+                boot_id: host.boot_id(),
+                hypervisor: Arc::new(host),
+                unfit: None,
+                limits,
+            })
+            .await
+            .unwrap()
+        });
+        let agent = starting.await.unwrap();
+        self.address = Some(agent.address());
+        self.alive = Some((runtime, agent));
+    }
+
+    /// The process dies: its tasks, connections and locks are gone when this returns.
+    pub(crate) async fn kill(&mut self) {
+        let (runtime, agent) = self.alive.take().unwrap();
+        let jobs: Weak<Jobs> = Arc::downgrade(agent.jobs());
+        runtime.shutdown_background();
+        drop(agent);
+        eventually("the killed agent is gone", || jobs.strong_count() == 0).await;
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        self.kill().await;
+        self.start().await;
+    }
+
+    /// SIGTERM.
+    pub(crate) async fn stop(&mut self) {
+        let (runtime, agent) = self.alive.take().unwrap();
+        runtime.spawn(agent.stop()).await.unwrap().unwrap();
+        runtime.shutdown_background();
+    }
+
+    pub(crate) fn jobs(&self) -> Arc<Jobs> {
+        Arc::clone(self.alive.as_ref().unwrap().1.jobs())
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.address.unwrap().to_string()
+    }
+
+    pub(crate) fn sockets(&self) -> usize {
+        std::fs::read_dir(self.folder.join("run")).map_or(0, Iterator::count)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A runtime may not be waited for in a test's own.
+        if let Some((runtime, _)) = self.alive.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn eventually_some<T, E, F: Future<Output = Result<T, E>>>(attempt: impl Fn() -> F) -> T {
+    let tries = async {
+        loop {
+            if let Ok(value) = attempt().await {
+                return value;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, tries)
+        .await
+        .expect("it never came about")
+}
+
+/// Waits for a condition.
+pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "never: {what}");
+}
+
+pub(crate) struct Scene {
+    pub(crate) world: SimWorld,
+    pub(crate) a: Node,
+    pub(crate) b: Node,
+    pub(crate) guest: GuestId,
+    pub(crate) migration: MigrationId,
+    pub(crate) attempt: u32,
+    pub(crate) term: u64,
+    pub(crate) store: &'static str,
+    controller: Tls,
+    folder: tempfile::TempDir,
+    pki: Pki,
+}
+
+/// What Begin and Prepare gave.
+pub(crate) struct Ready {
+    pub(crate) begun: BeginOutgoingResponse,
+    pub(crate) prepared: PrepareIncomingResponse,
+}
+
+impl Scene {
+    pub(crate) async fn new(guest: SimGuest) -> Self {
+        Self::with_limits(
+            guest,
+            Timing {
+                hand_over: Duration::from_secs(2),
+                ..Timing::default()
+            },
+        )
+        .await
+    }
+
+    /// The guest on host a; both agents serve.
+    pub(crate) async fn with_limits(guest: SimGuest, limits: Timing) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (pki, world) = (Pki::new(), SimWorld::new());
+        let node = |name: &'static str| Node {
+            name,
+            host: world.host(name),
+            tls: pki.tls(folder.path(), &format!("agent/{name}")),
+            folder: folder.path().join(name),
+            address: None,
+            limits,
+            alive: None,
+        };
+        let (mut a, mut b) = (node("a"), node("b"));
+        for node in [&a, &b] {
+            std::fs::create_dir_all(&node.folder).unwrap();
+        }
+        a.host.add(&guest).unwrap();
+        a.start().await;
+        b.start().await;
+        let controller = pki.tls(folder.path(), "controller");
+        Self {
+            world,
+            a,
+            b,
+            guest: guest.id(),
+            migration: MigrationId::generate(),
+            attempt: 1,
+            term: 1,
+            store: "store-1",
+            controller,
+            folder,
+            pki,
+        }
+    }
+
+    fn channel(tls: &Tls, node: &Node) -> Channel {
+        let expected = Identity::Agent(node.name.parse().unwrap());
+        drover_proto::channel::channel(tls, &node.address(), expected).unwrap()
+    }
+
+    /// The controller's way to an agent.
+    pub(crate) fn ask(&self, node: &Node) -> AgentServiceClient<Channel> {
+        AgentServiceClient::new(Self::channel(&self.controller, node))
+    }
+
+    pub(crate) fn ask_a(&self) -> AgentServiceClient<Channel> {
+        self.ask(&self.a)
+    }
+
+    pub(crate) fn ask_b(&self) -> AgentServiceClient<Channel> {
+        self.ask(&self.b)
+    }
+
+    /// Somebody's way to b, as another agent.
+    pub(crate) fn peer_of_b(&self, identity: &str) -> PeerServiceClient<Channel> {
+        let tls = self.pki.tls(self.folder.path(), identity);
+        PeerServiceClient::new(Self::channel(&tls, &self.b))
+    }
+
+    pub(crate) fn fence(&self) -> Option<Fence> {
+        Some(Fence {
+            term: self.term,
+            store_instance: self.store.to_owned(),
+            lease: 0,
+        })
+    }
+
+    pub(crate) fn reference(&self) -> Option<MigrationRef> {
+        Some(MigrationRef {
+            migration_id: self.migration.to_string(),
+            attempt: self.attempt,
+            guest_uuid: self.guest.to_string(),
+        })
+    }
+
+    pub(crate) async fn begin(&self) -> Result<BeginOutgoingResponse, Failure> {
+        let facts = self
+            .ask_a()
+            .inspect_guest(InspectGuestRequest {
+                guest_uuid: self.guest.to_string(),
+            })
+            .await?;
+        self.begin_life(facts.into_inner().incarnation).await
+    }
+
+    pub(crate) async fn begin_life(&self, incarnation: Option<Incarnation>) -> Result<BeginOutgoingResponse, Failure> {
+        let request = BeginOutgoingRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+            destination_host: "hosts/b".to_owned(),
+            incarnation,
+            policy: Some(TransferPolicy::default()),
+        };
+        Ok(self.ask_a().begin_outgoing(request).await?.into_inner())
+    }
+
+    pub(crate) async fn prepare(&self, begun: &BeginOutgoingResponse) -> Result<PrepareIncomingResponse, Failure> {
+        let request = PrepareIncomingRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+            source_host: "hosts/a".to_owned(),
+            guest_name: begun.guest_name.clone(),
+            xml: begun.xml.clone(),
+            inactive_xml: begun.inactive_xml.clone(),
+            cookie: begun.cookie.clone(),
+            state_before: begun.state_before,
+            autostart_before: begun.autostart_before,
+            policy: Some(TransferPolicy::default()),
+        };
+        Ok(self.ask_b().prepare_incoming(request).await?.into_inner())
+    }
+
+    pub(crate) async fn ready(&self) -> Ready {
+        let begun = self.begin().await.unwrap();
+        let prepared = self.prepare(&begun).await.unwrap();
+        Ready { begun, prepared }
+    }
+
+    pub(crate) async fn send(&self, ready: &Ready) -> Result<(), Failure> {
+        let request = StartMigrateRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+            ticket: ready.prepared.ticket.clone(),
+            cookie: ready.prepared.cookie.clone(),
+            destination_addresses: vec![self.b.address()],
+        };
+        self.ask_a().start_migrate(request).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn status(&self, node: &Node) -> MigrationStatus {
+        let request = GetMigrationStatusRequest {
+            migration: self.reference(),
+        };
+        self.ask(node).get_migration_status(request).await.unwrap().into_inner()
+    }
+
+    /// Waits until a side's status fulfils a condition.
+    pub(crate) async fn until(
+        &self,
+        node: &Node,
+        what: &str,
+        condition: impl Fn(&MigrationStatus) -> bool,
+    ) -> MigrationStatus {
+        let wait = async {
+            loop {
+                let status = self.status(node).await;
+                if condition(&status) {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, wait).await {
+            Ok(status) => status,
+            Err(_) => panic!("never: {what}; last: {:#?}", self.status(node).await),
+        }
+    }
+
+    pub(crate) async fn until_state(&self, node: &Node, state: JournalState) -> MigrationStatus {
+        self.until(node, state.as_str_name(), |status| journal_state(status) == state)
+            .await
+    }
+
+    pub(crate) async fn until_quiet(&self, node: &Node) -> MigrationStatus {
+        self.until(node, "nothing in flight", |status| {
+            !status.call_in_flight && !status.performing
+        })
+        .await
+    }
+
+    pub(crate) async fn abort(&self) -> Result<MigrationStatus, Failure> {
+        let request = AbortOutgoingRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+            reason: "test".to_owned(),
+        };
+        Ok(self.ask_a().abort_outgoing(request).await?.into_inner())
+    }
+
+    pub(crate) async fn revoke(&self) -> Result<MigrationStatus, Failure> {
+        let request = RevokeIncomingRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+        };
+        Ok(self.ask_b().revoke_incoming(request).await?.into_inner())
+    }
+
+    pub(crate) async fn hand_over(&self) -> Result<HandOverResponse, Failure> {
+        let request = HandOverRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+        };
+        Ok(self.ask_a().hand_over(request).await?.into_inner())
+    }
+
+    pub(crate) async fn settle_a(&self, verdict: Verdict) -> Result<MigrationStatus, Failure> {
+        let mut request = SettleOutgoingRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+            verdict: 0,
+        };
+        request.set_verdict(verdict);
+        Ok(self.ask_a().settle_outgoing(request).await?.into_inner())
+    }
+
+    pub(crate) async fn settle_b(&self, verdict: Verdict) -> Result<MigrationStatus, Failure> {
+        let mut request = SettleIncomingRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+            verdict: 0,
+        };
+        request.set_verdict(verdict);
+        Ok(self.ask_b().settle_incoming(request).await?.into_inner())
+    }
+
+    pub(crate) async fn close(&self, node: &Node) -> Result<(), Failure> {
+        let request = CloseMigrationRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+        };
+        self.ask(node).close_migration(request).await?;
+        Ok(())
+    }
+
+    /// Verdict and close on both sides, the way a controller does it; then nothing may be left.
+    pub(crate) async fn rest(&self, verdict: Verdict) {
+        self.settle_a(verdict).await.unwrap();
+        self.settle_b(verdict).await.unwrap();
+        for node in [&self.a, &self.b] {
+            self.close(node).await.unwrap();
+            assert_eq!(node.sockets(), 0, "sockets on {}", node.name);
+            assert!(!node.host.has_job(self.guest), "a job on {}", node.name);
+        }
+        let (home, other) = match verdict {
+            Verdict::Ran => (&self.b, &self.a),
+            Verdict::NeverRan | Verdict::Unspecified => (&self.a, &self.b),
+        };
+        assert!(home.host.look(self.guest).is_some(), "the guest is on {}", home.name);
+        assert!(other.host.look(self.guest).is_none(), "nothing is on {}", other.name);
+        self.holds();
+    }
+
+    /// At most one copy ran, at every moment.
+    pub(crate) fn holds(&self) {
+        assert!(self.world.violations().is_empty(), "{:?}", self.world.violations());
+    }
+
+    pub(crate) fn runs_on(&self) -> Vec<String> {
+        self.world.running(self.guest)
+    }
+
+    pub(crate) fn autostart(&self, node: &Node) -> bool {
+        node.host.look(self.guest).unwrap().autostart
+    }
+}
+
+pub(crate) fn journal_state(status: &MigrationStatus) -> JournalState {
+    status
+        .journal
+        .as_ref()
+        .map_or(JournalState::Unspecified, JournalRecord::state)
+}
+
+pub(crate) fn reason<T: std::fmt::Debug>(result: Result<T, Failure>) -> Reason {
+    let failure = result.expect_err("it should have been refused");
+    assert!(failure.is_answered(), "{failure:?}");
+    failure.reason
+}

@@ -1,0 +1,187 @@
+//! Where the controller is and who we are: flags and environment first, then the user's file, then the machine's.
+
+use std::path::{Path, PathBuf};
+
+use drover_proto::identity::TrustDomain;
+use drover_proto::tls::TlsFiles;
+use figment::Figment;
+use figment::providers::{Format, Toml};
+use figment::value::magic::RelativePathBuf;
+use serde::Deserialize;
+
+use crate::args::Connection;
+use crate::exit::{Exit, Problem};
+
+/// The machine's file.
+const SYSTEM_FILE: &str = "/etc/drover/config.toml";
+
+/// Port of a controller, where the address names none.
+const DEFAULT_PORT: u16 = 7440;
+
+const DEFAULT_TRUST_DOMAIN: &str = "drover.local";
+
+/// What is needed to reach a controller.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Settings {
+    /// `host:port`.
+    pub(crate) controller: String,
+    pub(crate) files: TlsFiles,
+    pub(crate) trust_domain: TrustDomain,
+}
+
+/// The keys of a configuration file. Relative paths are relative to the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    controller: Option<String>,
+    cert: Option<RelativePathBuf>,
+    key: Option<RelativePathBuf>,
+    ca: Option<RelativePathBuf>,
+    trust_domain: Option<String>,
+}
+
+/// `$XDG_CONFIG_HOME/drover`, by default `~/.config/drover`.
+fn user_folder() -> Option<PathBuf> {
+    let named = |variable: &str| {
+        std::env::var_os(variable)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let base = named("XDG_CONFIG_HOME").or_else(|| Some(named("HOME")?.join(".config")))?;
+    Some(base.join("drover"))
+}
+
+/// Puts flags, environment (read by clap) and files together.
+pub(crate) fn load(given: &Connection) -> Result<Settings, Problem> {
+    let folder = user_folder();
+    let mut files = Figment::new();
+    if let Some(file) = &given.config {
+        if !file.is_file() {
+            let message = format!("there is no configuration file {}", file.display());
+            return Err(Problem::new(Exit::Usage, message).with_next("name another with --config"));
+        }
+        files = files.merge(Toml::file_exact(file));
+    } else {
+        // Either may be missing.
+        files = files.merge(Toml::file(SYSTEM_FILE));
+        if let Some(folder) = &folder {
+            files = files.merge(Toml::file(folder.join("config.toml")));
+        }
+    }
+    let file: File = files
+        .extract()
+        .map_err(|error| Problem::new(Exit::Usage, format!("configuration: {error}")))?;
+    combine(given, file, folder.as_deref())
+}
+
+fn combine(given: &Connection, file: File, folder: Option<&Path>) -> Result<Settings, Problem> {
+    let missing = |what: &str, flag: &str, variable: &str| {
+        let next = format!("give {flag}, set {variable}, or write it into ~/.config/drover/config.toml");
+        Problem::new(Exit::Usage, format!("{what} is not known")).with_next(next)
+    };
+    let controller = given.controller.clone().or(file.controller);
+    let controller =
+        controller.ok_or_else(|| missing("the controller's address", "--controller", "DROVER_CONTROLLER"))?;
+    // Beside the user's configuration file, by the names that `drover pki issue` writes.
+    let path = |flag: &Option<PathBuf>, key: Option<RelativePathBuf>, name: &str| {
+        let key = key.map(|path| path.relative());
+        flag.clone()
+            .or(key)
+            .or_else(|| Some(folder?.join(name)).filter(|path| path.exists()))
+    };
+    let files = TlsFiles {
+        certificate: path(&given.cert, file.cert, "tls.crt")
+            .ok_or_else(|| missing("your certificate", "--cert", "DROVER_CERT"))?,
+        key: path(&given.key, file.key, "tls.key").ok_or_else(|| missing("your key", "--key", "DROVER_KEY"))?,
+        ca: path(&given.ca, file.ca, "ca.crt")
+            .ok_or_else(|| missing("the authorities' certificate", "--ca", "DROVER_CA"))?,
+    };
+    let trust_domain = given.trust_domain.clone().or(file.trust_domain);
+    let trust_domain = trust_domain.as_deref().unwrap_or(DEFAULT_TRUST_DOMAIN).parse();
+    let trust_domain = trust_domain.map_err(|error| Problem::new(Exit::Usage, format!("{error}")))?;
+    Ok(Settings {
+        controller: with_port(controller),
+        files,
+        trust_domain,
+    })
+}
+
+/// Adds the usual port to an address without one.
+fn with_port(address: String) -> String {
+    let bare_v6 = address.matches(':').count() > 1 && !address.contains(']');
+    if bare_v6 {
+        format!("[{address}]:{DEFAULT_PORT}")
+    } else if address.ends_with(']') || !address.contains(':') {
+        format!("{address}:{DEFAULT_PORT}")
+    } else {
+        address
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(controller: Option<&str>) -> Connection {
+        Connection {
+            controller: controller.map(str::to_owned),
+            cert: Some("c".into()),
+            key: Some("k".into()),
+            ca: Some("a".into()),
+            ..Connection::default()
+        }
+    }
+
+    #[test]
+    fn flags_win_over_files_and_files_over_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(
+            &path,
+            "controller = 'file:1'\nca = 'pki/ca.crt'\ntrust_domain = 'lab.local'\n",
+        )
+        .unwrap();
+        let mut flags = Connection {
+            ca: None,
+            config: Some(path.clone()),
+            ..given(None)
+        };
+        let settings = load(&flags).unwrap();
+        assert_eq!(settings.controller, "file:1");
+        assert_eq!(settings.files.ca, folder.path().join("pki/ca.crt"));
+        assert_eq!(settings.files.key, PathBuf::from("k"));
+        assert_eq!(settings.trust_domain.as_str(), "lab.local");
+        flags.controller = Some("flag:2".to_owned());
+        assert_eq!(load(&flags).unwrap().controller, "flag:2");
+
+        std::fs::write(&path, "contoller = 'typo:1'\n").unwrap();
+        assert_eq!(load(&flags).unwrap_err().exit, Exit::Usage);
+        flags.config = Some(folder.path().join("none.toml"));
+        assert_eq!(load(&flags).unwrap_err().exit, Exit::Usage);
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let problem = combine(&given(None), File::default(), None).unwrap_err();
+        assert_eq!(problem.exit, Exit::Usage);
+        assert!(problem.next.unwrap().contains("DROVER_CONTROLLER"));
+        let settings = combine(&given(Some("host")), File::default(), None).unwrap();
+        assert_eq!(
+            (settings.controller.as_str(), settings.trust_domain.as_str()),
+            ("host:7440", "drover.local")
+        );
+    }
+
+    #[test]
+    fn addresses_get_the_usual_port() {
+        for (given, expected) in [
+            ("host", "host:7440"),
+            ("host:1", "host:1"),
+            ("::1", "[::1]:7440"),
+            ("[::1]", "[::1]:7440"),
+            ("[::1]:2", "[::1]:2"),
+        ] {
+            assert_eq!(with_port(given.to_owned()), expected);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! One migration in words: how it came out, and all that its record says.
+
+use drover_proto::v1::{CheckResult, Migration, MigrationState, WaitingFor};
+
+use super::{units, words};
+
+/// The outcome in a few lines: blackout, total time, bytes, rounds, trace.
+pub(crate) fn summary(migration: &Migration) -> String {
+    let mut lines = vec![headline(migration)];
+    let facts = [why(migration), waiting(migration), cost(migration)].concat();
+    lines.extend(facts.iter().map(|(name, value)| format!("  {name:<11}{value}")));
+    if !migration.trace_id.is_empty() {
+        lines.push(format!("  {:<11}{}", "trace", migration.trace_id));
+    }
+    if migration.cancelled_too_late {
+        let note = "the cancellation came too late: the guest ran at the destination already";
+        lines.push(format!("  {:<11}{note}", "note"));
+    }
+    lines.push(format!(
+        "  {:<11}drover timeline {}",
+        "details",
+        words::id(&migration.name)
+    ));
+    lines.join("\n")
+}
+
+/// A name and what there is to say.
+type Fact = (&'static str, String);
+
+fn why(migration: &Migration) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    if let Some(error) = &migration.error {
+        let place = if error.host.is_empty() {
+            String::new()
+        } else {
+            format!(" at {}", words::id(&error.host))
+        };
+        facts.push((
+            "why",
+            format!("{}{place}: {}", error.reason, words::one_line(&error.message)),
+        ));
+        facts.extend(remedy(&error.remedy));
+    }
+    for check in migration
+        .checks
+        .iter()
+        .filter(|check| check.result() != CheckResult::Passed)
+    {
+        let found = words::one_line(&check.found);
+        facts.push((
+            "check",
+            format!("{} {}: {found}", check.id, words::check_result(check.result())),
+        ));
+    }
+    facts
+}
+
+fn waiting(migration: &Migration) -> Vec<Fact> {
+    let Some(waiting) = &migration.waiting_for else {
+        return Vec::new();
+    };
+    let facts = [("waits for", waits_for(waiting))];
+    facts.into_iter().chain(remedy(&waiting.remedy)).collect()
+}
+
+fn cost(migration: &Migration) -> Vec<Fact> {
+    let Some(summary) = &migration.summary else {
+        return Vec::new();
+    };
+    let rounds = if summary.iterations == 1 { "round" } else { "rounds" };
+    let memory = units::bytes(summary.memory_sent_bytes);
+    let blackout = summary.blackout.map(|blackout| ("blackout", units::duration(blackout)));
+    let total = total_time(migration).map(|total| ("total time", total));
+    let sent = ("sent", format!("{memory} of memory in {} {rounds}", summary.iterations));
+    blackout.into_iter().chain(total).chain([sent]).collect()
+}
+
+fn remedy(remedy: &str) -> Option<Fact> {
+    (!remedy.is_empty()).then(|| ("remedy", words::one_line(remedy)))
+}
+
+fn headline(migration: &Migration) -> String {
+    let guest = words::one_line(words::guest(&migration.guest_name, &migration.guest_uuid));
+    let source = words::id_or_dash(&migration.source_host);
+    let destination = words::id_or_dash(&migration.destination_host);
+    match migration.state() {
+        MigrationState::Succeeded => format!("{guest} moved from {source} to {destination}"),
+        MigrationState::Failed => format!("{guest} did not move: it is at {source} as before"),
+        MigrationState::Cancelled => format!("{guest} did not move, as asked: it is at {source} as before"),
+        MigrationState::GuestEnded => format!("{guest} ended by itself while it moved"),
+        MigrationState::AttentionRequired => {
+            format!("The migration of {guest} from {source} to {destination} needs attention")
+        }
+        state @ (MigrationState::Queued
+        | MigrationState::Running
+        | MigrationState::Cancelling
+        | MigrationState::Unspecified) => {
+            format!(
+                "The migration of {guest} from {source} to {destination} is {}",
+                words::state(state)
+            )
+        }
+    }
+}
+
+fn waits_for(waiting: &WaitingFor) -> String {
+    let host = if waiting.host.is_empty() {
+        String::new()
+    } else {
+        format!(" {}", words::id(&waiting.host))
+    };
+    let since = waiting
+        .since_time
+        .map(|time| format!(" since {}", units::moment(time)))
+        .unwrap_or_default();
+    format!("{}{host}{since}", waiting.reason.to_lowercase().replace('_', " "))
+}
+
+fn total_time(migration: &Migration) -> Option<String> {
+    let start = migration.start_time.or(migration.create_time)?;
+    Some(units::seconds(units::between(start, migration.end_time?)))
+}
+
+/// Everything that `migration get` shows.
+pub(crate) fn record(migration: &Migration) -> String {
+    let mut lines = vec![words::id(&migration.name).to_owned(), summary(migration)];
+    let mut add = |name: &str, value: String| {
+        if !value.is_empty() {
+            lines.push(format!("  {name:<11}{value}"));
+        }
+    };
+    add("guest", migration.guest_uuid.clone());
+    let where_now = if migration.guest_host.is_empty() {
+        "not known"
+    } else {
+        words::id(&migration.guest_host)
+    };
+    add("guest is at", where_now.to_owned());
+    add("asked by", migration.requested_by.clone());
+    let mut labels: Vec<_> = migration
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    labels.sort();
+    add("labels", words::one_line(&labels.join(" ")));
+    add("created", migration.create_time.map(units::moment).unwrap_or_default());
+    add("ended", migration.end_time.map(units::moment).unwrap_or_default());
+    for phase in &migration.phases {
+        let took = match (phase.start_time, phase.end_time) {
+            (Some(start), Some(end)) => format!(" in {}", units::seconds(units::between(start, end))),
+            (Some(_) | None, Some(_) | None) => String::new(),
+        };
+        let detail = words::one_line(&phase.detail);
+        let detail = if detail.is_empty() {
+            detail
+        } else {
+            format!(": {detail}")
+        };
+        let name = format!("{} #{}", words::phase(phase.phase()), phase.attempt);
+        add(
+            "phase",
+            format!("{name:<13}{}{took}{detail}", words::outcome(phase.outcome())),
+        );
+    }
+    for action in &migration.actions {
+        let text = format!(
+            "{} {} ({}): {}",
+            action.action, action.value, action.actor, action.reason
+        );
+        add("action", words::one_line(&text));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_proto::v1::{Check, MigrationError, MigrationPhase, PhaseOutcome, PhaseRecord, TransferSummary};
+    use prost_types::{Duration, Timestamp};
+
+    use super::*;
+
+    fn at(seconds: i64, nanos: i32) -> Option<Timestamp> {
+        Some(Timestamp {
+            seconds: 1_700_000_000 + seconds,
+            nanos,
+        })
+    }
+
+    fn moved() -> Migration {
+        Migration {
+            name: "migrations/m-1".to_owned(),
+            guest_uuid: "u-1".to_owned(),
+            guest_name: "demo".to_owned(),
+            source_host: "hosts/host-a".to_owned(),
+            destination_host: "hosts/host-b".to_owned(),
+            guest_host: "hosts/host-b".to_owned(),
+            state: MigrationState::Succeeded.into(),
+            summary: Some(TransferSummary {
+                blackout: Some(Duration {
+                    seconds: 0,
+                    nanos: 87_000_000,
+                }),
+                memory_sent_bytes: 540 << 20,
+                iterations: 3,
+                ..TransferSummary::default()
+            }),
+            trace_id: "0af7651916cd43dd8448eb211c80319c".to_owned(),
+            start_time: at(0, 0),
+            end_time: at(1, 920_000_000),
+            phases: vec![PhaseRecord {
+                phase: MigrationPhase::Validate.into(),
+                attempt: 1,
+                start_time: at(0, 0),
+                end_time: at(0, 120_000_000),
+                outcome: PhaseOutcome::Done.into(),
+                detail: "9 checks".to_owned(),
+            }],
+            ..Migration::default()
+        }
+    }
+
+    #[test]
+    fn a_success_tells_its_cost() {
+        assert_eq!(
+            summary(&moved()),
+            "demo moved from host-a to host-b\n\
+             \x20 blackout   87 ms\n\
+             \x20 total time 1.92 s\n\
+             \x20 sent       540 MiB of memory in 3 rounds\n\
+             \x20 trace      0af7651916cd43dd8448eb211c80319c\n\
+             \x20 details    drover timeline m-1"
+        );
+        assert!(
+            record(&moved()).contains("  phase      validate #1  done in 120 ms: 9 checks"),
+            "{}",
+            record(&moved())
+        );
+    }
+
+    #[test]
+    fn a_failure_tells_why_and_what_to_do() {
+        let failed = Migration {
+            state: MigrationState::Failed.into(),
+            error: Some(MigrationError {
+                reason: "STORAGE_NOT_SHARED".to_owned(),
+                message: "vda is a local file".to_owned(),
+                remedy: "put it on shared storage".to_owned(),
+                host: "hosts/host-b".to_owned(),
+                phase: MigrationPhase::Validate.into(),
+            }),
+            checks: vec![
+                Check {
+                    id: "cpu".to_owned(),
+                    result: CheckResult::Passed.into(),
+                    ..Check::default()
+                },
+                Check {
+                    id: "storage-shared".to_owned(),
+                    result: CheckResult::Failed.into(),
+                    found: "probe not found".to_owned(),
+                    ..Check::default()
+                },
+            ],
+            summary: None,
+            ..moved()
+        };
+        assert_eq!(
+            summary(&failed),
+            "demo did not move: it is at host-a as before\n\
+             \x20 why        STORAGE_NOT_SHARED at host-b: vda is a local file\n\
+             \x20 remedy     put it on shared storage\n\
+             \x20 check      storage-shared failed: probe not found\n\
+             \x20 trace      0af7651916cd43dd8448eb211c80319c\n\
+             \x20 details    drover timeline m-1"
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! What the controller is told: a TOML file, over it the environment, over that the command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use drover_proto::identity::TrustDomain;
+use drover_proto::roles::Roles;
+use drover_proto::telemetry::LogFormat;
+use drover_proto::tls::TlsFiles;
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+/// Keys of the environment: `DROVER_CONTROLLER_LISTEN`, `DROVER_CONTROLLER_TLS__KEY`.
+const ENVIRONMENT: &str = "DROVER_CONTROLLER_";
+
+/// The configuration. What has no default is required.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the API listens.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Plain HTTP for `/healthz`, `/readyz` and `/metrics`: for this machine only.
+    #[serde(default = "default_metrics_listen")]
+    pub metrics_listen: SocketAddr,
+    /// `sqlite:///path/to/drover.db`, or `memory:`, which forgets everything at its end.
+    #[serde(default = "default_store")]
+    pub store: String,
+    pub tls: TlsFiles,
+    #[serde(default = "default_trust_domain")]
+    pub trust_domain: TrustDomain,
+    /// Which users have which roles.
+    #[serde(default)]
+    pub roles: Roles,
+    /// How often agents say that they are there.
+    #[serde(default = "default_heartbeat")]
+    pub heartbeat_interval_seconds: u32,
+    #[serde(default)]
+    pub log_format: LogFormat,
+    /// As in `RUST_LOG`.
+    #[serde(default = "default_log_filter")]
+    pub log_filter: String,
+}
+
+fn default_listen() -> SocketAddr {
+    ([0, 0, 0, 0], 7440).into()
+}
+
+fn default_metrics_listen() -> SocketAddr {
+    ([127, 0, 0, 1], 7441).into()
+}
+
+fn default_store() -> String {
+    "sqlite:///var/lib/drover-controller/drover.db".to_owned()
+}
+
+fn default_trust_domain() -> TrustDomain {
+    // A constant of letters and a dot is valid.
+    "drover.local".parse().expect("a valid trust domain")
+}
+
+fn default_heartbeat() -> u32 {
+    10
+}
+
+fn default_log_filter() -> String {
+    "info".to_owned()
+}
+
+/// What the command line sets over the file and the environment.
+#[derive(Clone, Debug, Default, clap::Parser, Serialize)]
+#[command(name = "drover-controller", version, about = "Sequences the migrations of virtual machines")]
+pub struct Flags {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "DROVER_CONTROLLER_CONFIG", default_value = "/etc/drover/controller.toml")]
+    #[serde(skip)]
+    pub config: PathBuf,
+    /// Where the API listens, `0.0.0.0:7440`.
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Where health and metrics are served in plain text, `127.0.0.1:7441`.
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// `sqlite:///path/to/drover.db` or `memory:`.
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+}
+
+impl Config {
+    /// Reads file, environment and flags.
+    // The error is made once, at the start of the process.
+    #[allow(clippy::result_large_err)]
+    pub fn read(flags: &Flags) -> Result<Self, figment::Error> {
+        Self::from_figment(&flags.config, flags)
+    }
+
+    #[allow(clippy::result_large_err)]
+    fn from_figment(file: &Path, flags: &Flags) -> Result<Self, figment::Error> {
+        Figment::new()
+            .merge(Toml::file_exact(file))
+            .merge(Env::prefixed(ENVIRONMENT).ignore(&["config"]).split("__"))
+            .merge(Serialized::defaults(flags))
+            .extract()
+    }
+
+    /// How often agents say that they are there.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_secs(u64::from(self.heartbeat_interval_seconds.max(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_file_is_enough_and_flags_win() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("controller.toml");
+        let text = "listen = \"127.0.0.1:1\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"a\"\n[roles]\nadmin = [\"alice\"]\n";
+        std::fs::write(&file, text).unwrap();
+        let flags = Flags { store: Some("memory:".to_owned()), ..Flags::default() };
+        let config = Config::from_figment(&file, &flags).unwrap();
+        assert_eq!(config.listen.port(), 1);
+        assert_eq!(config.store, "memory:");
+        assert_eq!(config.trust_domain.as_str(), "drover.local");
+        assert!(config.roles.has("alice", drover_proto::roles::Role::Admin));
+
+        std::fs::write(&file, "lisen = \"127.0.0.1:1\"").unwrap();
+        assert!(Config::from_figment(&file, &Flags::default()).is_err(), "a word that is not known is not ignored");
+    }
+}

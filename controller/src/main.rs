@@ -1,0 +1,50 @@
+//! `drover-controller`: reads its configuration, serves until it is told to stop, and leaves nothing half-written.
+
+use clap::Parser;
+use drover_controller::config::{Config, Flags};
+use drover_controller::server::{Controller, open_store};
+use drover_proto::telemetry::{self, TelemetryOptions};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> anyhow::Result<()> {
+    let config = Config::read(&Flags::parse())?;
+    let options = TelemetryOptions {
+        log_format: config.log_format,
+        log_filter: config.log_filter.clone(),
+        ..TelemetryOptions::default()
+    };
+    let telemetry = telemetry::init("drover-controller", &options)?;
+    let outcome = run(&config).await;
+    if let Err(error) = &outcome {
+        tracing::error!("{error:#}");
+    }
+    telemetry.shutdown().await;
+    outcome
+}
+
+async fn run(config: &Config) -> anyhow::Result<()> {
+    // Before the first listener: a signal that comes early must not be lost.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let store = open_store(&config.store).await?;
+    let controller = Controller::start(config, store).await?;
+    tracing::info!(listen = %controller.address, metrics = %controller.local_address, "ready");
+    tell_supervisor("READY=1");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    tell_supervisor("STOPPING=1");
+    controller.stop().await;
+    Ok(())
+}
+
+/// Tells systemd, where it started this process.
+fn tell_supervisor(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(state.as_bytes(), path));
+    if let Err(error) = told {
+        tracing::warn!("the supervisor cannot be told: {error}");
+    }
+}

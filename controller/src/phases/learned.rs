@@ -1,0 +1,124 @@
+//! What a phase learned of a migration, and how that goes into its record. Only additions: what was learned once
+//! is not forgotten because a later answer says less.
+
+use drover_proto::agent::v1::{Incarnation, MigrationStatus};
+use drover_proto::ids::HostId;
+use drover_proto::v1::{CallRecord, Check, IterationRecord, Progress, TransferSummary};
+
+use crate::store::{Prepared, Record};
+
+/// At most so many pre-copy rounds are kept, the newest.
+const MAX_ITERATIONS: usize = 256;
+
+/// At most so many calls are kept, the newest.
+const MAX_CALLS: usize = 256;
+
+/// Unset fields change nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Learned {
+    pub guest_name: Option<String>,
+    pub checks: Option<Vec<Check>>,
+    pub incarnation: Option<Incarnation>,
+    pub prepared: Option<Prepared>,
+    pub guest_host: Option<Whereabouts>,
+    pub progress: Option<Progress>,
+    pub summary: Option<TransferSummary>,
+    /// As the agents have them, each host's in its order.
+    pub calls: Vec<CallRecord>,
+    pub iterations: Vec<IterationRecord>,
+}
+
+/// Where the guest is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    At(HostId),
+    NobodyKnows,
+}
+
+impl Learned {
+    /// What an agent's status tells.
+    pub fn add(&mut self, status: &MigrationStatus, host: &HostId) {
+        let named = |call: &CallRecord| {
+            let host = if call.host.is_empty() { host.resource_name() } else { call.host.clone() };
+            CallRecord { host, ..call.clone() }
+        };
+        self.calls.extend(status.calls.iter().map(named));
+        if !status.iterations.is_empty() {
+            self.iterations.clone_from(&status.iterations);
+        }
+        self.progress = status.progress.or(self.progress);
+        self.summary = status.summary.or(self.summary);
+    }
+
+    #[must_use]
+    pub fn with_guest_at(mut self, host: &HostId) -> Self {
+        self.guest_host = Some(Whereabouts::At(host.clone()));
+        self
+    }
+
+    #[must_use]
+    pub fn with_guest_nowhere_known(mut self) -> Self {
+        self.guest_host = Some(Whereabouts::NobodyKnows);
+        self
+    }
+
+    /// Writes it into the record.
+    pub fn apply(&self, record: &mut Record) {
+        if let Some(name) = &self.guest_name {
+            record.guest_name.clone_from(name);
+        }
+        if let Some(whereabouts) = &self.guest_host {
+            record.guest_host = match whereabouts {
+                Whereabouts::At(host) => Some(host.clone()),
+                Whereabouts::NobodyKnows => None,
+            };
+        }
+        record.incarnation = self.incarnation.clone().or(record.incarnation.take());
+        record.prepared = self.prepared.clone().or(record.prepared.take());
+        let details = &mut record.details;
+        if let Some(checks) = &self.checks {
+            details.checks.clone_from(checks);
+        }
+        details.progress = self.progress.or(details.progress);
+        details.summary = merge_summaries(details.summary, self.summary);
+        merge_calls(&mut details.calls, &self.calls);
+        if self.iterations.len() >= details.iterations.len() {
+            details.iterations = newest(&self.iterations, MAX_ITERATIONS);
+        }
+    }
+}
+
+/// The later word counts, but an answer without a time does not take back one that had it.
+fn merge_summaries(old: Option<TransferSummary>, new: Option<TransferSummary>) -> Option<TransferSummary> {
+    let (Some(old), Some(new)) = (old, new) else { return new.or(old) };
+    Some(TransferSummary {
+        switch_time: new.switch_time.or(old.switch_time),
+        blackout: new.blackout.or(old.blackout),
+        libvirt_downtime: new.libvirt_downtime.or(old.libvirt_downtime),
+        memory_sent_bytes: new.memory_sent_bytes.max(old.memory_sent_bytes),
+        disk_sent_bytes: new.disk_sent_bytes.max(old.disk_sent_bytes),
+        tunnel_bytes: new.tunnel_bytes.max(old.tunnel_bytes),
+        iterations: new.iterations.max(old.iterations),
+        dirty_bytes_per_second: new.dirty_bytes_per_second,
+        duration: new.duration.or(old.duration),
+    })
+}
+
+/// One list by time; the same call of the same host is there once, with its newest end.
+fn merge_calls(known: &mut Vec<CallRecord>, news: &[CallRecord]) {
+    for call in news {
+        let same = |other: &&mut CallRecord| {
+            (&other.host, &other.call, other.start_time) == (&call.host, &call.call, call.start_time)
+        };
+        match known.iter_mut().find(same) {
+            Some(old) => *old = call.clone(),
+            None => known.push(call.clone()),
+        }
+    }
+    known.sort_by_key(|call| call.start_time.map(|time| (time.seconds, time.nanos)));
+    *known = newest(known, MAX_CALLS);
+}
+
+fn newest<T: Clone>(all: &[T], limit: usize) -> Vec<T> {
+    all[all.len().saturating_sub(limit)..].to_vec()
+}

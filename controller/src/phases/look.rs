@@ -1,0 +1,121 @@
+//! Looking at both hosts: every phase begins with it, and every decision is made from it.
+
+use drover_proto::agent::v1::{GetMigrationStatusRequest, MigrationStatus};
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::v1::TransferSummary;
+
+use super::{Learned, Work};
+use crate::agents::Agent;
+use crate::seen;
+use crate::verdict::{self, Destination, Judgement, Seen, Source};
+
+/// What both agents said, or why one did not.
+pub(super) struct Look {
+    pub(super) source: Result<MigrationStatus, Failure>,
+    pub(super) destination: Result<MigrationStatus, Failure>,
+    /// Prepare was written down as done: both must know of the migration.
+    prepared: bool,
+    source_host: drover_proto::ids::HostId,
+    destination_host: drover_proto::ids::HostId,
+}
+
+/// Asks both at once.
+pub(super) async fn both(work: &Work) -> Look {
+    let (source, destination) = tokio::join!(ask(work, work.source()), ask(work, work.destination()));
+    let look = Look {
+        source,
+        destination,
+        prepared: work.record.prepared.is_some(),
+        source_host: work.record.source.clone(),
+        destination_host: work.record.destination.clone(),
+    };
+    if verdict::both_run(look.seen_source(), look.seen_destination()) {
+        tracing::error!("the guest runs on both hosts");
+    }
+    look
+}
+
+async fn ask(
+    work: &Work,
+    agent: impl Future<Output = Result<Agent, Failure>>,
+) -> Result<MigrationStatus, Failure> {
+    let request = GetMigrationStatusRequest { migration: Some(work.reference()) };
+    agent.await?.get_migration_status(request).await
+}
+
+impl Look {
+    pub(super) fn seen_source(&self) -> Seen<Source> {
+        self.source.as_ref().map_or(Seen::Unreachable, |status| seen::source(status, self.prepared))
+    }
+
+    pub(super) fn seen_destination(&self) -> Seen<Destination> {
+        self.destination.as_ref().map_or(Seen::Unreachable, |status| seen::destination(status, self.prepared))
+    }
+
+    pub(super) fn judgement(&self) -> Judgement {
+        verdict::judge(self.seen_source(), self.seen_destination())
+    }
+
+    /// The answer of one side replaced by a newer one of the same.
+    #[must_use]
+    pub(super) fn with_source(self, source: MigrationStatus) -> Self {
+        Self { source: Ok(source), ..self }
+    }
+
+    #[must_use]
+    pub(super) fn with_destination(self, destination: MigrationStatus) -> Self {
+        Self { destination: Ok(destination), ..self }
+    }
+
+    pub(super) fn learned(&self) -> Learned {
+        let mut learned = Learned::default();
+        for (status, host) in [(&self.source, &self.source_host), (&self.destination, &self.destination_host)] {
+            if let Ok(status) = status {
+                learned.add(status, host);
+            }
+        }
+        learned
+    }
+
+    /// Totals of a guest that has switched. Where the source cannot say when, the destination's calls do.
+    pub(super) fn summary(&self) -> TransferSummary {
+        let of_source = self.source.as_ref().ok().and_then(|status| status.summary);
+        let of_destination = self.destination.as_ref().ok().and_then(|status| status.summary);
+        let mut summary = of_source.or(of_destination).unwrap_or_default();
+        if summary.switch_time.is_none() {
+            let other = of_destination.and_then(|summary| summary.switch_time);
+            summary.switch_time = other.or_else(|| self.end_of_resume());
+        }
+        summary
+    }
+
+    /// When the destination's call that lets the guest run came back.
+    fn end_of_resume(&self) -> Option<prost_types::Timestamp> {
+        let status = self.destination.as_ref().ok()?;
+        let starts = |name: &str| status.calls.iter().rev().find(|call| call.call == name && call.error.is_empty());
+        let call = starts("libvirt.resume").or_else(|| starts("libvirt.finish"))?;
+        let start = drover_proto::time::system_time(call.start_time.as_ref()?)?;
+        let duration = drover_proto::time::std_duration(call.duration.as_ref()?)?;
+        Some(drover_proto::time::timestamp(start + duration))
+    }
+
+    /// What the source says went wrong, as the reason of an abort.
+    pub(super) fn why_not(&self) -> Failure {
+        let told = |status: &Result<MigrationStatus, Failure>| status.as_ref().ok().and_then(|s| s.error.clone());
+        let Some(error) = told(&self.source).or_else(|| told(&self.destination)) else {
+            return match self.seen_source() {
+                Seen::Journal(Source { copy: verdict::SourceCopy::EndedByUser | verdict::SourceCopy::Gone, .. }) => {
+                    Failure::new(Reason::GuestEnded, "the guest ended while it was being moved")
+                }
+                Seen::Journal(_) | Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => {
+                    Failure::new(Reason::TransferFailed, "the transfer came to an end before the guest had moved")
+                }
+            };
+        };
+        let reason = Reason::from_name(&error.reason).unwrap_or(Reason::TransferFailed);
+        let mut failure = Failure::new(reason, error.message);
+        failure.remedy = Some(error.remedy).filter(|remedy| !remedy.is_empty());
+        failure.host = drover_proto::ids::HostId::from_resource_name(&error.host).ok();
+        failure
+    }
+}

@@ -1,0 +1,71 @@
+//! Prepare: the destination waits for the guest, the source holds its job lock.
+//!
+//! The agents journal before they act and answer a repeat with what they have, so looking and acting are one call
+//! each. Only a guest that is the life that was validated is begun.
+
+use drover_proto::agent::v1::{BeginOutgoingRequest, BeginOutgoingResponse, PrepareIncomingRequest};
+use drover_proto::failure::Failure;
+
+use super::{Learned, Report, Work, look, transfer_policy};
+use crate::saga::Guest;
+use crate::store::Prepared;
+use crate::verdict::{Judgement, Seen};
+
+pub(super) async fn run(work: &Work) -> Report {
+    let look = look::both(work).await;
+    let learned = look.learned();
+    if let Some(report) = decided_already(&look) {
+        return report;
+    }
+    match prepare(work).await {
+        Ok(more) => {
+            let learned = Learned { prepared: Some(more.prepared), guest_name: Some(more.guest_name), ..learned };
+            Report::done(Guest::Lives, "the destination waits", learned)
+        }
+        Err(failure) => Report::of(&failure, learned),
+    }
+}
+
+/// An attempt that was undone, or has run, by whomever: nothing to prepare any more. Abort finds out which.
+fn decided_already(look: &look::Look) -> Option<Report> {
+    let known = !matches!(look.seen_source(), Seen::NoJournal | Seen::Unreachable);
+    match look.judgement() {
+        Judgement::NeverRan | Judgement::Ran if known => Some(Report::refused(&look.why_not(), look.learned())),
+        Judgement::NeverRan | Judgement::Ran | Judgement::Open(_) => None,
+    }
+}
+
+struct More {
+    prepared: Prepared,
+    guest_name: String,
+}
+
+async fn prepare(work: &Work) -> Result<More, Failure> {
+    let (source, destination) = (work.source().await?, work.destination().await?);
+    let policy = transfer_policy(work.record.details.policy.as_ref());
+    let begun = source
+        .begin_outgoing(BeginOutgoingRequest {
+            fence: source.fence()?,
+            migration: Some(work.reference()),
+            destination_host: work.record.destination.resource_name(),
+            incarnation: work.record.incarnation.clone(),
+            policy: Some(policy),
+        })
+        .await?;
+    let BeginOutgoingResponse { xml, inactive_xml, cookie, guest_name, state_before, autostart_before } = begun;
+    let prepared = destination
+        .prepare_incoming(PrepareIncomingRequest {
+            fence: destination.fence()?,
+            migration: Some(work.reference()),
+            source_host: work.record.source.resource_name(),
+            guest_name: guest_name.clone(),
+            xml,
+            inactive_xml,
+            cookie,
+            state_before,
+            autostart_before,
+            policy: Some(policy),
+        })
+        .await?;
+    Ok(More { prepared: Prepared { ticket: prepared.ticket, cookie: prepared.cookie }, guest_name })
+}

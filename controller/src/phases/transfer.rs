@@ -1,0 +1,219 @@
+//! Transfer: memory is sent and the guest switches over; done when the destination's journal says Ran.
+//!
+//! It decides by the verdict alone, from both hosts' answers, never from what a stream said or did not say. The
+//! stream only tells when to look again, and carries the progress.
+
+use std::time::Duration;
+
+use drover_proto::agent::v1::watch_outgoing_response::Event;
+use drover_proto::agent::v1::{
+    FinishIncomingRequest, HandOverRequest, StartMigrateRequest, WatchOutgoingRequest, WatchOutgoingResponse,
+};
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::time::std_duration;
+use drover_proto::v1::TransferSummary;
+use tonic::Streaming;
+
+use super::look::{self, Look};
+use super::{Report, Work};
+use crate::ledger::Change;
+use crate::saga::Guest;
+use crate::store::{StepWrite, now};
+use crate::verdict::{Job, Judgement, Open, Seen, Source, SourceCopy};
+
+/// A source that says nothing for so long is looked at.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// So often one attempt looks before it is written down as one that does not know.
+const LOOKS: u32 = 12;
+
+pub(super) async fn run(work: &Work) -> Report {
+    let mut last_failure = None;
+    for _ in 0..LOOKS {
+        let look = look::both(work).await;
+        let open = match look.judgement() {
+            Judgement::Ran => return ran(work, &look).await,
+            Judgement::NeverRan => return Report::refused(&look.why_not(), look.learned()),
+            Judgement::Open(open) => open,
+        };
+        let acted = match open {
+            Open::ContinueTransfer if is_too_late(work) => {
+                let late = Failure::new(Reason::TransferDeadline, "the deadline expired before the guest had moved");
+                return Report::refused(&late, look.learned());
+            }
+            Open::ContinueTransfer => match start_if_held(work, &look).await {
+                Ok(()) => follow(work).await,
+                // It was never told to send, and never will: the safe way is back.
+                Err(refused) if is_final(&refused) => return Report::refused(&refused, look.learned()),
+                Err(silent) => Err(silent),
+            },
+            Open::HandOver if is_under_way(&look) => follow(work).await,
+            Open::HandOver => hand_over(work).await,
+            Open::FinishInPlace => finish_in_place(work, &look).await,
+            Open::Abort => return Report::refused(&look.why_not(), look.learned()),
+            Open::Settling | Open::TouchNothing => return Report::again("the destination is at it", look.learned()),
+            Open::WaitFor(side) => return Report::wait_for(side, &work.record, &look),
+            Open::Resolve(why) => {
+                let mut report = Report::resolve(why, &work.record, &look);
+                report.learned = report.learned.with_guest_nowhere_known();
+                return report;
+            }
+            Open::RecoverPostCopy => return Report::again("post-copy has to be recovered", look.learned()),
+            Open::GuestLost => return Report::again("the guest is lost: the source died in post-copy", look.learned()),
+            Open::SuspendSource => return Report::again("the source has to be stopped at once", look.learned()),
+        };
+        last_failure = acted.err();
+    }
+    let look = look::both(work).await;
+    match last_failure {
+        Some(failure) => Report::unknown(&failure, look.learned()),
+        None => Report::again("it goes on, and nobody can say how", look.learned()),
+    }
+}
+
+/// The guest belongs to the destination: told at once, with the destination's time.
+async fn ran(work: &Work, look: &Look) -> Report {
+    let learned = look.learned().with_guest_at(&work.record.destination);
+    let mut learned = super::Learned { summary: Some(look.summary()), ..learned };
+    if let Err(failure) = switched(work, look.summary()).await {
+        return Report::unknown(&failure, learned);
+    }
+    if let Some(summary) = &mut learned.summary
+        && summary.switch_time.is_none()
+    {
+        summary.switch_time = Some(drover_proto::time::timestamp(now()));
+    }
+    Report::done(Guest::Lives, "the guest is at the destination", learned)
+}
+
+/// A refusal that a repeat would not change. Who is not in office learns nothing about the migration.
+fn is_final(failure: &Failure) -> bool {
+    failure.is_evidence() && !matches!(failure.reason, Reason::StaleTerm | Reason::StillPerforming)
+}
+
+/// Starts the transfer where that was not done.
+async fn start_if_held(work: &Work, look: &Look) -> Result<(), Failure> {
+    let Seen::Journal(Source { copy: SourceCopy::AsBefore(Job::Held), .. }) = look.seen_source() else {
+        return Ok(());
+    };
+    let Some(prepared) = work.record.prepared.clone() else {
+        return Err(Failure::internal("a transfer without its ticket"));
+    };
+    let (source, destination) = (work.source().await?, work.destination().await?);
+    let request = StartMigrateRequest {
+        fence: source.fence()?,
+        migration: Some(work.reference()),
+        ticket: prepared.ticket,
+        cookie: prepared.cookie,
+        destination_addresses: destination.migration_addresses,
+    };
+    source.start_migrate(request).await?;
+    Ok(())
+}
+
+async fn hand_over(work: &Work) -> Result<(), Failure> {
+    let source = work.source().await?;
+    source.hand_over(HandOverRequest { fence: source.fence()?, migration: Some(work.reference()) }).await?;
+    Ok(())
+}
+
+/// The source agent first: it has the cookie and the ticket. In its place where it cannot or may not any more.
+async fn finish_in_place(work: &Work, look: &Look) -> Result<(), Failure> {
+    let tombstoned = matches!(look.seen_source(), Seen::Journal(Source { tombstoned: true, .. }));
+    if !tombstoned && hand_over(work).await.is_ok() {
+        return Ok(());
+    }
+    let destination = work.destination().await?;
+    let request = FinishIncomingRequest { fence: destination.fence()?, migration: Some(work.reference()) };
+    destination.finish_incoming(request).await?;
+    Ok(())
+}
+
+/// Whether the source agent is handing over by itself.
+fn is_under_way(look: &Look) -> bool {
+    look.source.as_ref().is_ok_and(|status| status.call_in_flight)
+}
+
+/// Whether the caller's deadline has expired.
+fn is_too_late(work: &Work) -> bool {
+    let Some(deadline) = time_left(work) else { return false };
+    deadline.is_zero()
+}
+
+/// Until the caller's deadline, counted from the beginning of the transfer.
+fn time_left(work: &Work) -> Option<Duration> {
+    let limit = work.record.details.policy.as_ref()?.deadline.as_ref().and_then(std_duration)?;
+    let since = work.record.transfer_started.unwrap_or_else(now);
+    Some(limit.saturating_sub(now().duration_since(since).unwrap_or_default()))
+}
+
+/// Follows the source until its stream ends, for whatever reason, or the deadline expires: then it is time to look.
+async fn follow(work: &Work) -> Result<(), Failure> {
+    let stream = work.source().await?;
+    let stream = stream.watch_outgoing(WatchOutgoingRequest { migration: Some(work.reference()) }).await?;
+    match time_left(work) {
+        Some(left) => tokio::time::timeout(left, read(work, stream)).await.unwrap_or(Ok(())),
+        None => read(work, stream).await,
+    }
+}
+
+async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Result<(), Failure> {
+    let mut well = false;
+    loop {
+        let Ok(next) = tokio::time::timeout(SILENCE, stream.message()).await else { return Ok(()) };
+        let Some(message) = next? else { return Ok(()) };
+        if !well {
+            well = true;
+            goes_well(work).await?;
+        }
+        match message.event {
+            Some(Event::Progress(progress)) => work.ledger.hub.progress(work.record.id, progress),
+            Some(Event::Switched(summary)) => switched(work, summary).await?,
+            Some(Event::Failed(error)) => {
+                tracing::info!(reason = error.reason, "the source says that the transfer failed: {}", error.message);
+            }
+            // What they tell is in the status as well, and read from there.
+            Some(Event::AllSent(_) | Event::Iteration(_) | Event::Call(_)) | None => {}
+        }
+    }
+}
+
+/// The source is heard of: what was waited for is over.
+async fn goes_well(work: &Work) -> Result<(), Failure> {
+    let clear = |record: &mut crate::store::Record| {
+        if record.unknowns == 0 && record.details.waiting_for.is_none() {
+            return Change::Leave;
+        }
+        record.unknowns = 0;
+        record.details.waiting_for = None;
+        Change::Write(StepWrite::Nothing)
+    };
+    write(work, clear).await
+}
+
+/// Written down and told the moment it is known: a platform switches its network by it.
+async fn switched(work: &Work, mut summary: TransferSummary) -> Result<(), Failure> {
+    if summary.switch_time.is_none() {
+        summary.switch_time = Some(drover_proto::time::timestamp(now()));
+    }
+    let destination = work.record.destination.clone();
+    let told = move |record: &mut crate::store::Record| {
+        let known = record.details.summary.is_some_and(|summary| summary.switch_time.is_some());
+        if known && record.guest_host.as_ref() == Some(&destination) {
+            return Change::Leave;
+        }
+        let news = super::Learned { summary: Some(summary), ..super::Learned::default() };
+        news.with_guest_at(&destination).apply(record);
+        Change::Write(StepWrite::Nothing)
+    };
+    write(work, told).await
+}
+
+async fn write(
+    work: &Work,
+    change: impl FnMut(&mut crate::store::Record) -> Change + Send,
+) -> Result<(), Failure> {
+    let failed = |error| Failure::new(Reason::StoreFailed, format!("the record could not be written: {error}"));
+    work.ledger.change(work.record.id, change).await.map_err(failed)?;
+    Ok(())
+}

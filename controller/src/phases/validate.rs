@@ -1,0 +1,115 @@
+//! Validate: both hosts can do it, and nothing was changed (but a probe file, removed).
+
+use drover_proto::agent::v1::{
+    CheckIncomingRequest, GetAgentStatusRequest, GuestFacts, Incarnation, InspectGuestRequest, InspectHostRequest,
+    ListGuestsRequest,
+};
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::ids::GuestId;
+use drover_proto::v1::Check;
+
+use super::checks::{self, Facts};
+use super::{Learned, Report, Work, storage};
+use crate::agents::Agent;
+use crate::saga::Guest;
+
+/// What was found of one guest and one destination.
+pub struct Examined {
+    pub checks: Vec<Check>,
+    pub guest_name: String,
+    pub incarnation: Option<Incarnation>,
+    /// Bytes.
+    pub memory: u64,
+    /// Why it would not be accepted.
+    pub refusal: Option<Failure>,
+}
+
+/// Makes every check. An error is a missing answer, or an agent that refuses to answer.
+pub async fn examine(guest: GuestId, source: &Agent, destination: &Agent) -> Result<Examined, Failure> {
+    let found = match inspect(guest, source).await {
+        Ok(found) => found,
+        Err(failure) if failure.reason == Reason::GuestNotFound && failure.is_evidence() => {
+            return Ok(absent(guest, source));
+        }
+        Err(failure) => return Err(failure),
+    };
+    let facts = ask(found, source, destination).await?;
+    let mut all = vec![checks::passed("guest-present", format!("{} on {}", facts.guest.name, source.host))];
+    all.extend(checks::compare(&facts));
+    // A guest that cannot move anyway needs no probe files.
+    if checks::acceptable(&all) {
+        all.push(storage::check(&facts.guest, source, destination).await?);
+    } else {
+        all.push(checks::not_checked("storage-shared", "other checks failed before"));
+    }
+    Ok(Examined {
+        refusal: checks::refusal(&all, &destination.host),
+        checks: all,
+        guest_name: facts.guest.name,
+        incarnation: facts.guest.incarnation,
+        memory: facts.guest.memory_bytes,
+    })
+}
+
+fn absent(guest: GuestId, source: &Agent) -> Examined {
+    let found = format!("{} has no guest {guest}", source.host);
+    let checks = vec![checks::failed("guest-present", found, "`drover guest list` shows where it is")];
+    Examined {
+        refusal: checks::refusal(&checks, &source.host),
+        checks,
+        guest_name: String::new(),
+        incarnation: None,
+        memory: 0,
+    }
+}
+
+async fn inspect(guest: GuestId, source: &Agent) -> Result<GuestFacts, Failure> {
+    source.inspect_guest(InspectGuestRequest { guest_uuid: guest.to_string() }).await
+}
+
+async fn ask(guest: GuestFacts, source: &Agent, destination: &Agent) -> Result<Facts, Failure> {
+    let (source_agent, destination_agent, source_facts, destination_facts, guests) = tokio::try_join!(
+        source.get_agent_status(GetAgentStatusRequest {}),
+        destination.get_agent_status(GetAgentStatusRequest {}),
+        source.inspect_host(InspectHostRequest {}),
+        destination.inspect_host(InspectHostRequest {}),
+        destination.list_guests(ListGuestsRequest {}),
+    )?;
+    let question = CheckIncomingRequest { guest: Some(guest.clone()), source: Some(source_facts.clone()) };
+    let incoming = destination.check_incoming(question).await?;
+    Ok(Facts {
+        guest,
+        source: source_facts,
+        destination: destination_facts,
+        destination_guests: guests.guests,
+        source_agent,
+        destination_agent,
+        incoming: incoming.checks,
+    })
+}
+
+pub(super) async fn run(work: &Work) -> Report {
+    match look(work).await {
+        Ok(examined) => report(work, examined),
+        Err(failure) => Report::of(&failure, Learned::default()),
+    }
+}
+
+async fn look(work: &Work) -> Result<Examined, Failure> {
+    let (source, destination) = (work.source().await?, work.destination().await?);
+    examine(work.record.guest, &source, &destination).await
+}
+
+fn report(work: &Work, examined: Examined) -> Report {
+    let learned = Learned {
+        guest_name: Some(examined.guest_name).filter(|name| !name.is_empty()),
+        checks: Some(examined.checks),
+        incarnation: examined.incarnation,
+        ..Learned::default()
+    };
+    match examined.refusal {
+        Some(failure) if failure.reason == Reason::GuestNotFound => Report::refused(&failure, learned),
+        Some(failure) => Report::refused(&failure, learned.with_guest_at(&work.record.source)),
+        None => Report::done(Guest::Lives, "every check passed", learned.with_guest_at(&work.record.source)),
+    }
+}

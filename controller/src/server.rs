@@ -1,0 +1,166 @@
+//! A running controller: its parts, put together in the order in which they need each other, and taken apart again.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use drover_proto::authorization::Authorize;
+use drover_proto::deadline::DeadlineLayer;
+use drover_proto::identity::Identity;
+use drover_proto::serve::{GrpcStream, accept};
+use drover_proto::tls::{ALPN_H2, Tls};
+use drover_proto::trace::TraceLayer;
+use drover_proto::v1::host_service_server::HostServiceServer;
+use drover_proto::v1::migration_service_server::MigrationServiceServer;
+use drover_proto::{FILE_DESCRIPTOR_SET, MAX_DECODING_MESSAGE_BYTES, MAX_ENCODING_MESSAGE_BYTES};
+use futures::StreamExt;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::agents::Agents;
+use crate::config::Config;
+use crate::executor::Executor;
+use crate::hub::Hub;
+use crate::ledger::Ledger;
+use crate::local::Local;
+use crate::metrics::Metrics;
+use crate::office::Office;
+use crate::recovery;
+use crate::registry::Registry;
+use crate::service::Api;
+use crate::store::Store;
+use crate::store::memory::MemoryStore;
+use crate::store::sqlite::SqliteStore;
+
+/// At the end, whoever is still connected has so long to go away.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A connection that says nothing is asked for a sign of life after this time.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// A controller that serves.
+pub struct Controller {
+    /// Where the API listens.
+    pub address: SocketAddr,
+    /// Where health and metrics are served.
+    pub local_address: SocketAddr,
+    executor: Executor,
+    /// Ends streams and accept loops.
+    stopping: CancellationToken,
+    api: JoinHandle<()>,
+    local: JoinHandle<()>,
+}
+
+/// Opens the store that a configuration names.
+pub async fn open_store(url: &str) -> anyhow::Result<Arc<dyn Store>> {
+    if url == "memory:" {
+        tracing::warn!("the store is in memory: it forgets everything when the controller ends");
+        return Ok(Arc::new(MemoryStore::default()));
+    }
+    let store = SqliteStore::open(url).await.with_context(|| format!("the store {url} cannot be opened"))?;
+    Ok(Arc::new(store))
+}
+
+impl Controller {
+    /// Takes office, takes up what was left, and serves.
+    pub async fn start(config: &Config, store: Arc<dyn Store>) -> anyhow::Result<Self> {
+        let tls = Tls::load(config.tls.clone(), config.trust_domain.clone())?;
+        let own = tls.own_identity();
+        anyhow::ensure!(own == Identity::Controller, "the certificate is that of {own}, not of a controller");
+        let stopping = CancellationToken::new();
+        tokio::spawn(tls.clone().keep_fresh(stopping.clone()));
+        // Before anything is decided: an address in use must not cost a term.
+        let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen {}", config.listen))?;
+        let local_listener = TcpListener::bind(config.metrics_listen)
+            .await
+            .with_context(|| format!("metrics_listen {}", config.metrics_listen))?;
+        let (address, local_address) = (listener.local_addr()?, local_listener.local_addr()?);
+
+        let office = Arc::new(Office::default());
+        let agents = Arc::new(Agents::new(tls.clone(), Arc::clone(&store), Arc::clone(&office)));
+        office.enter(recovery::take_office(&store, &agents).await?);
+
+        let ledger = Ledger { store: Arc::clone(&store), hub: Arc::new(Hub::default()) };
+        let metrics = Arc::new(Metrics::default());
+        let registry = Arc::new(Registry::new(config.heartbeat()));
+        let executor = Executor::new(ledger.clone(), Arc::clone(&agents), Arc::clone(&office), Arc::clone(&metrics));
+        if office.is_in_office() {
+            recovery::take_up_all(&ledger, &executor).await?;
+        }
+
+        let local = Local { store, office: Arc::clone(&office), registry: Arc::clone(&registry), metrics };
+        let api = Api {
+            ledger,
+            agents,
+            office,
+            executor: executor.clone(),
+            registry,
+            trust_domain: config.trust_domain.clone(),
+            stopping: stopping.clone(),
+        };
+        Ok(Self {
+            address,
+            local_address,
+            executor,
+            api: tokio::spawn(serve(api, config.clone(), tls, listener, stopping.clone())),
+            local: tokio::spawn(serve_local(local, local_listener, stopping.clone())),
+            stopping,
+        })
+    }
+
+    /// Ends it: migrations are left where they are and taken up by the next start. Bounded in time.
+    pub async fn stop(self) {
+        self.executor.stop().await;
+        self.stopping.cancel();
+        for mut task in [self.api, self.local] {
+            if tokio::time::timeout(FAREWELL, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+}
+
+async fn serve(api: Api, config: Config, tls: Tls, listener: TcpListener, stopping: CancellationToken) {
+    let incoming = accept(listener, tls, &[ALPN_H2], stopping.clone());
+    let incoming = incoming.map(|accepted| Ok::<_, std::io::Error>(GrpcStream::new(accepted)));
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<MigrationServiceServer<Api>>().await;
+    health.set_serving::<HostServiceServer<Api>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    let reflection = match reflection {
+        Ok(reflection) => reflection,
+        Err(error) => return tracing::error!("the API cannot describe itself: {error}"),
+    };
+    let migrations = MigrationServiceServer::new(api.clone())
+        .max_decoding_message_size(MAX_DECODING_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_ENCODING_MESSAGE_BYTES);
+    let hosts = HostServiceServer::new(api)
+        .max_decoding_message_size(MAX_DECODING_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_ENCODING_MESSAGE_BYTES);
+    let served = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .layer(TraceLayer)
+        .layer(DeadlineLayer)
+        .layer(Authorize::new(config.roles))
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(migrations)
+        .add_service(hosts)
+        .serve_with_incoming_shutdown(incoming, stopping.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        tracing::error!("the API ended: {error}");
+    }
+}
+
+async fn serve_local(local: Local, listener: TcpListener, stopping: CancellationToken) {
+    if let Err(error) = local.serve(listener, stopping).await {
+        tracing::error!("health and metrics ended: {error}");
+    }
+}

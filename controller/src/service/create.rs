@@ -1,0 +1,236 @@
+//! CreateMigration: reads the request, finds the source, writes the record; the work begins elsewhere.
+
+use std::collections::BTreeMap;
+
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::ids::{Attempt, GuestId, HostId, MigrationId};
+use drover_proto::trace::Context;
+use drover_proto::v1::{self, HostState, MigrationState};
+use prost::Message;
+
+use super::validation::Fields;
+use super::{Api, errors};
+use crate::inventory;
+use crate::phases::{examine, refuse_unmade};
+use crate::saga::{Phase, Position};
+use crate::store::record::Details;
+use crate::store::{Created, Record, RequestKey, now};
+use crate::trace;
+
+/// Who asks, and in which trace.
+pub(super) struct Asker {
+    /// SPIFFE URI.
+    pub(super) uri: String,
+    pub(super) context: Context,
+}
+
+/// A request whose fields are good.
+struct Wish {
+    guest: GuestId,
+    source: Option<HostId>,
+    destination: HostId,
+    labels: BTreeMap<String, String>,
+    policy: Option<v1::MigrationPolicy>,
+    request: Option<RequestKey>,
+}
+
+impl Api {
+    pub(super) async fn create(
+        &self,
+        request: v1::CreateMigrationRequest,
+        asker: Asker,
+    ) -> Result<v1::Migration, Failure> {
+        let validate_only = request.validate_only;
+        let wish = read(request)?;
+        if let Some(made) = self.made_before(&wish).await? {
+            return self.shown(&made).await;
+        }
+        self.office.fence()?;
+        let source = self.usable(&wish).await?;
+        if validate_only {
+            return self.validated(wish, source).await;
+        }
+        let record = record(wish, source, asker);
+        tracing::Span::current().record("drover.migration.id", tracing::field::display(record.id));
+        let record = match self.ledger.store.create(record).await.map_err(errors::store)? {
+            Created::New(record) => {
+                tracing::info!(
+                    migration_id = %record.id, guest = %record.guest, source = %record.source,
+                    destination = %record.destination, by = record.requested_by, "created"
+                );
+                self.executor.take_up(record.id);
+                record
+            }
+            Created::Same(record) => record,
+        };
+        self.shown(&record).await
+    }
+
+    /// The migration that the same request made: found before anything else is asked, because the guest may have
+    /// moved since.
+    async fn made_before(&self, wish: &Wish) -> Result<Option<Record>, Failure> {
+        let Some(request) = &wish.request else { return Ok(None) };
+        let made = self.ledger.store.by_request(request.id).await.map_err(errors::store)?;
+        match made {
+            Some(made) if made.request.as_ref() != Some(request) => {
+                Err(errors::store(crate::store::StoreError::RequestReused(made.id)))
+            }
+            made => Ok(made),
+        }
+    }
+
+    /// Both hosts are known and not out of use. Gives the source.
+    async fn usable(&self, wish: &Wish) -> Result<HostId, Failure> {
+        let destination = self.host(&wish.destination).await?;
+        if destination.cordoned {
+            let message = format!("{} is cordoned", destination.id);
+            return Err(Failure::new(Reason::HostCordoned, message).at_host(destination.id));
+        }
+        self.heard_of(&wish.destination)?;
+        let source = match &wish.source {
+            Some(source) => self.host(source).await?.id,
+            None => self.find_source(wish.guest, &wish.destination).await?,
+        };
+        if source == wish.destination {
+            let why = "is the host on which the guest is";
+            return Err(Failure::invalid("migration.destination_host", why));
+        }
+        self.heard_of(&source)?;
+        Ok(source)
+    }
+
+    fn heard_of(&self, host: &HostId) -> Result<(), Failure> {
+        match self.registry.state(host) {
+            HostState::Up | HostState::Unspecified => Ok(()),
+            HostState::Silent => {
+                let message = format!("the agent of {host} is silent");
+                Err(Failure::new(Reason::HostUnreachable, message).at_host(host.clone()))
+            }
+        }
+    }
+
+    /// The one host that has the guest.
+    pub(super) async fn find_source(&self, guest: GuestId, destination: &HostId) -> Result<HostId, Failure> {
+        let hosts: Vec<HostId> = self.all_hosts().await?.into_iter().map(|host| host.id).collect();
+        let found = inventory::find(&self.agents, &hosts, guest).await;
+        let names = |hosts: &[HostId]| hosts.iter().map(HostId::as_str).collect::<Vec<_>>().join(", ");
+        match found.on.as_slice() {
+            [only] if only == destination => {
+                let message = format!("the guest is on {destination} already");
+                Err(Failure::new(Reason::GuestExists, message).at_host(destination.clone()))
+            }
+            [only] => Ok(only.clone()),
+            [] if found.silent.is_empty() => {
+                Err(Failure::new(Reason::GuestNotFound, format!("no host has guest {guest}"))
+                    .with_remedy("`drover guest list` shows all guests"))
+            }
+            [] => {
+                let message = format!("no host that answers has guest {guest}; {} did not answer", names(&found.silent));
+                Err(Failure::new(Reason::HostUnreachable, message).with_remedy("name the source host"))
+            }
+            several => {
+                let message = format!("guest {guest} is on several hosts: {}", names(several));
+                Err(Failure::new(Reason::GuestAmbiguous, message).with_remedy("name the source host"))
+            }
+        }
+    }
+
+    /// What a migration would be refused for, and nothing is created.
+    async fn validated(&self, wish: Wish, source: HostId) -> Result<v1::Migration, Failure> {
+        let (from, to) = (self.agents.of(&source).await?, self.agents.of(&wish.destination).await?);
+        let examined = examine(wish.guest, &from, &to).await?;
+        Ok(v1::Migration {
+            guest_uuid: wish.guest.to_string(),
+            guest_name: examined.guest_name,
+            source_host: source.resource_name(),
+            destination_host: wish.destination.resource_name(),
+            policy: wish.policy,
+            labels: wish.labels.into_iter().collect(),
+            checks: examined.checks,
+            error: examined.refusal.map(|refusal| v1::MigrationError {
+                reason: refusal.reason.name().to_owned(),
+                message: refusal.message,
+                remedy: refusal.remedy.unwrap_or_default(),
+                host: refusal.host.map(|host| host.resource_name()).unwrap_or_default(),
+                phase: v1::MigrationPhase::Validate.into(),
+            }),
+            ..v1::Migration::default()
+        })
+    }
+}
+
+fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure> {
+    let Some(asked) = request.migration else {
+        return Err(Failure::invalid("migration", "is required"));
+    };
+    let mut fields = Fields::default();
+    let guest = fields.required("migration.guest_uuid", &asked.guest_uuid, str::parse::<GuestId>);
+    let source = fields.optional("migration.source_host", &asked.source_host, HostId::from_resource_name);
+    let destination =
+        fields.required("migration.destination_host", &asked.destination_host, HostId::from_resource_name);
+    if source.is_some() && source == destination {
+        fields.bad("migration.destination_host", "must be another host than the source");
+    }
+    fields.labels(&asked.labels);
+    if let Some(policy) = &asked.policy {
+        fields.policy("migration.policy", policy);
+    }
+    let request_id = fields.request_id(&request.request_id);
+    fields.check()?;
+    refuse_unmade(asked.policy.as_ref(), asked.destination_overrides.as_ref())?;
+    let (Some(guest), Some(destination)) = (guest, destination) else {
+        return Err(Failure::internal("a field that was checked is not there"));
+    };
+    let labels: BTreeMap<_, _> = asked.labels.into_iter().collect();
+    let request = request_id.map(|id| RequestKey {
+        id,
+        content: content(guest, source.as_ref(), &destination, &labels, asked.policy.as_ref()),
+    });
+    Ok(Wish { guest, source, destination, labels, policy: asked.policy, request })
+}
+
+/// All that is asked for, spelled in one way.
+fn content(
+    guest: GuestId,
+    source: Option<&HostId>,
+    destination: &HostId,
+    labels: &BTreeMap<String, String>,
+    policy: Option<&v1::MigrationPolicy>,
+) -> Vec<u8> {
+    let words = (guest.to_string(), source.map(HostId::as_str), destination.as_str(), labels);
+    let policy = policy.map(Message::encode_to_vec);
+    // Strings, maps of strings and bytes are always JSON.
+    serde_json::to_vec(&(words, policy)).unwrap_or_default()
+}
+
+fn record(wish: Wish, source: HostId, asker: Asker) -> Record {
+    let time = now();
+    Record {
+        id: MigrationId::generate(),
+        generation: 0,
+        request: wish.request,
+        guest: wish.guest,
+        guest_name: String::new(),
+        source,
+        destination: wish.destination,
+        labels: wish.labels,
+        requested_by: asker.uri,
+        position: Position::At(Phase::Validate),
+        phase: Phase::Validate,
+        state: MigrationState::Queued,
+        attempt: Attempt(1),
+        unknowns: 0,
+        cancel_requested: None,
+        too_late: false,
+        guest_host: None,
+        incarnation: None,
+        prepared: None,
+        trace: trace::begin(&asker.context),
+        created: time,
+        started: None,
+        transfer_started: None,
+        ended: None,
+        updated: time,
+        details: Details { policy: wish.policy, ..Details::default() },
+    }
+}

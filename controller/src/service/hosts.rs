@@ -1,0 +1,207 @@
+//! HostService: agents register here, and everybody else asks for hosts and guests.
+
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::identity::Identity;
+use drover_proto::ids::{HostId, MigrationId};
+use drover_proto::serve::peer;
+use drover_proto::time::{proto_duration, timestamp};
+use drover_proto::v1::host_service_server::HostService;
+use drover_proto::v1::{self, Host};
+use tonic::{Request, Response, Status};
+
+use super::validation::{Fields, guest_uuid, host_name};
+use super::{Api, errors, page};
+use crate::registry::Beat;
+use crate::store::{HostRecord, StoreError, now};
+
+/// Hosts in a page where the caller does not say.
+const PAGE: u32 = 100;
+
+/// So often a write is tried again where somebody else wrote meanwhile.
+const MAX_CONFLICTS: u32 = 20;
+
+#[tonic::async_trait]
+impl HostService for Api {
+    async fn register_host(
+        &self,
+        request: Request<v1::RegisterHostRequest>,
+    ) -> Result<Response<v1::RegisterHostResponse>, Status> {
+        let identity = peer(&request)?.identity;
+        self.register(request.into_inner(), &identity).await?;
+        let heartbeat_interval = Some(proto_duration(self.registry.interval()));
+        Ok(Response::new(v1::RegisterHostResponse { heartbeat_interval }))
+    }
+
+    async fn list_hosts(
+        &self,
+        request: Request<v1::ListHostsRequest>,
+    ) -> Result<Response<v1::ListHostsResponse>, Status> {
+        let request = request.into_inner();
+        let size = page::size(request.page_size, PAGE)?;
+        let after = match page::after("hosts", &request.page_token)? {
+            Some(key) => Some(host_name("page_token", &key)?),
+            None => None,
+        };
+        let mut rows = self.ledger.store.hosts(after.as_ref(), size + 1).await.map_err(errors::store)?;
+        let more = rows.len() > size as usize;
+        rows.truncate(size as usize);
+        let next_page_token = match rows.last() {
+            Some(last) if more => page::token("hosts", last.id.as_str()),
+            Some(_) | None => String::new(),
+        };
+        let hosts = rows.iter().map(|row| self.shown_host(row)).collect();
+        Ok(Response::new(v1::ListHostsResponse { hosts, next_page_token }))
+    }
+
+    async fn get_host(&self, request: Request<v1::GetHostRequest>) -> Result<Response<Host>, Status> {
+        let host = self.host(&host_name("name", &request.get_ref().name)?).await?;
+        Ok(Response::new(self.shown_host(&host)))
+    }
+
+    async fn cordon_host(&self, request: Request<v1::CordonHostRequest>) -> Result<Response<Host>, Status> {
+        Ok(Response::new(self.set_cordoned(&request.get_ref().name, true).await?))
+    }
+
+    async fn uncordon_host(&self, request: Request<v1::UncordonHostRequest>) -> Result<Response<Host>, Status> {
+        Ok(Response::new(self.set_cordoned(&request.get_ref().name, false).await?))
+    }
+
+    async fn drain_host(
+        &self,
+        request: Request<v1::DrainHostRequest>,
+    ) -> Result<Response<v1::DrainHostResponse>, Status> {
+        self.host(&host_name("name", &request.get_ref().name)?).await?;
+        let why = "this version does not drain hosts by itself";
+        let remedy = "cordon the host and migrate its guests one by one";
+        Err(Failure::new(Reason::Unimplemented, why).with_remedy(remedy).into())
+    }
+
+    async fn list_guests(
+        &self,
+        request: Request<v1::ListGuestsRequest>,
+    ) -> Result<Response<v1::ListGuestsResponse>, Status> {
+        Ok(Response::new(self.guests(request.get_ref()).await?))
+    }
+
+    async fn get_guest_owner(
+        &self,
+        request: Request<v1::GetGuestOwnerRequest>,
+    ) -> Result<Response<v1::GetGuestOwnerResponse>, Status> {
+        let guest = guest_uuid("guest_uuid", &request.get_ref().guest_uuid)?;
+        Ok(Response::new(self.owner(guest).await?))
+    }
+}
+
+impl Api {
+    async fn register(&self, request: v1::RegisterHostRequest, identity: &Identity) -> Result<(), Failure> {
+        let Some(said) = request.host else { return Err(Failure::invalid("host", "is required")) };
+        let mut fields = Fields::default();
+        let id = fields.required("host.name", &said.name, HostId::from_resource_name);
+        if said.management_address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            fields.bad("host.management_address", "expected host:port");
+        }
+        if said.agent_instance.is_empty() {
+            fields.bad("host.agent_instance", "is required");
+        }
+        fields.check()?;
+        let Some(id) = id else { return Err(Failure::invalid("host.name", "is required")) };
+        if *identity != Identity::Agent(id.clone()) {
+            let message = format!("{identity} may not register host {id}");
+            return Err(Failure::new(Reason::PermissionDenied, message));
+        }
+        let beat = self.registry.beat(&id, &said.agent_instance);
+        if beat == Beat::Conflict {
+            let message = format!("two agents claim to be {id}");
+            tracing::error!("{message}");
+            return Err(Failure::new(Reason::HostConflict, message).with_remedy("give each agent a host id of its own"));
+        }
+        self.store_registration(&id, said).await?;
+        self.note_journals(&id, &request.unfinished_journals).await?;
+        if beat == Beat::Back {
+            tracing::info!(host = %id, "heard of");
+            self.executor.wake_all();
+        }
+        Ok(())
+    }
+
+    /// Written only where the agent says something new: a heartbeat costs no write.
+    async fn store_registration(&self, id: &HostId, said: Host) -> Result<(), Failure> {
+        let registration = only_said(id, said);
+        for _ in 0..MAX_CONFLICTS {
+            let known = self.ledger.store.host(id).await.map_err(errors::store)?;
+            let host = match known {
+                Some(known) if known.registration == registration => return Ok(()),
+                Some(known) => HostRecord { registration: registration.clone(), registered: now(), ..known },
+                None => HostRecord {
+                    id: id.clone(),
+                    registration: registration.clone(),
+                    cordoned: false,
+                    generation: 0,
+                    registered: now(),
+                },
+            };
+            match self.ledger.store.put_host(host).await {
+                Err(StoreError::Conflict) => {}
+                written => return written.map(drop).map_err(errors::store),
+            }
+        }
+        Err(errors::store(StoreError::Conflict))
+    }
+
+    /// Journals of migrations that this store does not know: somebody has to look at them.
+    async fn note_journals(&self, host: &HostId, journals: &[v1::UnfinishedJournal]) -> Result<(), Failure> {
+        let mut orphans = Vec::new();
+        for journal in journals {
+            let Ok(id) = MigrationId::from_resource_name(&journal.migration) else { continue };
+            if self.ledger.store.migration(id).await.map_err(errors::store)?.is_none() {
+                orphans.push(id);
+            }
+        }
+        for id in self.registry.note_orphans(host, orphans) {
+            let state = journals.iter().find(|journal| journal.migration.ends_with(&id.to_string()));
+            let state = state.map_or("", |journal| journal.journal_state.as_str());
+            tracing::error!(%host, migration_id = %id, state, "this agent has a journal of a migration that the store does not know");
+        }
+        Ok(())
+    }
+
+    fn shown_host(&self, row: &HostRecord) -> Host {
+        let orphans = self.registry.orphans(&row.id);
+        let problem = match orphans.first() {
+            Some(id) if row.registration.problem.is_empty() => {
+                format!("{} unfinished journals are not in the store, like {}", orphans.len(), id.resource_name())
+            }
+            Some(_) | None => row.registration.problem.clone(),
+        };
+        Host {
+            name: row.id.resource_name(),
+            state: self.registry.state(&row.id).into(),
+            last_seen_time: Some(timestamp(self.registry.last_seen(&row.id).unwrap_or(row.registered))),
+            cordoned: row.cordoned,
+            etag: format!("{:x}", row.generation),
+            problem,
+            ..row.registration.clone()
+        }
+    }
+
+    async fn set_cordoned(&self, name: &str, cordoned: bool) -> Result<Host, Failure> {
+        let id = host_name("name", name)?;
+        for _ in 0..MAX_CONFLICTS {
+            let host = self.host(&id).await?;
+            if host.cordoned == cordoned {
+                return Ok(self.shown_host(&host));
+            }
+            match self.ledger.store.put_host(HostRecord { cordoned, ..host }).await {
+                Ok(host) => return Ok(self.shown_host(&host)),
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(errors::store(error)),
+            }
+        }
+        Err(errors::store(StoreError::Conflict))
+    }
+}
+
+/// What an agent says of its host, without what only the controller knows.
+fn only_said(id: &HostId, said: Host) -> Host {
+    Host { name: id.resource_name(), state: 0, last_seen_time: None, cordoned: false, etag: String::new(), ..said }
+}

@@ -1,0 +1,158 @@
+//! MigrationService: one method per RPC, each a few lines over the rest of this folder.
+
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::serve::peer;
+use drover_proto::trace::extract;
+use drover_proto::v1::migration_service_server::MigrationService;
+use drover_proto::v1::{self, ListMigrationsResponse};
+use tonic::{Request, Response, Status};
+
+use super::create::Asker;
+use super::validation::migration_name;
+use super::{Api, errors, filter, page, watch};
+use crate::ledger::Change;
+use crate::progress;
+use crate::saga::Position;
+use crate::store::Record;
+use crate::view;
+
+/// Migrations in a page where the caller does not say.
+const PAGE: u32 = 50;
+
+#[tonic::async_trait]
+impl MigrationService for Api {
+    type WatchMigrationStream = watch::Stream;
+
+    async fn check_migration(
+        &self,
+        request: Request<v1::CheckMigrationRequest>,
+    ) -> Result<Response<v1::CheckMigrationResponse>, Status> {
+        Ok(Response::new(self.check(request.into_inner()).await?))
+    }
+
+    async fn create_migration(
+        &self,
+        request: Request<v1::CreateMigrationRequest>,
+    ) -> Result<Response<v1::Migration>, Status> {
+        let asker = Asker {
+            uri: peer(&request)?.identity.uri(&self.trust_domain),
+            context: extract(request.metadata()),
+        };
+        Ok(Response::new(self.create(request.into_inner(), asker).await?))
+    }
+
+    async fn get_migration(
+        &self,
+        request: Request<v1::GetMigrationRequest>,
+    ) -> Result<Response<v1::Migration>, Status> {
+        let record = self.record(migration_name(&request.get_ref().name)?).await?;
+        Ok(Response::new(self.shown(&record).await?))
+    }
+
+    async fn list_migrations(
+        &self,
+        request: Request<v1::ListMigrationsRequest>,
+    ) -> Result<Response<ListMigrationsResponse>, Status> {
+        Ok(Response::new(self.list(request.get_ref()).await?))
+    }
+
+    async fn watch_migration(
+        &self,
+        request: Request<v1::WatchMigrationRequest>,
+    ) -> Result<Response<Self::WatchMigrationStream>, Status> {
+        let request = request.into_inner();
+        let id = migration_name(&request.name)?;
+        Ok(Response::new(self.watch(id, &request.resume_token).await?))
+    }
+
+    async fn adjust_migration(
+        &self,
+        request: Request<v1::AdjustMigrationRequest>,
+    ) -> Result<Response<v1::Migration>, Status> {
+        self.record(migration_name(&request.get_ref().name)?).await?;
+        let why = "this version cannot change a running migration";
+        Err(Failure::new(Reason::Unimplemented, why).with_remedy("cancel it and create it anew").into())
+    }
+
+    async fn cancel_migration(
+        &self,
+        request: Request<v1::CancelMigrationRequest>,
+    ) -> Result<Response<v1::Migration>, Status> {
+        let v1::CancelMigrationRequest { name, etag } = request.into_inner();
+        let record = self.change(&name, &etag, progress::request_cancel).await?;
+        self.executor.cancel(record.id);
+        Ok(Response::new(self.shown(&record).await?))
+    }
+
+    async fn retry_migration(
+        &self,
+        request: Request<v1::RetryMigrationRequest>,
+    ) -> Result<Response<v1::Migration>, Status> {
+        let v1::RetryMigrationRequest { name, etag } = request.into_inner();
+        let before = self.record(migration_name(&name)?).await?;
+        if before.position.is_final() {
+            let message = format!("{} is at rest", before.id.resource_name());
+            return Err(Failure::new(Reason::MigrationState, message).into());
+        }
+        // One that waits for its next look is woken; one that is stuck goes back to its phase.
+        let record = self.change(&name, &etag, progress::retry).await?;
+        if matches!(record.position, Position::At(_)) {
+            self.executor.take_up(record.id);
+        }
+        Ok(Response::new(self.shown(&record).await?))
+    }
+
+    async fn resolve_migration(
+        &self,
+        request: Request<v1::ResolveMigrationRequest>,
+    ) -> Result<Response<v1::Migration>, Status> {
+        self.record(migration_name(&request.get_ref().name)?).await?;
+        let why = "this version cannot take an operator's word for a verdict";
+        Err(Failure::new(Reason::Unimplemented, why).with_remedy("bring the host back").into())
+    }
+}
+
+impl Api {
+    /// Changes a record on somebody's wish, if it is the one that they have read.
+    async fn change(
+        &self,
+        name: &str,
+        etag: &str,
+        change: impl Fn(&mut Record) -> Change + Send + Sync,
+    ) -> Result<Record, Failure> {
+        let id = migration_name(name)?;
+        tracing::Span::current().record("drover.migration.id", tracing::field::display(id));
+        self.office.fence()?;
+        self.record(id).await?;
+        let mut mismatch = false;
+        let changed = self.ledger.change(id, |record| {
+            mismatch = !etag.is_empty() && etag != view::etag(record);
+            if mismatch { Change::Leave } else { change(record) }
+        });
+        let record = changed.await.map_err(errors::store)?;
+        if mismatch { Err(errors::etag_mismatch()) } else { Ok(record) }
+    }
+
+    async fn list(&self, request: &v1::ListMigrationsRequest) -> Result<ListMigrationsResponse, Failure> {
+        let filter = filter::parse(&request.filter)?;
+        let size = page::size(request.page_size, PAGE)?;
+        let of = format!("migrations {}", request.filter);
+        let before = match page::after(&of, &request.page_token)? {
+            Some(key) => Some(migration_name(&key)?),
+            None => None,
+        };
+        let mut rows = self.ledger.store.migrations(&filter, before, size + 1).await.map_err(errors::store)?;
+        let more = rows.len() > size as usize;
+        rows.truncate(size as usize);
+        let next_page_token = match rows.last() {
+            Some(last) if more => page::token(&of, &last.id.to_string()),
+            Some(_) | None => String::new(),
+        };
+        let mut migrations = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let steps = self.ledger.store.steps(row.id).await.map_err(errors::store)?;
+            migrations.push(view::listed(row, &steps));
+        }
+        Ok(ListMigrationsResponse { migrations, next_page_token })
+    }
+}

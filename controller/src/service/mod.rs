@@ -1,0 +1,69 @@
+//! The public API: reads requests, answers from the store, and leaves the work to the executor.
+
+mod check;
+mod create;
+mod errors;
+mod filter;
+mod guests;
+mod hosts;
+mod migrations;
+mod page;
+mod validation;
+mod watch;
+
+use std::sync::Arc;
+
+use drover_proto::failure::Failure;
+use drover_proto::identity::TrustDomain;
+use drover_proto::ids::{HostId, MigrationId};
+use tokio_util::sync::CancellationToken;
+
+use crate::agents::Agents;
+use crate::executor::Executor;
+use crate::ledger::Ledger;
+use crate::office::Office;
+use crate::registry::Registry;
+use crate::store::{HostRecord, Record};
+use crate::view;
+
+/// More hosts than any controller has.
+const ALL_HOSTS: u32 = u32::MAX;
+
+/// What all RPCs need.
+#[derive(Clone)]
+pub struct Api {
+    pub ledger: Ledger,
+    pub agents: Arc<Agents>,
+    pub office: Arc<Office>,
+    pub executor: Executor,
+    pub registry: Arc<Registry>,
+    pub trust_domain: TrustDomain,
+    /// Ends all streams.
+    pub stopping: CancellationToken,
+}
+
+impl Api {
+    async fn record(&self, id: MigrationId) -> Result<Record, Failure> {
+        let record = self.ledger.store.migration(id).await.map_err(errors::store)?;
+        record.ok_or_else(|| errors::no_migration(id))
+    }
+
+    /// A record as it is right now, with the progress that is not written down.
+    async fn shown(&self, record: &Record) -> Result<drover_proto::v1::Migration, Failure> {
+        let steps = self.ledger.store.steps(record.id).await.map_err(errors::store)?;
+        let mut shown = view::migration(record, &steps);
+        if !record.position.is_final() {
+            shown.progress = self.ledger.hub.latest_progress(record.id).or(shown.progress);
+        }
+        Ok(shown)
+    }
+
+    async fn host(&self, id: &HostId) -> Result<HostRecord, Failure> {
+        let host = self.ledger.store.host(id).await.map_err(errors::store)?;
+        host.ok_or_else(|| errors::no_host(id))
+    }
+
+    async fn all_hosts(&self) -> Result<Vec<HostRecord>, Failure> {
+        self.ledger.store.hosts(None, ALL_HOSTS).await.map_err(errors::store)
+    }
+}

@@ -1,0 +1,122 @@
+//! Requests, field by field: every bad field is named at once, and nothing is begun before all are good.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::ids::{GuestId, HostId, InvalidId, MigrationId};
+use drover_proto::time::std_duration;
+use drover_proto::v1::MigrationPolicy;
+use uuid::Uuid;
+
+/// Collects what is wrong.
+#[derive(Default)]
+pub(super) struct Fields(Vec<(String, String)>);
+
+impl Fields {
+    pub(super) fn bad(&mut self, field: &str, why: impl Into<String>) {
+        self.0.push((field.to_owned(), why.into()));
+    }
+
+    /// A value that is required, read from text.
+    pub(super) fn required<T>(
+        &mut self,
+        field: &str,
+        text: &str,
+        read: impl FnOnce(&str) -> Result<T, InvalidId>,
+    ) -> Option<T> {
+        if text.is_empty() {
+            self.bad(field, "is required");
+            return None;
+        }
+        read(text).map_err(|error| self.bad(field, error.to_string())).ok()
+    }
+
+    /// A value that may be left out.
+    pub(super) fn optional<T>(
+        &mut self,
+        field: &str,
+        text: &str,
+        read: impl FnOnce(&str) -> Result<T, InvalidId>,
+    ) -> Option<T> {
+        if text.is_empty() { None } else { self.required(field, text, read) }
+    }
+
+    pub(super) fn request_id(&mut self, text: &str) -> Option<Uuid> {
+        if text.is_empty() {
+            return None;
+        }
+        match Uuid::try_parse(text) {
+            Ok(uuid) if !uuid.is_nil() => Some(uuid),
+            Ok(_) | Err(_) => {
+                self.bad("request_id", "must be a UUID");
+                None
+            }
+        }
+    }
+
+    pub(super) fn labels(&mut self, labels: &HashMap<String, String>) {
+        if labels.len() > 64 {
+            self.bad("migration.labels", "at most 64");
+        }
+        let good = |key: &str, value: &str| (1..=63).contains(&key.chars().count()) && value.chars().count() <= 255;
+        if let Some((key, _)) = labels.iter().find(|(key, value)| !good(key, value)) {
+            let key: String = key.chars().take(70).collect();
+            self.bad("migration.labels", format!("{key:?}: keys have 1 to 63 characters, values at most 255"));
+        }
+    }
+
+    pub(super) fn policy(&mut self, prefix: &str, policy: &MigrationPolicy) {
+        let within = |duration: &prost_types::Duration, least: Duration, most: Duration| {
+            std_duration(duration).is_some_and(|duration| (least..=most).contains(&duration))
+        };
+        if let Some(longest) = &policy.max_downtime
+            && !within(longest, Duration::from_millis(1), Duration::from_secs(60))
+        {
+            self.bad(&format!("{prefix}.max_downtime"), "from 1 ms to 60 s");
+        }
+        if let Some(deadline) = &policy.deadline
+            && !within(deadline, Duration::from_millis(1), Duration::from_secs(365 * 24 * 3600))
+        {
+            self.bad(&format!("{prefix}.deadline"), "must be positive, at most a year");
+        }
+        if policy.bandwidth_limit_bytes_per_second < 0 {
+            self.bad(&format!("{prefix}.bandwidth_limit_bytes_per_second"), "must not be negative");
+        }
+        if !(0..=64).contains(&policy.parallel_connections) {
+            self.bad(&format!("{prefix}.parallel_connections"), "from 0 to 64");
+        }
+        if !(-100..=100).contains(&policy.priority) {
+            self.bad(&format!("{prefix}.priority"), "from -100 to 100");
+        }
+    }
+
+    /// Everything that was wrong, as one failure.
+    pub(super) fn check(self) -> Result<(), Failure> {
+        let Some((field, why)) = self.0.first() else { return Ok(()) };
+        let mut failure = Failure::new(Reason::InvalidArgument, format!("{field}: {why}"));
+        failure.fields = self.0;
+        Err(failure)
+    }
+}
+
+/// The name of a migration in a request.
+pub(super) fn migration_name(name: &str) -> Result<MigrationId, Failure> {
+    read("name", name, MigrationId::from_resource_name)
+}
+
+/// The name of a host in a request.
+pub(super) fn host_name(field: &str, name: &str) -> Result<HostId, Failure> {
+    read(field, name, HostId::from_resource_name)
+}
+
+pub(super) fn guest_uuid(field: &str, uuid: &str) -> Result<GuestId, Failure> {
+    read(field, uuid, str::parse)
+}
+
+fn read<T>(field: &str, text: &str, read: impl FnOnce(&str) -> Result<T, InvalidId>) -> Result<T, Failure> {
+    let mut fields = Fields::default();
+    let value = fields.required(field, text, read);
+    fields.check()?;
+    value.ok_or_else(|| Failure::invalid(field, "is required"))
+}

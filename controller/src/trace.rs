@@ -1,0 +1,116 @@
+//! The spans of a migration: the root, written when it comes to rest, and the phases under it.
+//!
+//! Promise: one migration is one trace, under the caller's span where it sent one, also across restarts: the ids
+//! are in the store before anything is done under them.
+
+use drover_proto::time::std_duration;
+use drover_proto::trace::names::{attribute, span as name};
+use drover_proto::trace::{
+    Context, KeyValue, RootSpan, SpanStatus, ids, new_span_id, new_trace_id, remote_context, set_parent,
+    write_root_span,
+};
+use tracing::Span;
+use tracing::field::Empty;
+
+use crate::saga::Phase;
+use crate::store::{Record, Step, StepOutcome, Trace, now};
+
+/// The ids of a new migration: in the caller's trace where it sent one.
+pub fn begin(caller: &Context) -> Trace {
+    match ids(caller) {
+        Some((id, parent)) => Trace { id, root: new_span_id(), parent: Some(parent) },
+        None => Trace { id: new_trace_id(), root: new_span_id(), parent: None },
+    }
+}
+
+/// The span of one attempt at a phase, under the root that is written later. Gives its id, to be kept in the step.
+pub fn phase(record: &Record, phase: Phase, attempt: u32) -> (Span, drover_proto::trace::SpanId) {
+    let span = tracing::info_span!(
+        "phase",
+        otel.name = name::phase(phase.name()),
+        otel.status_code = Empty,
+        drover.migration.id = %record.id,
+        drover.guest.id = %record.guest,
+        drover.source.host = %record.source,
+        drover.destination.host = %record.destination,
+        drover.phase = phase.name(),
+        drover.phase.attempt = attempt,
+        drover.phase.outcome = Empty,
+        drover.reason = Empty,
+    );
+    set_parent(&span, remote_context(record.trace.id, record.trace.root));
+    let id = ids(&tracing_opentelemetry::OpenTelemetrySpanExt::context(&span))
+        .filter(|(trace, _)| *trace == record.trace.id)
+        .map_or_else(new_span_id, |(_, id)| id);
+    (span, id)
+}
+
+/// Notes on a phase's span how it came out.
+pub fn outcome(span: &Span, outcome: StepOutcome, reason: Option<&str>) {
+    span.record("drover.phase.outcome", outcome.name());
+    if let Some(reason) = reason {
+        span.record("drover.reason", reason);
+        span.record("otel.status_code", "ERROR");
+    }
+}
+
+/// Writes the span of a step that was lost with its controller.
+pub fn write_interrupted(record: &Record, step: &Step) {
+    let attributes = vec![
+        KeyValue::new(attribute::MIGRATION_ID, record.id.to_string()),
+        KeyValue::new(attribute::PHASE, step.phase.name()),
+        KeyValue::new(attribute::PHASE_ATTEMPT, i64::from(step.attempt)),
+        KeyValue::new(attribute::PHASE_OUTCOME, StepOutcome::Interrupted.name()),
+    ];
+    write_root_span(RootSpan {
+        trace_id: record.trace.id,
+        span_id: step.span,
+        parent_span_id: Some(record.trace.root),
+        name: name::phase(step.phase.name()).into(),
+        start: step.started,
+        end: now(),
+        attributes,
+        links: Vec::new(),
+        status: SpanStatus::error("the controller ended meanwhile"),
+    });
+}
+
+/// Writes the root span of a migration that has come to rest.
+pub fn write_root(record: &Record) {
+    let error = record.details.error.as_ref();
+    write_root_span(RootSpan {
+        trace_id: record.trace.id,
+        span_id: record.trace.root,
+        parent_span_id: record.trace.parent,
+        name: name::MIGRATION.into(),
+        start: record.created,
+        end: record.ended.unwrap_or_else(now),
+        attributes: attributes(record),
+        links: Vec::new(),
+        status: error.map_or(SpanStatus::Ok, |error| SpanStatus::error(error.message.clone())),
+    });
+}
+
+fn attributes(record: &Record) -> Vec<KeyValue> {
+    let mut all = vec![
+        KeyValue::new(attribute::MIGRATION_ID, record.id.to_string()),
+        KeyValue::new(attribute::MIGRATION_STATE, record.state.as_str_name()),
+        KeyValue::new(attribute::GUEST_ID, record.guest.to_string()),
+        KeyValue::new(attribute::GUEST_NAME, record.guest_name.clone()),
+        KeyValue::new(attribute::SOURCE_HOST, record.source.to_string()),
+        KeyValue::new(attribute::DESTINATION_HOST, record.destination.to_string()),
+    ];
+    if let Some(summary) = &record.details.summary {
+        all.push(KeyValue::new(attribute::MEMORY_SENT, summary.memory_sent_bytes));
+        all.push(KeyValue::new(attribute::DISK_SENT, summary.disk_sent_bytes));
+        all.push(KeyValue::new(attribute::TUNNEL_BYTES, summary.tunnel_bytes));
+        all.push(KeyValue::new(attribute::ITERATIONS, summary.iterations));
+        if let Some(blackout) = summary.blackout.as_ref().and_then(std_duration) {
+            all.push(KeyValue::new(attribute::BLACKOUT, blackout.as_secs_f64()));
+        }
+    }
+    if let Some(error) = &record.details.error {
+        all.push(KeyValue::new(attribute::REASON, error.reason.clone()));
+    }
+    all
+}

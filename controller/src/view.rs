@@ -1,0 +1,67 @@
+//! A record as the API shows it.
+
+use drover_proto::time::timestamp;
+use drover_proto::v1;
+
+use crate::state;
+use crate::store::{Record, Step};
+
+/// At most so many attempts are shown, the newest: one that waits for weeks must stay readable.
+const MAX_PHASES: usize = 1000;
+
+/// The whole record.
+pub fn migration(record: &Record, steps: &[Step]) -> v1::Migration {
+    let skipped = steps.len().saturating_sub(MAX_PHASES);
+    v1::Migration {
+        name: record.id.resource_name(),
+        guest_uuid: record.guest.to_string(),
+        guest_name: record.guest_name.clone(),
+        source_host: record.source.resource_name(),
+        destination_host: record.destination.resource_name(),
+        labels: record.labels.clone().into_iter().collect(),
+        etag: etag(record),
+        state: record.state.into(),
+        phase: if record.started.is_some() { state::phase(record.phase).into() } else { 0 },
+        guest_host: record.guest_host.as_ref().map(drover_proto::ids::HostId::resource_name).unwrap_or_default(),
+        phases: steps[skipped..].iter().map(phase_record).collect(),
+        trace_id: record.trace.id.to_string(),
+        create_time: Some(timestamp(record.created)),
+        start_time: record.started.map(timestamp),
+        end_time: record.ended.map(timestamp),
+        update_time: Some(timestamp(record.updated)),
+        requested_by: record.requested_by.clone(),
+        cancel_request_time: record.cancel_requested.map(timestamp),
+        cancelled_too_late: record.too_late,
+        ..record.details.message()
+    }
+}
+
+/// As in lists: without what grows.
+pub fn listed(record: &Record, steps: &[Step]) -> v1::Migration {
+    v1::Migration { calls: Vec::new(), iterations: Vec::new(), checks: Vec::new(), ..migration(record, steps) }
+}
+
+/// As in the events of a watch: everything at rest, without what grows on the way there.
+pub fn changed(record: &Record, steps: &[Step]) -> v1::Migration {
+    let whole = migration(record, steps);
+    if record.position.is_final() {
+        return whole;
+    }
+    v1::Migration { calls: Vec::new(), iterations: Vec::new(), ..whole }
+}
+
+/// Opaque to callers.
+pub fn etag(record: &Record) -> String {
+    format!("{:x}", record.generation)
+}
+
+fn phase_record(step: &Step) -> v1::PhaseRecord {
+    v1::PhaseRecord {
+        phase: state::phase(step.phase).into(),
+        attempt: i32::try_from(step.attempt).unwrap_or(i32::MAX),
+        start_time: Some(timestamp(step.started)),
+        end_time: step.end.map(|(ended, _)| timestamp(ended)),
+        outcome: step.end.map_or(0, |(_, outcome)| state::outcome(outcome).into()),
+        detail: step.detail.clone(),
+    }
+}

@@ -1,0 +1,141 @@
+//! A running guest, as its peer on the guest network sees it.
+
+use crate::host::Host;
+use crate::layout::GuestRecord;
+use crate::network::Network;
+use crate::node::Node;
+use crate::process::wait_until;
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// Port of the guest program, TCP and UDP.
+pub(crate) const GUEST_PORT: u16 = 7402;
+
+/// What a guest says about itself.
+#[derive(Debug, Clone, Deserialize)]
+pub struct GuestStatus {
+    pub name: String,
+    pub ticks: u64,
+    /// Longest pause between two ticks by the guest's own clock (which stands still in a blackout).
+    pub largest_gap_ms: u64,
+    /// Pages whose content was not what the guest had written.
+    pub memory_errors: u64,
+    /// Complete checks of the filled memory.
+    pub memory_passes: u64,
+    pub bytes_dirtied: u64,
+    pub dirty_kib_per_second: u64,
+    pub disk_writes: u64,
+    /// Blocks that could not be written or read, or held something else than was written.
+    pub disk_errors: u64,
+}
+
+/// A guest that the lab started, wherever it runs now.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    name: String,
+    record: GuestRecord,
+    client: Node,
+}
+
+impl Guest {
+    pub(crate) fn new(name: &str, record: GuestRecord, client: Node) -> Guest {
+        Guest {
+            name: name.to_string(),
+            record,
+            client,
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn uuid(&self) -> uuid::Uuid {
+        self.record.uuid
+    }
+
+    /// Its address on the guest network.
+    pub fn address(&self) -> Ipv4Addr {
+        Network::Guests.address(self.record.number)
+    }
+
+    /// What its console said on one host; empty where it never ran.
+    pub fn console(&self, host: &Host) -> String {
+        let path = host.log("console").join(format!("{}.log", self.name));
+        String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+    }
+
+    /// Asks once; no answer within `limit` is an error.
+    fn ask(&self, question: &str, limit: Duration) -> Result<GuestStatus> {
+        let peer = SocketAddr::from((self.address(), GUEST_PORT));
+        let answer = self.client.in_network(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(peer)?;
+            socket.set_read_timeout(Some(limit))?;
+            socket.send(question.as_bytes())?;
+            let mut buffer = [0; 2048];
+            let length = socket.recv(&mut buffer)?;
+            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        })?;
+        serde_json::from_str(&answer).with_context(|| format!("guest {} answered {answer:?}", self.name))
+    }
+
+    /// Asks until there is an answer: datagrams may be lost, above all in a blackout.
+    fn insist(&self, question: &str, each: Duration, limit: Duration) -> Result<GuestStatus> {
+        let what = format!(
+            "guest {} to answer {question:?} (console: log/console of its host)",
+            self.name
+        );
+        let started = Instant::now();
+        wait_until(&what, limit, || {
+            self.ask(
+                question,
+                each.min(limit.saturating_sub(started.elapsed()).max(each / 4)),
+            )
+            .map(Some)
+        })
+    }
+
+    /// What the guest says about itself now.
+    pub fn status(&self) -> Result<GuestStatus> {
+        self.insist("status", Duration::from_millis(500), Duration::from_secs(10))
+    }
+
+    /// Whether it answers at all, asked once.
+    pub fn answers(&self) -> bool {
+        self.ask("status", Duration::from_millis(500)).is_ok()
+    }
+
+    /// Waits for a booting guest.
+    pub fn wait_until_it_answers(&self) -> Result<GuestStatus> {
+        self.insist("status", Duration::from_millis(100), Duration::from_secs(60))
+    }
+
+    /// Has the guest check all its memory now; wrong pages or disk blocks, ever since its start, are an error.
+    pub fn verify(&self) -> Result<GuestStatus> {
+        let status = self.insist("verify", Duration::from_secs(20), Duration::from_secs(60))?;
+        if status.memory_errors > 0 || status.disk_errors > 0 {
+            bail!("guest {} found wrong memory or disk content: {status:?}", self.name);
+        }
+        Ok(status)
+    }
+
+    /// Changes how fast it writes to its memory, and over how many MiB (`None`: as before).
+    pub fn dirty(&self, kib_per_second: u64, set_mib: Option<u64>) -> Result<()> {
+        let set = set_mib.map(|set| set.to_string()).unwrap_or_default();
+        self.insist(
+            &format!("dirty {kib_per_second} {set}"),
+            Duration::from_millis(500),
+            Duration::from_secs(10),
+        )?;
+        Ok(())
+    }
+
+    /// Has it shut itself down.
+    pub fn power_off(&self) -> Result<()> {
+        self.insist("poweroff", Duration::from_millis(500), Duration::from_secs(10))
+            .map(|_| ())
+    }
+}
