@@ -71,21 +71,21 @@ impl PeerClient {
         request.set_timeout(limit);
         let mut client = client(channel);
         match tokio::time::timeout(limit, client.hand_over_guest(request)).await {
-            Ok(Ok(response)) => Ok(self.arrived(response.into_inner())),
+            Ok(Ok(response)) => Ok(self.arrived(&response.into_inner())),
             Ok(Err(status)) => Err(Failure::from_status(&status)),
             Err(_) => Err(unreachable("the destination's agent did not answer in time".to_owned())),
         }
     }
 
-    fn arrived(&self, response: HandOverGuestResponse) -> Arrived {
+    fn arrived(&self, response: &HandOverGuestResponse) -> Arrived {
         Arrived {
             cookie: Cookie(response.cookie.to_vec()),
             switched: response.switch_time.as_ref().and_then(system_time),
             elapsed: response.elapsed.as_ref().and_then(std_duration),
             calls: response
                 .calls
-                .into_iter()
-                .filter_map(|call| crate::service::convert::call_from(call, &self.host))
+                .iter()
+                .filter_map(|call| crate::service::report::call_from(call, &self.host))
                 .collect(),
         }
     }

@@ -2,9 +2,10 @@
 //!
 //! Every call that changes something runs as a task of its own, so that a caller that goes away cuts nothing off.
 
-pub mod convert;
+mod convert;
 mod inspect;
 mod peer;
+pub(crate) mod report;
 mod watch;
 
 use std::pin::Pin;
@@ -57,7 +58,7 @@ impl AgentServer {
     }
 
     async fn status(&self, reference: Reference) -> Result<agent::MigrationStatus, Failure> {
-        Ok(convert::status(&self.jobs.host, self.jobs.status(reference).await?))
+        Ok(report::status(&self.jobs.host, self.jobs.status(reference).await?))
     }
 }
 
@@ -68,7 +69,7 @@ pub fn unfinished(jobs: &Jobs) -> Vec<UnfinishedJournal> {
         .records()
         .into_iter()
         .filter(|record| record.closed.is_none());
-    open.map(|record| convert::unfinished(&jobs.host, &record)).collect()
+    open.map(|record| report::unfinished(&jobs.host, &record)).collect()
 }
 
 /// Which migration a call is about; also for the span and the log lines of the call.
@@ -241,7 +242,7 @@ impl AgentService for AgentServer {
             .detached(async move { jobs.hand_over(fence, reference).await })
             .await?;
         Ok(Response::new(agent::HandOverResponse {
-            summary: Some(convert::summary(summary)),
+            summary: Some(report::summary(summary)),
         }))
     }
 

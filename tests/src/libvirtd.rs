@@ -6,6 +6,7 @@ use crate::node::NodeSpec;
 use crate::process::{self, wait_until};
 use anyhow::{Context, Result};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -79,6 +80,14 @@ pub(crate) fn ensure_agent_user() -> Result<()> {
     }
 }
 
+/// Agents write probe files beside images, to prove that storage is shared: an administrator lets them.
+pub(crate) fn open_to_agent(folder: &Path) -> Result<()> {
+    let group = nix::unistd::Group::from_name(AGENT)?.context("no group of the agent")?;
+    nix::unistd::chown(folder, None, Some(group.gid))?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o2775))?;
+    Ok(())
+}
+
 /// Writes a host's private folders and says how they are mounted.
 pub(crate) fn prepare_host(layout: &Layout, name: &str, host_uuid: &str, listen_tcp: bool) -> Result<NodeSpec> {
     let folder = layout.node(name);
@@ -96,6 +105,7 @@ pub(crate) fn prepare_host(layout: &Layout, name: &str, host_uuid: &str, listen_
     fs::create_dir_all(etc.join("qemu"))?;
     fs::create_dir_all(folder.join("var-log-libvirt/console"))?;
     fs::create_dir_all(folder.join("local"))?;
+    open_to_agent(&folder.join("local"))?;
     spec.make.push("/run/lock".into());
     spec.binds
         .push((layout.shared().display().to_string(), "/srv/shared".into()));

@@ -34,14 +34,14 @@ fn only_the_right_certificate_and_role_may_move_a_guest() -> Result<()> {
         run(&mut command, Duration::from_secs(20))?;
     }
     let mut command = cluster.command("alice")?;
-    command.env("DROVER_CERT", foreign.join("user-alice.crt")).env("DROVER_KEY", foreign.join("user-alice.key"));
+    command.env("DROVER_CERT", foreign.join("user-alice/tls.crt")).env("DROVER_KEY", foreign.join("user-alice/tls.key"));
     let output = command.args(["guest", "list"]).output()?;
     ensure!(output.status.code() == Some(UNREACHABLE), "{output:?}");
 
     // An agent's certificate is no user's.
     let mut command = cluster.command("alice")?;
     let pki = cluster.pki();
-    command.env("DROVER_CERT", pki.join("agent-host-a.crt")).env("DROVER_KEY", pki.join("agent-host-a.key"));
+    command.env("DROVER_CERT", pki.join("agent-host-a/tls.crt")).env("DROVER_KEY", pki.join("agent-host-a/tls.key"));
     let output = command.args(["migrate", &guest.uuid().to_string(), "--to", "host-b"]).output()?;
     ensure!(!output.status.success(), "an agent moved a guest: {output:?}");
 

@@ -103,6 +103,14 @@ impl OutgoingJob {
     pub fn let_go(&self) {
         self.claimed.cancel();
         *lock(&self.handle) = None;
+        // Those who watch a transfer that will not come need not wait for it.
+        self.course.send_if_modified(|course| {
+            let never = course.step == TransferStep::NotStarted;
+            if never {
+                course.step = TransferStep::Over;
+            }
+            never
+        });
     }
 
     pub fn course(&self) -> Course {

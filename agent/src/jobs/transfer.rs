@@ -149,7 +149,7 @@ impl Transfer {
             // The tunnel stays until the hand-over has ended: its last bytes may still be on their way.
             Ok(cookie) => {
                 jobs.hand_over_after_perform(&job, &record, cookie, started, bytes)
-                    .await
+                    .await;
             }
             Err(problem) => fail(&job, problem),
         }

@@ -12,7 +12,7 @@ use drover_proto::time::proto_duration;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
-use super::convert;
+use super::{convert, report};
 use crate::hypervisor::Cookie;
 use crate::jobs::Jobs;
 use crate::jobs::arrive::HandOverOrder;
@@ -55,7 +55,7 @@ impl PeerService for PeerServer {
             cookie: taken.arrival.cookie.0.into(),
             switch_time: Some(taken.arrival.switched.into()),
             elapsed: taken.elapsed.map(proto_duration),
-            calls: taken.calls.into_iter().map(convert::call).collect(),
+            calls: taken.calls.into_iter().map(report::call).collect(),
         }))
     }
 }

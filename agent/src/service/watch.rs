@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::convert;
+use super::report;
 use crate::jobs::Jobs;
 use crate::jobs::fence::Reference;
 use crate::jobs::outgoing::TransferStep;
@@ -31,7 +31,7 @@ pub(super) fn outgoing(jobs: &Jobs, reference: Reference) -> Result<Events, Fail
     drop(job);
     tokio::spawn(async move {
         if let Some(event) = latest
-            && sender.send(Ok(convert::event(event))).await.is_err()
+            && sender.send(Ok(report::event(event))).await.is_err()
         {
             return;
         }
@@ -44,7 +44,7 @@ pub(super) fn outgoing(jobs: &Jobs, reference: Reference) -> Result<Events, Fail
             };
             match event {
                 Ok(event) => {
-                    if sender.send(Ok(convert::event(event))).await.is_err() {
+                    if sender.send(Ok(report::event(event))).await.is_err() {
                         return;
                     }
                 }
@@ -56,7 +56,7 @@ pub(super) fn outgoing(jobs: &Jobs, reference: Reference) -> Result<Events, Fail
         loop {
             match events.try_recv() {
                 Ok(event) => {
-                    if sender.send(Ok(convert::event(event))).await.is_err() {
+                    if sender.send(Ok(report::event(event))).await.is_err() {
                         return;
                     }
                 }

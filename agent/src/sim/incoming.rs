@@ -19,10 +19,13 @@ pub(super) struct SimIncoming {
     arrived: Arrived,
     cookie: Cookie,
     received: watch::Receiver<Received>,
+    /// QEMU's socket; it goes with the handle, before anybody can make another one in its place.
+    file: Option<socket::SocketFile>,
 }
 
 impl Drop for SimIncoming {
     fn drop(&mut self) {
+        drop(self.file.take());
         self.host.lock().close(self.guest, self.connection);
     }
 }
@@ -33,7 +36,7 @@ impl SimIncoming {
         let (connection, spec, cut) = host.lock().prepare(&request)?;
         let (tell, received) = watch::channel(Received::Waiting);
         // From here on dropping the handle takes the waiting copy away again.
-        let handle = Self {
+        let mut handle = Self {
             host: host.clone(),
             guest: spec.id,
             connection,
@@ -43,13 +46,14 @@ impl SimIncoming {
             },
             cookie: Cookie(format!("prepare of {}", spec.id).into_bytes()),
             received,
+            file: None,
         };
         let (listener, file) =
             socket::listen(&request.socket, None).map_err(|error| error::failed(error.to_string()))?;
+        handle.file = Some(file);
         let host = host.clone();
         tokio::spawn(async move {
             let outcome = cut.run_until_cancelled(receive(&listener, spec.id)).await;
-            drop(file);
             match outcome {
                 Some(Ok(totals)) => tell.send_replace(Received::Complete(totals)),
                 Some(Err(error)) => {

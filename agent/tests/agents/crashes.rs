@@ -5,7 +5,8 @@ use drover_proto::agent::v1::*;
 use drover_proto::failure::Reason;
 use tokio_util::sync::CancellationToken;
 
-use crate::scene::{Ready, Scene, eventually, journal_state, reason};
+use crate::node::eventually;
+use crate::scene::{Ready, Scene, journal_state, reason};
 
 /// Sends, with a fault at the destination that waits for the token.
 async fn held_at(call: Call, state: JournalState) -> (Scene, Ready, CancellationToken) {

@@ -4,6 +4,7 @@
 mod crashes;
 mod expiry;
 mod moves;
+mod node;
 mod pki;
 mod refusals;
 mod repeats;

@@ -149,7 +149,7 @@ async fn sigterm_waits_for_a_hand_over_and_refuses_new_migrations() {
         let jobs = jobs.clone();
         async move { jobs.stop().await }
     });
-    crate::scene::eventually("it is being stopped", || jobs.is_stopping()).await;
+    crate::node::eventually("it is being stopped", || jobs.is_stopping()).await;
     let moving = std::mem::replace(&mut scene.migration, MigrationId::generate());
     assert_eq!(
         crate::scene::reason(scene.prepare(&ready.begun).await),

@@ -168,6 +168,30 @@ async fn a_verdict_against_the_journal_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_command_for_the_other_side_or_an_earlier_try_is_refused() {
+    let mut scene = scene().await;
+    scene.attempt = 2;
+    scene.ready().await;
+    let settle = SettleOutgoingRequest {
+        fence: scene.fence(),
+        migration: scene.reference(),
+        verdict: Verdict::NeverRan.into(),
+    };
+    let refused = scene.ask_b().settle_outgoing(settle).await.map_err(Failure::from);
+    assert_eq!(reason(refused), Reason::MigrationState);
+    let revoke = RevokeIncomingRequest {
+        fence: scene.fence(),
+        migration: scene.reference(),
+    };
+    let refused = scene.ask_a().revoke_incoming(revoke).await.map_err(Failure::from);
+    assert_eq!(reason(refused), Reason::MigrationState);
+    scene.attempt = 1;
+    assert_eq!(reason(scene.abort().await), Reason::MigrationState, "it is about try 1");
+    assert_eq!(reason(scene.revoke().await), Reason::MigrationState);
+    assert_eq!(journal_state(&scene.status(&scene.b).await), JournalState::Waiting);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_source_is_finished_in_its_place_only_when_all_has_come() {
     let scene = scene().await;
     scene.ready().await;

@@ -14,7 +14,7 @@ pub(super) const PROTOCOL: i32 = 1;
 const FEATURES: [&str; 2] = ["live", "tunnel"];
 
 /// Checks that only the destination's agent can make; it must have made them.
-const BY_DESTINATION: [&str; 2] = ["machine", "cpu"];
+const BY_DESTINATION: [&str; 2] = ["machine-type", "cpu"];
 
 /// Everything that was asked about one guest and two hosts.
 pub(super) struct Facts {
@@ -55,7 +55,7 @@ pub(super) fn refusal(checks: &[Check], host: &HostId) -> Option<Failure> {
         "uuid-free" | "name-free" => Reason::GuestExists,
         "storage-shared" => Reason::StorageNotShared,
         "agents" => Reason::FeatureMissing,
-        "machine" | "cpu" | "memory" | "bridges" | "networks" | "arch" => Reason::Unfit,
+        "machine-type" | "cpu" | "memory" | "bridges" | "networks" | "arch" => Reason::Unfit,
         _ => Reason::ChecksFailed,
     };
     let mut failure = Failure::new(reason, format!("{}: {}", first.id, first.found)).at_host(host.clone());
@@ -68,9 +68,10 @@ pub(super) fn compare(facts: &Facts) -> Vec<Check> {
     let own = vec![
         guest_state(&facts.guest),
         guest_idle(&facts.guest),
-        guest_movable(&facts.guest),
+        devices(&facts.guest),
+        snapshots(&facts.guest),
         agents(facts),
-        host_uuids(facts),
+        host_uuid(facts),
         architecture(facts),
         uuid_free(facts),
         name_free(facts),
@@ -140,15 +141,18 @@ fn guest_idle(guest: &GuestFacts) -> Check {
     }
 }
 
-fn guest_movable(guest: &GuestFacts) -> Check {
-    let id = "guest-movable";
-    if !guest.blockers.is_empty() {
-        return failed(id, guest.blockers.join(", "), "detach what cannot move");
+fn devices(guest: &GuestFacts) -> Check {
+    if guest.blockers.is_empty() {
+        return passed("devices", "nothing ties it to its host");
     }
-    if guest.snapshots > 0 {
-        return failed(id, format!("it has {} snapshots", guest.snapshots), "delete its snapshots");
+    failed("devices", guest.blockers.join("; "), "detach what cannot move")
+}
+
+fn snapshots(guest: &GuestFacts) -> Check {
+    if guest.snapshots == 0 {
+        return passed("snapshots", "none");
     }
-    passed(id, "nothing in its definition forbids it")
+    failed("snapshots", format!("it has {}", guest.snapshots), "delete its snapshots")
 }
 
 fn agents(facts: &Facts) -> Check {
@@ -170,15 +174,15 @@ fn agents(facts: &Facts) -> Check {
     passed(id, format!("both speak protocol {PROTOCOL}"))
 }
 
-fn host_uuids(facts: &Facts) -> Check {
+fn host_uuid(facts: &Facts) -> Check {
     let (source, destination) = (&facts.source.host_uuid, &facts.destination.host_uuid);
     if source.is_empty() || destination.is_empty() {
-        not_checked("host-uuids", "libvirt does not say them")
+        not_checked("host-uuid", "libvirt does not say them")
     } else if source == destination {
         let remedy = "set another host_uuid in one libvirtd.conf";
-        failed("host-uuids", format!("both hosts have the UUID {source}: libvirt takes them for one"), remedy)
+        failed("host-uuid", format!("both hosts have the UUID {source}: libvirt takes them for one"), remedy)
     } else {
-        passed("host-uuids", "they differ")
+        passed("host-uuid", "they differ")
     }
 }
 

@@ -17,6 +17,9 @@ use crate::agents::Agent;
 
 const ID: &str = "storage-shared";
 
+const REMEDY: &str = "put the disks on storage that both hosts have at the same path, in folders that the user of the \
+                      agents may write to (a group or an ACL)";
+
 /// So often the removal of probe files is tried.
 const REMOVALS: u32 = 3;
 
@@ -97,7 +100,7 @@ fn judge(disks: &[DiskFacts], results: &[StorageProbeResult]) -> Check {
         let found = if targets.is_empty() { "no disks".to_owned() } else { format!("{} shared", targets.join(", ")) };
         return passed(ID, found);
     }
-    failed(ID, problems.join("; "), "put the disks on storage that both hosts have at the same path")
+    failed(ID, problems.join("; "), REMEDY)
 }
 
 fn problem(disk: &DiskFacts, results: &[StorageProbeResult]) -> Option<String> {

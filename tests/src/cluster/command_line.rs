@@ -62,8 +62,8 @@ impl Cluster<'_> {
         let pki = self.pki();
         let controller = format!("{}:{CONTROLLER_PORT}", crate::Network::Management.address(1));
         command.env("DROVER_CONTROLLER", controller);
-        command.env("DROVER_CERT", pki.join(format!("user-{user}.crt")));
-        command.env("DROVER_KEY", pki.join(format!("user-{user}.key")));
+        command.env("DROVER_CERT", pki.join(format!("user-{user}/tls.crt")));
+        command.env("DROVER_KEY", pki.join(format!("user-{user}/tls.key")));
         command.env("DROVER_CA", pki.join("ca.crt"));
         command.env("NO_COLOR", "1");
         Ok(command)

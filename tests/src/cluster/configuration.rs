@@ -48,7 +48,7 @@ fn make_pki(cluster: &Cluster<'_>, pki: &Path) -> Result<()> {
     for host in cluster.lab().hosts() {
         drover(&["issue", &folder, "agent", host.name()])?;
         // The agent reads its key as its own user, and nobody else's.
-        let key = pki.join(format!("agent-{}.key", host.name()));
+        let key = pki.join(format!("agent-{}/tls.key", host.name()));
         let user = nix::unistd::User::from_name(crate::libvirtd::AGENT)?.context("no user for the agent")?;
         nix::unistd::chown(&key, Some(user.uid), Some(user.gid)).with_context(|| key.display().to_string())?;
     }
@@ -58,7 +58,7 @@ fn make_pki(cluster: &Cluster<'_>, pki: &Path) -> Result<()> {
 fn tls(cluster: &Cluster<'_>, name: &str) -> String {
     let pki = cluster.pki();
     let pki = pki.display();
-    format!("\n[tls]\ncertificate = \"{pki}/{name}.crt\"\nkey = \"{pki}/{name}.key\"\nca = \"{pki}/ca.crt\"\n")
+    format!("\n[tls]\ncertificate = \"{pki}/{name}/tls.crt\"\nkey = \"{pki}/{name}/tls.key\"\nca = \"{pki}/ca.crt\"\n")
 }
 
 fn controller(cluster: &Cluster<'_>) -> String {

@@ -151,11 +151,9 @@ async fn a_guest_that_shuts_down_while_it_is_sent_ends_everywhere() {
     };
     let (performed, ()) = tokio::join!(outgoing.perform(lab.perform_request()), end);
     refused(performed, ErrorClass::Ambiguous, "VIR_ERR_OPERATION_FAILED");
-    refused(
-        incoming.finish(&Cookie::default()).await,
-        ErrorClass::Ambiguous,
-        "VIR_ERR_OPERATION_INVALID",
-    );
+    // Whether the destination has noticed by now or not.
+    let error = incoming.finish(&Cookie::default()).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::Ambiguous);
     assert_eq!(
         (lab.state(&lab.a), lab.state(&lab.b)),
         (Some(GuestState::ShutOff), None)

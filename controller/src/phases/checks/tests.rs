@@ -44,7 +44,7 @@ fn facts() -> Facts {
         destination_guests: Vec::new(),
         source_agent: agent.clone(),
         destination_agent: agent,
-        incoming: vec![passed("machine", ""), passed("cpu", "")],
+        incoming: vec![passed("machine-type", ""), passed("cpu", "")],
     }
 }
 
@@ -95,8 +95,8 @@ fn a_paused_guest_is_accepted() {
 
 #[test]
 fn snapshots_and_devices_are_refused() {
-    fails("guest-movable", Reason::ChecksFailed, |facts| facts.guest.snapshots = 1);
-    fails("guest-movable", Reason::ChecksFailed, |facts| facts.guest.blockers = vec!["vTPM".to_owned()]);
+    fails("snapshots", Reason::ChecksFailed, |facts| facts.guest.snapshots = 1);
+    fails("devices", Reason::ChecksFailed, |facts| facts.guest.blockers = vec!["vTPM".to_owned()]);
 }
 
 #[test]
@@ -113,8 +113,8 @@ fn agents_that_do_not_fit_are_refused() {
 
 #[test]
 fn hosts_that_libvirt_takes_for_one_are_refused() {
-    fails("host-uuids", Reason::ChecksFailed, |facts| facts.source.host_uuid = "b".to_owned());
-    fails("host-uuids", Reason::ChecksFailed, |facts| facts.source.host_uuid = String::new());
+    fails("host-uuid", Reason::ChecksFailed, |facts| facts.source.host_uuid = "b".to_owned());
+    fails("host-uuid", Reason::ChecksFailed, |facts| facts.source.host_uuid = String::new());
 }
 
 #[test]
@@ -139,6 +139,6 @@ fn a_destination_without_room_or_networks_is_refused() {
 #[test]
 fn what_the_destination_refuses_or_does_not_say_is_refused() {
     fails("cpu", Reason::Unfit, |facts| facts.incoming[1] = failed("cpu", "lacks avx512f", ""));
-    fails("machine", Reason::Unfit, |facts| { facts.incoming.remove(0); });
+    fails("machine-type", Reason::Unfit, |facts| { facts.incoming.remove(0); });
     fails("memory", Reason::Unfit, |facts| facts.incoming.push(failed("memory", "huge pages", "")));
 }

@@ -1,0 +1,145 @@
+//! A host with its agent, whose process can be killed.
+//!
+//! Every agent has a runtime of its own: ending it is the death of the process, with everything it held.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use drover_agent::jobs::{Jobs, Timing};
+use drover_agent::server::{Agent, AgentOptions};
+use drover_agent::sim::SimHost;
+use drover_proto::tls::Tls;
+use tokio::net::TcpListener;
+
+/// Longer than anything takes; what has not come by then does not come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Node {
+    pub(crate) name: &'static str,
+    pub(crate) host: SimHost,
+    tls: Tls,
+    folder: PathBuf,
+    address: Option<SocketAddr>,
+    limits: Timing,
+    alive: Option<(tokio::runtime::Runtime, Agent)>,
+}
+
+impl Node {
+    /// A host whose agent was not started yet.
+    pub(crate) fn new(name: &'static str, host: SimHost, tls: Tls, folder: PathBuf, limits: Timing) -> Self {
+        std::fs::create_dir_all(&folder).unwrap();
+        Self {
+            name,
+            host,
+            tls,
+            folder,
+            address: None,
+            limits,
+            alive: None,
+        }
+    }
+
+    /// Starts the agent, at the address that it had before.
+    pub(crate) async fn start(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let address = self.address.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
+        let (host, tls, limits) = (self.host.clone(), self.tls.clone(), self.limits);
+        let (name, folder) = (self.name, self.folder.clone());
+        let starting = runtime.spawn(async move {
+            let listener = eventually_some(|| TcpListener::bind(address)).await;
+            let listening = listener.local_addr().unwrap().to_string();
+            Agent::start(AgentOptions {
+                host: name.parse().unwrap(),
+                listener,
+                management_address: listening,
+                migration_addresses: Vec::new(),
+                controller: None,
+                state_dir: folder.join("state"),
+                run_dir: folder.join("run"),
+                qemu_group: None,
+                tls,
+                boot_id: host.boot_id(),
+                hypervisor: Arc::new(host),
+                unfit: None,
+                limits,
+            })
+            .await
+            .unwrap()
+        });
+        let agent = starting.await.unwrap();
+        self.address = Some(agent.address());
+        self.alive = Some((runtime, agent));
+    }
+
+    /// The process dies: its tasks, connections and locks are gone when this returns.
+    pub(crate) async fn kill(&mut self) {
+        let (runtime, agent) = self.alive.take().unwrap();
+        let jobs: Weak<Jobs> = Arc::downgrade(agent.jobs());
+        runtime.shutdown_background();
+        drop(agent);
+        eventually("the killed agent is gone", || jobs.strong_count() == 0).await;
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        self.kill().await;
+        self.start().await;
+    }
+
+    /// SIGTERM.
+    pub(crate) async fn stop(&mut self) {
+        let (runtime, agent) = self.alive.take().unwrap();
+        runtime.spawn(agent.stop()).await.unwrap().unwrap();
+        runtime.shutdown_background();
+    }
+
+    pub(crate) fn jobs(&self) -> Arc<Jobs> {
+        Arc::clone(self.alive.as_ref().unwrap().1.jobs())
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.address.unwrap().to_string()
+    }
+
+    pub(crate) fn sockets(&self) -> usize {
+        std::fs::read_dir(self.folder.join("run")).map_or(0, Iterator::count)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A runtime may not be waited for in a test's own.
+        if let Some((runtime, _)) = self.alive.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn eventually_some<T, E, F: Future<Output = Result<T, E>>>(attempt: impl Fn() -> F) -> T {
+    let tries = async {
+        loop {
+            if let Ok(value) = attempt().await {
+                return value;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, tries)
+        .await
+        .expect("it never came about")
+}
+
+/// Waits for a condition.
+pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "never: {what}");
+}

@@ -1,0 +1,9 @@
+//! The whole controller, asked over its API, with agents that the test controls.
+
+mod agent;
+mod api;
+mod faults;
+mod lab;
+mod moves;
+mod pki;
+mod world;
