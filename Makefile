@@ -16,8 +16,8 @@ setup: ## Install what Debian lacks (root)
 build: setup ## Build everything
 	@scripts/quietly "Building Drover" $(CARGO) build --workspace --bins --locked
 
-demo: build ## Two real hosts, one running guest, one migration; then a timeline (root)
-	@target/debug/drover-lab demo
+demo: build $(VENV)/.ready ## Two real hosts, one running guest, one migration; then a timeline (root)
+	@target/debug/drover-demo
 
 check: setup $(VENV)/.ready ## Format, clippy, API lint, licences
 	@scripts/quietly "Format" $(CARGO) fmt --all --check
@@ -41,8 +41,8 @@ test-lab: build $(VENV)/.ready ## Tests on real hosts, in namespaces (root)
 test-all: test ## Everything, also what takes long; resumable (root)
 	@scripts/test-lab --all
 
-bench: build ## Figures: Drover against virsh, interleaved (root)
-	@target/debug/drover-lab bench
+bench: build $(VENV)/.ready ## Figures: Drover against virsh, interleaved (root)
+	@target/debug/drover-bench
 
 lab-up: build ## Bring up two hosts and leave them (root)
 	@target/debug/drover-lab up --guest

@@ -72,3 +72,58 @@ async fn dispatch(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use drover_proto::channel::channel;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::pki_types::ServerName;
+    use tonic_health::pb::health_client::HealthClient;
+
+    use super::*;
+    use crate::tunnel::tests::{agent, pki::Pki};
+
+    async fn open(pki: &Pki, folder: &std::path::Path, shutdown: &CancellationToken) -> (String, Port) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let tls = pki.tls(folder, &agent("b"));
+        let (port, incoming) = Port::open(listener, tls, Destination::new(), shutdown.clone());
+        let (_, health) = tonic_health::server::health_reporter();
+        let server = tonic::transport::Server::builder().add_service(health);
+        tokio::spawn(server.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned()));
+        (address, port)
+    }
+
+    #[tokio::test]
+    async fn grpc_is_served_until_shutdown_and_then_nobody_listens() {
+        let (pki, folder, shutdown) = (Pki::new(), tempfile::tempdir().unwrap(), CancellationToken::new());
+        let (address, port) = open(&pki, folder.path(), &shutdown).await;
+        let tls = pki.tls(folder.path(), &agent("a"));
+        let mut client = HealthClient::new(channel(&tls, &address, agent("b")).unwrap());
+        client
+            .check(tonic_health::pb::HealthCheckRequest::default())
+            .await
+            .unwrap();
+        shutdown.cancel();
+        port.closed().await;
+        TcpStream::connect(&address).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_one_of_the_protocols_is_closed() {
+        let (pki, folder, shutdown) = (Pki::new(), tempfile::tempdir().unwrap(), CancellationToken::new());
+        let (address, _port) = open(&pki, folder.path(), &shutdown).await;
+        let config = pki.tls(folder.path(), &agent("a")).client_config(&[]);
+        let name = ServerName::try_from("localhost").unwrap();
+        let tcp = TcpStream::connect(&address).await.unwrap();
+        let mut stream = TlsConnector::from(config).connect(name, tcp).await.unwrap();
+        assert!(!matches!(stream.read(&mut [0; 1]).await, Ok(1..)));
+        // One with a foreign protocol does not get through the handshake.
+        let config = pki.tls(folder.path(), &agent("a")).client_config(&[b"http/1.1"]);
+        let name = ServerName::try_from("localhost").unwrap();
+        let tcp = TcpStream::connect(&address).await.unwrap();
+        TlsConnector::from(config).connect(name, tcp).await.unwrap_err();
+    }
+}

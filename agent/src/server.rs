@@ -64,7 +64,7 @@ pub struct Agent {
     port: Port,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     stop_listening: CancellationToken,
-    stop_helpers: CancellationToken,
+    stop_background: CancellationToken,
 }
 
 impl Agent {
@@ -90,8 +90,8 @@ impl Agent {
         let probes = Probes::open(&options.state_dir).context("cannot open the journal of probes")?;
         jobs.recover().await;
 
-        let stop_helpers = CancellationToken::new();
-        tokio::spawn(Arc::clone(&jobs).notice_ends(stop_helpers.clone()));
+        let stop_background = CancellationToken::new();
+        tokio::spawn(Arc::clone(&jobs).notice_ends(stop_background.clone()));
         let facts = options
             .hypervisor
             .host()
@@ -106,7 +106,7 @@ impl Agent {
         let server =
             tokio::spawn(services.serve_with_incoming_shutdown(incoming, stop_listening.clone().cancelled_owned()));
         if let Some(controller) = options.controller {
-            let registering = keep_registered(options.tls, controller, Arc::clone(&jobs), about, stop_helpers.clone());
+            let registering = keep_registered(options.tls, controller, Arc::clone(&jobs), about, stop_background.clone());
             tokio::spawn(async move {
                 if let Err(error) = registering.await {
                     tracing::error!(%error, "this host cannot register");
@@ -119,7 +119,7 @@ impl Agent {
             port,
             server,
             stop_listening,
-            stop_helpers,
+            stop_background,
         })
     }
 
@@ -134,7 +134,7 @@ impl Agent {
     /// Refuses new migrations, waits for a hand-over in flight, then ends.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.jobs.stop().await;
-        self.stop_helpers.cancel();
+        self.stop_background.cancel();
         self.stop_listening.cancel();
         let mut server = self.server;
         if tokio::time::timeout(LAST_CALLS, &mut server).await.is_err() {

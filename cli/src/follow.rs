@@ -24,8 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) enum News<'a> {
     /// A message, and the migration as it is with it.
     Message(&'a WatchMigrationResponse, &'a Migration),
-    /// The controller went away; why. Told once until it is back.
-    Lost(&'a str),
+    /// The controller went away; why, where it said so. Told once until it is back.
+    Lost(Option<&'a str>),
 }
 
 /// Whether it will change no more.
@@ -88,7 +88,9 @@ impl Follower {
                 Err(status) => {
                     self.bear(&status)?;
                     if !told {
-                        tell(News::Lost(&one_line(&Failure::from_status(&status).message)));
+                        let failure = Failure::from_status(&status);
+                        let why = failure.is_answered().then(|| one_line(&failure.message));
+                        tell(News::Lost(why.as_deref()));
                         told = true;
                     }
                 }
@@ -146,7 +148,14 @@ impl Follower {
 /// Brings the record up to date.
 fn take_in(migration: &mut Option<Migration>, message: &WatchMigrationResponse) {
     match &message.event {
-        Some(Event::Snapshot(new) | Event::Changed(new)) => *migration = Some(new.clone()),
+        Some(Event::Snapshot(new) | Event::Changed(new)) => {
+            // A record without progress does not take back what was told of it.
+            let progress = migration.as_ref().and_then(|old| old.progress);
+            *migration = Some(Migration {
+                progress: new.progress.or(progress),
+                ..new.clone()
+            });
+        }
         Some(Event::Progress(progress)) => {
             if let Some(migration) = migration {
                 migration.progress = Some(*progress);

@@ -1,7 +1,7 @@
 //! Which guest is meant: a name or a UUID against the inventory. Refuses what is ambiguous, naming the candidates.
 
 use drover_proto::ids::GuestId;
-use drover_proto::v1::Guest;
+use drover_proto::v1::{Guest, GuestState};
 
 use crate::client::Inventory;
 use crate::exit::{Exit, Problem};
@@ -24,10 +24,21 @@ pub(crate) fn choose<'a>(inventory: &'a Inventory, wanted: &str, from: Option<&s
             .filter(here)
             .collect(),
     };
-    match meant[..] {
+    match without_waiting(meant)[..] {
         [guest] => Ok(guest),
         [] => Err(unknown(inventory, wanted, from)),
-        [_, _, ..] => Err(ambiguous(&meant, wanted)),
+        ref several @ [_, _, ..] => Err(ambiguous(several, wanted)),
+    }
+}
+
+/// While a guest migrates, its destination has a copy that waits: the other one is meant.
+fn without_waiting(meant: Vec<&Guest>) -> Vec<&Guest> {
+    let one_uuid = meant.iter().all(|guest| guest.uuid == meant[0].uuid);
+    let settled = |guest: &&Guest| guest.state() != GuestState::Migrating;
+    if one_uuid && meant.iter().any(settled) {
+        meant.into_iter().filter(settled).collect()
+    } else {
+        meant
     }
 }
 
@@ -97,8 +108,6 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use drover_proto::v1::GuestState;
-
     use super::*;
 
     const ONE: &str = "11111111-1111-4111-8111-111111111111";
@@ -145,6 +154,24 @@ mod tests {
             )
         );
         assert_eq!(choose(&inventory, "web", Some("host-b")).unwrap().uuid, TWO);
+    }
+
+    #[test]
+    fn a_waiting_copy_is_not_meant() {
+        let waiting = Guest {
+            state: GuestState::Migrating.into(),
+            ..guest("host-b", "web", ONE)
+        };
+        let mut inventory = inventory(vec![guest("host-a", "web", ONE), waiting]);
+        assert_eq!(host_of(choose(&inventory, "web", None).unwrap()), "host-a");
+        inventory.guests[0].state = GuestState::Migrating.into();
+        assert!(
+            choose(&inventory, "web", None)
+                .unwrap_err()
+                .next
+                .unwrap()
+                .contains("--from HOST")
+        );
     }
 
     #[test]

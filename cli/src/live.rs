@@ -57,7 +57,7 @@ impl Display {
                     self.say(&switched_line(switched));
                 }
             }
-            News::Lost(why) => self.say(&format!("connection lost, trying again ({why})")),
+            News::Lost(why) => self.say(&lost_line(*why)),
         }
     }
 
@@ -74,7 +74,7 @@ impl Display {
                 .map_or(0.0, |(start, end)| units::between(start, end));
             let name = words::phase(phase.phase());
             self.say(&format!(
-                "{name:<10} {} in {}",
+                "{name:<10} {} after {}",
                 words::outcome(phase.outcome()),
                 units::seconds(took)
             ));
@@ -129,6 +129,12 @@ fn draw(bar: &ProgressBar, moment: &Moment) {
     if let Some(fraction) = moment.fraction {
         bar.set_position((fraction * STEPS as f64) as u64);
     }
+}
+
+/// What is said while the controller is away.
+pub(crate) fn lost_line(why: Option<&str>) -> String {
+    let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+    format!("connection to the controller lost, trying again{why}")
 }
 
 fn switched_line(switched: &GuestSwitched) -> String {

@@ -10,6 +10,7 @@ use crate::args::{Migration as Command, Output};
 use crate::client::{Controller, migration_id, request};
 use crate::exit::{Exit, Problem, of_migration};
 use crate::follow::{Follower, News, is_at_rest};
+use crate::live::lost_line;
 use crate::migrate::{interrupted, show, watch};
 use crate::render::{lists, record, timeline};
 use crate::{json, out};
@@ -77,7 +78,7 @@ async fn stream(controller: Controller, id: MigrationId) -> Result<Exit, Problem
                 out::note(&problem.to_string());
             }
         }
-        News::Lost(why) => out::note(&format!("connection lost, trying again ({why})")),
+        News::Lost(why) => out::note(&lost_line(why)),
     };
     tokio::select! {
         followed = Follower::new(controller, id, None).follow(is_at_rest, tell) => Ok(of_migration(&followed?)),

@@ -157,12 +157,16 @@ async fn a_guest_is_found_moved_and_watched_over_a_restart() {
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(
         run.stdout
-            .starts_with("demo moved from host-a to host-b\n  blackout   87 ms\n"),
+            .starts_with("demo moved from host-a to host-b\n  blackout    87 ms\n"),
         "{}",
         run.stdout
     );
     assert!(run.stdout.contains("0af7651916cd43dd8448eb211c80319c"));
-    assert!(run.stderr.contains("connection lost, trying again"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("lost, trying again (shutting down)"),
+        "{}",
+        run.stderr
+    );
     assert!(
         run.stderr.contains("the guest runs on host-b, blackout 87 ms"),
         "{}",

@@ -57,7 +57,12 @@ pub struct Agent {
 
 impl Agents {
     pub fn new(tls: Tls, store: Arc<dyn Store>, office: Arc<Office>) -> Self {
-        Self { tls, store, office, channels: Mutex::default() }
+        Self {
+            tls,
+            store,
+            office,
+            channels: Mutex::default(),
+        }
     }
 
     /// The agent of a registered host. Connects at its first call.
@@ -77,7 +82,13 @@ impl Agents {
         let client = AgentServiceClient::new(self.channel(host, address)?)
             .max_decoding_message_size(MAX_DECODING_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_ENCODING_MESSAGE_BYTES);
-        Ok(Agent { host: host.clone(), migration_addresses, client, office: Arc::clone(&self.office), migration: None })
+        Ok(Agent {
+            host: host.clone(),
+            migration_addresses,
+            client,
+            office: Arc::clone(&self.office),
+            migration: None,
+        })
     }
 
     /// The channel to a host: the one there is, unless its agent has moved.
@@ -89,8 +100,11 @@ impl Agents {
             return Ok(channel.clone());
         }
         let made = channel(&self.tls, address, Identity::Agent(host.clone())).map_err(|error| {
-            Failure::new(Reason::HostUnreachable, format!("host {host} cannot be dialled: {error}"))
-                .at_host(host.clone())
+            Failure::new(
+                Reason::HostUnreachable,
+                format!("host {host} cannot be dialled: {error}"),
+            )
+            .at_host(host.clone())
         })?;
         channels.insert(host.clone(), (address.to_owned(), made.clone()));
         Ok(made)
@@ -196,7 +210,7 @@ impl Agent {
         };
         let failure = Failure::from_status(&status);
         let span = Span::current();
-        span.record("rpc.response.status_code", tracing::field::debug(status.code()));
+        span.record("rpc.response.status_code", code_name(status.code()));
         span.record("drover.reason", failure.reason.name());
         if !failure.is_evidence() {
             span.record("otel.status_code", "ERROR");
@@ -225,4 +239,17 @@ impl Agent {
         }
         span
     }
+}
+
+/// The name of a code as gRPC writes it: `NOT_FOUND`.
+fn code_name(code: tonic::Code) -> String {
+    let words = format!("{code:?}");
+    let mut name = String::new();
+    for (at, letter) in words.chars().enumerate() {
+        if at > 0 && letter.is_uppercase() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
 }

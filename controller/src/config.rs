@@ -71,10 +71,19 @@ fn default_log_filter() -> String {
 
 /// What the command line sets over the file and the environment.
 #[derive(Clone, Debug, Default, clap::Parser, Serialize)]
-#[command(name = "drover-controller", version, about = "Sequences the migrations of virtual machines")]
+#[command(
+    name = "drover-controller",
+    version,
+    about = "Sequences the migrations of virtual machines"
+)]
 pub struct Flags {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", env = "DROVER_CONTROLLER_CONFIG", default_value = "/etc/drover/controller.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "DROVER_CONTROLLER_CONFIG",
+        default_value = "/etc/drover/controller.toml"
+    )]
     #[serde(skip)]
     pub config: PathBuf,
     /// Where the API listens, `0.0.0.0:7440`.
@@ -124,7 +133,10 @@ mod tests {
         let file = folder.path().join("controller.toml");
         let text = "listen = \"127.0.0.1:1\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"a\"\n[roles]\nadmin = [\"alice\"]\n";
         std::fs::write(&file, text).unwrap();
-        let flags = Flags { store: Some("memory:".to_owned()), ..Flags::default() };
+        let flags = Flags {
+            store: Some("memory:".to_owned()),
+            ..Flags::default()
+        };
         let config = Config::from_figment(&file, &flags).unwrap();
         assert_eq!(config.listen.port(), 1);
         assert_eq!(config.store, "memory:");
@@ -132,6 +144,9 @@ mod tests {
         assert!(config.roles.has("alice", drover_proto::roles::Role::Admin));
 
         std::fs::write(&file, "lisen = \"127.0.0.1:1\"").unwrap();
-        assert!(Config::from_figment(&file, &Flags::default()).is_err(), "a word that is not known is not ignored");
+        assert!(
+            Config::from_figment(&file, &Flags::default()).is_err(),
+            "a word that is not known is not ignored"
+        );
     }
 }

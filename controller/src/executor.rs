@@ -160,7 +160,9 @@ impl Inner {
         if self.shutdown.is_cancelled() || !self.office.is_in_office() {
             return Ok(Next::Stop);
         }
-        let Some(record) = self.ledger.store.migration(id).await? else { return Ok(Next::Stop) };
+        let Some(record) = self.ledger.store.migration(id).await? else {
+            return Ok(Next::Stop);
+        };
         match record.position {
             Position::At(phase) if progress::cancel_leads_to(&record).is_none() => {
                 self.attempt(record, phase, running).await
@@ -179,14 +181,26 @@ impl Inner {
         let attempt = progress::attempt_number(&steps, phase);
         let (span, span_id) = trace::phase(&record, phase, attempt);
         let number = steps.last().map_or(0, |step| step.number) + 1;
-        let start = progress::Start { number, phase, attempt, span: span_id };
-        let record = self.ledger.change(record.id, |record| progress::start(record, &start)).await?;
+        let start = progress::Start {
+            number,
+            phase,
+            attempt,
+            span: span_id,
+        };
+        let record = self
+            .ledger
+            .change(record.id, |record| progress::start(record, &start))
+            .await?;
         // Somebody moved it meanwhile: nothing was started.
         if record.position != Position::At(phase) || progress::cancel_leads_to(&record).is_some() {
             return Ok(Next::GoOn);
         }
         let (id, began) = (record.id, Instant::now());
-        let work = Work { record, agents: Arc::clone(&self.agents), ledger: self.ledger.clone() };
+        let work = Work {
+            record,
+            agents: Arc::clone(&self.agents),
+            ledger: self.ledger.clone(),
+        };
         let went = self.run(phase, &work, running).instrument(span.clone()).await;
         if !self.office.is_in_office() {
             // What the agents answered was meant for somebody who is not in office.
@@ -247,9 +261,18 @@ impl Inner {
 
     /// Outcome and next position, in one transaction. A store that fails is asked until it answers: the outcome is
     /// true and must not be lost while this process lives.
-    async fn write_down(&self, id: MigrationId, finished: &Finished, span: &tracing::Span) -> Result<Record, StoreError> {
+    async fn write_down(
+        &self,
+        id: MigrationId,
+        finished: &Finished,
+        span: &tracing::Span,
+    ) -> Result<Record, StoreError> {
         loop {
-            match self.ledger.change(id, |record| progress::finish(record, finished)).await {
+            match self
+                .ledger
+                .change(id, |record| progress::finish(record, finished))
+                .await
+            {
                 Err(error @ StoreError::Database(_)) if !self.shutdown.is_cancelled() => {
                     span.in_scope(|| tracing::error!("the outcome cannot be written yet: {error}"));
                     tokio::time::sleep(STORE_RETRY).await;

@@ -50,7 +50,10 @@ impl Hub {
     }
 
     pub fn progress(&self, id: MigrationId, progress: Progress) {
-        self.channels().entry(id).or_default().send_modify(|news| news.progress = Some(progress));
+        self.channels()
+            .entry(id)
+            .or_default()
+            .send_modify(|news| news.progress = Some(progress));
     }
 
     /// The newest progress of a transfer that goes on.
@@ -62,7 +65,10 @@ impl Hub {
     pub fn unsubscribe(&self, id: MigrationId, receiver: watch::Receiver<News>) {
         drop(receiver);
         let mut channels = self.channels();
-        if channels.get(&id).is_some_and(|sender| sender.receiver_count() == 0 && sender.borrow().generation == 0) {
+        if channels
+            .get(&id)
+            .is_some_and(|sender| sender.receiver_count() == 0 && sender.borrow().generation == 0)
+        {
             channels.remove(&id);
         }
     }

@@ -20,15 +20,22 @@ pub struct Found {
 
 /// Asks each of these hosts for a guest.
 pub async fn find(agents: &Agents, hosts: &[HostId], guest: GuestId) -> Found {
-    let request = || InspectGuestRequest { guest_uuid: guest.to_string() };
+    let request = || InspectGuestRequest {
+        guest_uuid: guest.to_string(),
+    };
     let answers = join_all(hosts.iter().map(|host| {
-        ask(agents, host, async move |agent: Agent| match agent.inspect_guest(request()).await {
-            Ok(_) => Ok(true),
-            Err(failure) if failure.reason == Reason::GuestNotFound && failure.is_evidence() => Ok(false),
-            Err(failure) => Err(failure),
+        ask(agents, host, async move |agent: Agent| {
+            match agent.inspect_guest(request()).await {
+                Ok(_) => Ok(true),
+                Err(failure) if failure.reason == Reason::GuestNotFound && failure.is_evidence() => Ok(false),
+                Err(failure) => Err(failure),
+            }
         })
     }));
-    let mut found = Found { on: Vec::new(), silent: Vec::new() };
+    let mut found = Found {
+        on: Vec::new(),
+        silent: Vec::new(),
+    };
     for (host, answer) in hosts.iter().zip(answers.await) {
         match answer {
             Ok(true) => found.on.push(host.clone()),
@@ -42,7 +49,9 @@ pub async fn find(agents: &Agents, hosts: &[HostId], guest: GuestId) -> Found {
 /// The guests of each host; an error where it does not answer.
 pub async fn list(agents: &Agents, hosts: &[HostId]) -> Vec<(HostId, Result<Vec<GuestFacts>, Failure>)> {
     let answers = join_all(hosts.iter().map(|host| {
-        ask(agents, host, async |agent: Agent| Ok(agent.list_guests(ListGuestsRequest {}).await?.guests))
+        ask(agents, host, async |agent: Agent| {
+            Ok(agent.list_guests(ListGuestsRequest {}).await?.guests)
+        })
     }));
     hosts.iter().cloned().zip(answers.await).collect()
 }
@@ -54,5 +63,7 @@ async fn ask<T>(
 ) -> Result<T, Failure> {
     let agent = agents.of(host).await?;
     let silent = || Failure::new(Reason::HostUnreachable, format!("{host} does not answer")).at_host(host.clone());
-    tokio::time::timeout(PATIENCE, question(agent)).await.map_err(|_| silent())?
+    tokio::time::timeout(PATIENCE, question(agent))
+        .await
+        .map_err(|_| silent())?
 }

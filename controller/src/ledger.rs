@@ -39,7 +39,9 @@ impl Ledger {
         for _ in 0..MAX_CONFLICTS {
             let before = self.store.migration(id).await?.ok_or(StoreError::NotFound)?;
             let mut record = before.clone();
-            let Change::Write(step) = change(&mut record) else { return Ok(before) };
+            let Change::Write(step) = change(&mut record) else {
+                return Ok(before);
+            };
             match self.write(&before, record, step).await {
                 Err(StoreError::Conflict) => {}
                 written => return written,
@@ -55,7 +57,10 @@ impl Ledger {
         if is_news(before, &record) {
             let mut steps = self.store.steps(record.id).await?;
             apply(&mut steps, &step);
-            let after = Record { generation: record.generation + 1, ..record.clone() };
+            let after = Record {
+                generation: record.generation + 1,
+                ..record.clone()
+            };
             events.push(event(Happened::Changed(view::changed(&after, &steps)), &record));
         }
         if has_switched(&record) && !has_switched(before) {
@@ -69,27 +74,51 @@ impl Ledger {
 }
 
 fn event(what: Happened, record: &Record) -> Event {
-    Event { sequence: 0, time: record.updated, what }
+    Event {
+        sequence: 0,
+        time: record.updated,
+        what,
+    }
 }
 
 /// Whether watchers are told of the change: not of every attempt, but of everything that somebody may act upon.
 fn is_news(before: &Record, after: &Record) -> bool {
     let waits = |record: &Record| {
-        record.details.waiting_for.as_ref().map(|waiting| (waiting.reason.clone(), waiting.host.clone()))
+        record
+            .details
+            .waiting_for
+            .as_ref()
+            .map(|waiting| (waiting.reason.clone(), waiting.host.clone()))
     };
     let facts = |record: &Record| {
-        (record.state, record.phase, record.started.is_some(), record.too_late, record.guest_host.clone())
+        (
+            record.state,
+            record.phase,
+            record.started.is_some(),
+            record.too_late,
+            record.guest_host.clone(),
+        )
     };
     facts(before) != facts(after) || waits(before) != waits(after) || before.details.error != after.details.error
 }
 
 fn has_switched(record: &Record) -> bool {
-    record.details.summary.as_ref().is_some_and(|summary| summary.switch_time.is_some())
+    record
+        .details
+        .summary
+        .as_ref()
+        .is_some_and(|summary| summary.switch_time.is_some())
 }
 
 fn switched(record: &Record) -> GuestSwitched {
-    let TransferSummary { switch_time, blackout, .. } = record.details.summary.clone().unwrap_or_default();
-    GuestSwitched { host: record.destination.resource_name(), switch_time, blackout }
+    let TransferSummary {
+        switch_time, blackout, ..
+    } = record.details.summary.unwrap_or_default();
+    GuestSwitched {
+        host: record.destination.resource_name(),
+        switch_time,
+        blackout,
+    }
 }
 
 /// What the steps will be when the write is done.

@@ -33,14 +33,22 @@ impl Local {
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .with_state(self);
-        axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.cancelled().await }).await
+        axum::serve(listener, router)
+            .with_graceful_shutdown(async move { shutdown.cancelled().await })
+            .await
     }
 
     async fn now(&self) -> Result<Now> {
         let unfinished = self.store.unfinished().await?;
-        let attention = unfinished.iter().filter(|row| row.state == MigrationState::AttentionRequired).count();
+        let attention = unfinished
+            .iter()
+            .filter(|row| row.state == MigrationState::AttentionRequired)
+            .count();
         let hosts = self.store.hosts(None, u32::MAX).await?;
-        let up = hosts.iter().filter(|host| self.registry.state(&host.id) == HostState::Up).count();
+        let up = hosts
+            .iter()
+            .filter(|host| self.registry.state(&host.id) == HostState::Up)
+            .count();
         Ok(Now {
             active: unfinished.len() as u64,
             attention: attention as u64,
@@ -55,7 +63,10 @@ async fn ready(State(local): State<Local>) -> impl IntoResponse {
     match local.store.check().await {
         Ok(()) if local.office.is_in_office() => (StatusCode::OK, "ready\n".to_owned()),
         Ok(()) => (StatusCode::OK, "read-only: not in office\n".to_owned()),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("the store cannot be written: {error}\n")),
+        Err(error) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the store cannot be written: {error}\n"),
+        ),
     }
 }
 
@@ -63,6 +74,10 @@ async fn metrics(State(local): State<Local>) -> impl IntoResponse {
     const TEXT: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     match local.now().await {
         Ok(now) => (StatusCode::OK, TEXT, local.metrics.text(now)),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("# the store cannot be read: {error}\n")),
+        Err(error) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            TEXT,
+            format!("# the store cannot be read: {error}\n"),
+        ),
     }
 }

@@ -42,7 +42,9 @@ async fn run(config: &Config) -> anyhow::Result<()> {
 
 /// Tells systemd, where it started this process.
 fn tell_supervisor(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
     let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(state.as_bytes(), path));
     if let Err(error) = told {
         tracing::warn!("the supervisor cannot be told: {error}");

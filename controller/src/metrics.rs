@@ -52,7 +52,10 @@ struct Histogram {
 
 impl Histogram {
     fn add(&mut self, seconds: f64, bounds: &[f64; 10]) {
-        let bucket = bounds.iter().position(|bound| seconds <= *bound).unwrap_or(bounds.len());
+        let bucket = bounds
+            .iter()
+            .position(|bound| seconds <= *bound)
+            .unwrap_or(bounds.len());
         self.buckets[bucket] += 1;
         self.sum += seconds;
     }
@@ -62,11 +65,21 @@ impl Histogram {
         let mut total = 0;
         for (bound, count) in bounds.iter().zip(self.buckets) {
             total += count;
-            put(text, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"));
+            put(
+                text,
+                format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"),
+            );
         }
         total += self.buckets[bounds.len()];
-        put(text, format_args!("{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {total}"));
-        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+        put(
+            text,
+            format_args!("{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {total}"),
+        );
+        let braces = if labels.is_empty() {
+            String::new()
+        } else {
+            format!("{{{labels}}}")
+        };
         put(text, format_args!("{name}_sum{braces} {}", self.sum));
         put(text, format_args!("{name}_count{braces} {total}"));
     }
@@ -96,14 +109,21 @@ impl Metrics {
         };
         let mut counts = self.counts();
         *counts.attempts.entry((phase.name(), word)).or_default() += 1;
-        counts.phases.entry(phase.name()).or_default().add(took.as_secs_f64(), &PHASE_BUCKETS);
+        counts
+            .phases
+            .entry(phase.name())
+            .or_default()
+            .add(took.as_secs_f64(), &PHASE_BUCKETS);
     }
 
     /// A migration has come to rest.
     pub fn ended(&self, record: &Record) {
         let mut counts = self.counts();
         *counts.ended.entry(record.state.as_str_name()).or_default() += 1;
-        let took = record.ended.and_then(|ended| ended.duration_since(record.created).ok()).unwrap_or_default();
+        let took = record
+            .ended
+            .and_then(|ended| ended.duration_since(record.created).ok())
+            .unwrap_or_default();
         counts.duration.add(took.as_secs_f64(), &DURATION_BUCKETS);
         let Some(summary) = &record.details.summary else { return };
         if let Some(blackout) = summary.blackout.as_ref().and_then(std_duration) {
@@ -114,39 +134,97 @@ impl Metrics {
 
     /// The text format of Prometheus, version 0.0.4.
     pub fn text(&self, now: Now) -> String {
-        let counts = self.counts();
         let mut text = String::new();
-        for (name, help, value) in [
-            ("drover_migration_active", "Migrations that are worked on or stuck.", now.active),
-            ("drover_migration_attention", "Migrations that ask for a person.", now.attention),
-            ("drover_hosts_up", "Hosts whose agents are heard of.", now.hosts_up),
-            ("drover_hosts_silent", "Hosts whose agents are silent.", now.hosts_silent),
-            ("drover_controller_in_office", "1 while this controller commands.", u64::from(now.in_office)),
-        ] {
-            head(&mut text, name, "gauge", help);
-            put(&mut text, format_args!("{name} {value}"));
-        }
-        head(&mut text, "drover_migrations_total", "counter", "Migrations that came to rest, by state.");
-        for (state, count) in &counts.ended {
-            put(&mut text, format_args!("drover_migrations_total{{state=\"{state}\"}} {count}"));
-        }
-        head(&mut text, "drover_phase_attempts_total", "counter", "Attempts at phases, by outcome.");
-        for ((phase, outcome), count) in &counts.attempts {
-            let labels = format!("phase=\"{phase}\",outcome=\"{outcome}\"");
-            put(&mut text, format_args!("drover_phase_attempts_total{{{labels}}} {count}"));
-        }
-        head(&mut text, "drover_memory_transferred_bytes_total", "counter", "Memory sent by migrations at rest.");
-        put(&mut text, format_args!("drover_memory_transferred_bytes_total {}", counts.memory_bytes));
-        head(&mut text, "drover_blackout_seconds", "histogram", "How long guests ran nowhere.");
-        counts.blackout.write(&mut text, "drover_blackout_seconds", "", &BLACKOUT_BUCKETS);
-        head(&mut text, "drover_migration_duration_seconds", "histogram", "From creation to rest.");
-        counts.duration.write(&mut text, "drover_migration_duration_seconds", "", &DURATION_BUCKETS);
-        head(&mut text, "drover_phase_duration_seconds", "histogram", "Of one attempt.");
-        for (phase, histogram) in &counts.phases {
-            let labels = format!("phase=\"{phase}\"");
-            histogram.write(&mut text, "drover_phase_duration_seconds", &labels, &PHASE_BUCKETS);
-        }
+        write_now(&mut text, now);
+        self.counts().write(&mut text);
         text
+    }
+}
+
+fn write_now(text: &mut String, now: Now) {
+    for (name, help, value) in [
+        (
+            "drover_migration_active",
+            "Migrations that are worked on or stuck.",
+            now.active,
+        ),
+        (
+            "drover_migration_attention",
+            "Migrations that ask for a person.",
+            now.attention,
+        ),
+        ("drover_hosts_up", "Hosts whose agents are heard of.", now.hosts_up),
+        (
+            "drover_hosts_silent",
+            "Hosts whose agents are silent.",
+            now.hosts_silent,
+        ),
+        (
+            "drover_controller_in_office",
+            "1 while this controller commands.",
+            u64::from(now.in_office),
+        ),
+    ] {
+        head(text, name, "gauge", help);
+        put(text, format_args!("{name} {value}"));
+    }
+}
+
+impl Counts {
+    fn write(&self, text: &mut String) {
+        head(
+            text,
+            "drover_migrations_total",
+            "counter",
+            "Migrations that came to rest, by state.",
+        );
+        for (state, count) in &self.ended {
+            put(
+                text,
+                format_args!("drover_migrations_total{{state=\"{state}\"}} {count}"),
+            );
+        }
+        head(
+            text,
+            "drover_phase_attempts_total",
+            "counter",
+            "Attempts at phases, by outcome.",
+        );
+        for ((phase, outcome), count) in &self.attempts {
+            let labels = format!("phase=\"{phase}\",outcome=\"{outcome}\"");
+            put(text, format_args!("drover_phase_attempts_total{{{labels}}} {count}"));
+        }
+        head(
+            text,
+            "drover_memory_transferred_bytes_total",
+            "counter",
+            "Memory sent by migrations at rest.",
+        );
+        put(
+            text,
+            format_args!("drover_memory_transferred_bytes_total {}", self.memory_bytes),
+        );
+        head(
+            text,
+            "drover_blackout_seconds",
+            "histogram",
+            "How long guests ran nowhere.",
+        );
+        self.blackout
+            .write(text, "drover_blackout_seconds", "", &BLACKOUT_BUCKETS);
+        head(
+            text,
+            "drover_migration_duration_seconds",
+            "histogram",
+            "From creation to rest.",
+        );
+        self.duration
+            .write(text, "drover_migration_duration_seconds", "", &DURATION_BUCKETS);
+        head(text, "drover_phase_duration_seconds", "histogram", "Of one attempt.");
+        for (phase, histogram) in &self.phases {
+            let labels = format!("phase=\"{phase}\"");
+            histogram.write(text, "drover_phase_duration_seconds", &labels, &PHASE_BUCKETS);
+        }
     }
 }
 
@@ -161,7 +239,10 @@ mod tests {
         metrics.attempt(Phase::Verify, Outcome::Done(Guest::Lives), Duration::from_millis(20));
         metrics.counts().blackout.add(0.15, &BLACKOUT_BUCKETS);
         metrics.counts().blackout.add(7.0, &BLACKOUT_BUCKETS);
-        let text = metrics.text(Now { active: 3, ..Now::default() });
+        let text = metrics.text(Now {
+            active: 3,
+            ..Now::default()
+        });
         for line in [
             "drover_migration_active 3",
             "drover_phase_attempts_total{phase=\"verify\",outcome=\"done\"} 1",

@@ -24,12 +24,13 @@ pub struct Office {
 impl Default for Office {
     /// Not in office before the start has asked around.
     fn default() -> Self {
-        Self { standing: watch::Sender::new(Standing::ReadOnly("the controller is starting".to_owned())) }
+        Self {
+            standing: watch::Sender::new(Standing::ReadOnly("the controller is starting".to_owned())),
+        }
     }
 }
 
 impl Office {
-
     /// What was found at the start.
     pub fn enter(&self, standing: Standing) {
         self.standing.send_replace(standing);
@@ -38,9 +39,11 @@ impl Office {
     /// The proof that goes with every command.
     pub fn fence(&self) -> Result<Fence, Failure> {
         match &*self.standing.borrow() {
-            Standing::InOffice(term) => {
-                Ok(Fence { term: term.number, store_instance: term.instance.to_string(), lease: 0 })
-            }
+            Standing::InOffice(term) => Ok(Fence {
+                term: term.number,
+                store_instance: term.instance.to_string(),
+                lease: 0,
+            }),
             Standing::ReadOnly(why) => Err(Failure::new(Reason::StaleTerm, why.clone())
                 .with_remedy("use the controller that is in office, or restart this one if it should be")),
         }
@@ -66,6 +69,8 @@ impl Office {
     pub async fn left(&self) {
         let mut standing = self.standing.subscribe();
         // The sender is part of `self`: the wait cannot fail.
-        let _ = standing.wait_for(|standing| matches!(standing, Standing::ReadOnly(_))).await;
+        let _ = standing
+            .wait_for(|standing| matches!(standing, Standing::ReadOnly(_)))
+            .await;
     }
 }

@@ -64,7 +64,13 @@ impl Went {
 
 /// Which attempt at a phase the next one is.
 pub fn attempt_number(steps: &[Step], phase: Phase) -> u32 {
-    steps.iter().filter(|step| step.phase == phase).map(|step| step.attempt).max().unwrap_or(0) + 1
+    steps
+        .iter()
+        .filter(|step| step.phase == phase)
+        .map(|step| step.attempt)
+        .max()
+        .unwrap_or(0)
+        + 1
 }
 
 /// Whether an attempt can be left in the middle for a cancellation: what undoes it copes with every half of it.
@@ -89,7 +95,9 @@ pub fn cancel_leads_to(record: &Record) -> Option<Position> {
 
 /// Goes where the wish to cancel leads.
 pub fn follow_cancel(record: &mut Record) -> Change {
-    let Some(there) = cancel_leads_to(record) else { return Change::Leave };
+    let Some(there) = cancel_leads_to(record) else {
+        return Change::Leave;
+    };
     go_to(record, there);
     Change::Write(StepWrite::Nothing)
 }
@@ -110,10 +118,16 @@ pub fn request_cancel(record: &mut Record) -> Change {
 
 /// An operator lets a stuck migration work again.
 pub fn retry(record: &mut Record) -> Change {
-    let Position::Stuck(stuck) = record.position else { return Change::Leave };
+    let Position::Stuck(stuck) = record.position else {
+        return Change::Leave;
+    };
     let phase = saga::retry(stuck);
     // Why it is undone stays; why it was stuck goes.
-    record.details.error = record.details.error.take().filter(|error| error.phase() != state::phase(phase));
+    record.details.error = record
+        .details
+        .error
+        .take()
+        .filter(|error| error.phase() != state::phase(phase));
     go_to(record, Position::At(phase));
     Change::Write(StepWrite::Nothing)
 }
@@ -213,7 +227,10 @@ fn refused(record: &mut Record, phase: Phase, error: &v1::MigrationError) {
     // The first reason is why it failed; what comes while it is undone is in the steps.
     let first = record.details.error.is_none() || phase != Phase::Discard;
     if first {
-        record.details.error = Some(v1::MigrationError { phase: state::phase(phase).into(), ..error.clone() });
+        record.details.error = Some(v1::MigrationError {
+            phase: state::phase(phase).into(),
+            ..error.clone()
+        });
     }
 }
 
@@ -222,8 +239,18 @@ fn unknown(record: &mut Record, wait: &Wait, detail: &str) {
     let host = wait.host.as_ref().map(HostId::resource_name).unwrap_or_default();
     let reason = wait.reason.name().to_owned();
     let before = record.details.waiting_for.take();
-    let since = before.filter(|old| old.reason == reason && old.host == host).and_then(|old| old.since_time);
-    let remedy = if wait.remedy.is_empty() { detail.to_owned() } else { wait.remedy.clone() };
-    record.details.waiting_for =
-        Some(v1::WaitingFor { reason, host, since_time: since.or_else(|| Some(timestamp(now()))), remedy });
+    let since = before
+        .filter(|old| old.reason == reason && old.host == host)
+        .and_then(|old| old.since_time);
+    let remedy = if wait.remedy.is_empty() {
+        detail.to_owned()
+    } else {
+        wait.remedy.clone()
+    };
+    record.details.waiting_for = Some(v1::WaitingFor {
+        reason,
+        host,
+        since_time: since.or_else(|| Some(timestamp(now()))),
+        remedy,
+    });
 }

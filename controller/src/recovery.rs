@@ -48,7 +48,11 @@ async fn ask_all(store: &Arc<dyn Store>, agents: &Agents) -> Result<Vec<(String,
         let status = tokio::time::timeout(PATIENCE, question).await.ok()?.ok()?;
         Some((host.id.to_string(), status))
     });
-    Ok(futures::future::join_all(questions).await.into_iter().flatten().collect())
+    Ok(futures::future::join_all(questions)
+        .await
+        .into_iter()
+        .flatten()
+        .collect())
 }
 
 fn knows_more(own: Option<Term>, status: &AgentStatus) -> Option<String> {
@@ -57,7 +61,10 @@ fn knows_more(own: Option<Term>, status: &AgentStatus) -> Option<String> {
         return known.then(|| format!("obeys term {}, this database has none", status.highest_term));
     };
     if status.highest_term > own.number {
-        return Some(format!("obeys term {}, this database is at {}", status.highest_term, own.number));
+        return Some(format!(
+            "obeys term {}, this database is at {}",
+            status.highest_term, own.number
+        ));
     }
     let other = status.highest_term == own.number && status.store_instance != own.instance.to_string();
     other.then(|| format!("obeys term {} of another database", status.highest_term))
@@ -82,8 +89,16 @@ pub async fn take_up_all(ledger: &Ledger, executor: &Executor) -> Result<()> {
 }
 
 async fn mark_interrupted(ledger: &Ledger, record: &Record) -> Result<()> {
-    for step in ledger.store.steps(record.id).await?.iter().filter(|step| step.end.is_none()) {
-        ledger.change(record.id, |_| Change::Write(progress::interrupted(step))).await?;
+    for step in ledger
+        .store
+        .steps(record.id)
+        .await?
+        .iter()
+        .filter(|step| step.end.is_none())
+    {
+        ledger
+            .change(record.id, |_| Change::Write(progress::interrupted(step)))
+            .await?;
         trace::write_interrupted(record, step);
     }
     Ok(())
@@ -94,13 +109,20 @@ mod tests {
     use super::*;
 
     fn status(highest_term: u64, instance: Uuid) -> AgentStatus {
-        AgentStatus { highest_term, store_instance: instance.to_string(), ..AgentStatus::default() }
+        AgentStatus {
+            highest_term,
+            store_instance: instance.to_string(),
+            ..AgentStatus::default()
+        }
     }
 
     #[test]
     fn a_database_that_is_behind_its_agents_is_noticed() {
         let (own, other) = (Uuid::new_v4(), Uuid::new_v4());
-        let term = Some(Term { number: 5, instance: own });
+        let term = Some(Term {
+            number: 5,
+            instance: own,
+        });
         assert_eq!(knows_more(term, &status(5, own)), None);
         assert_eq!(knows_more(term, &status(4, other)), None);
         assert_eq!(knows_more(term, &status(0, Uuid::nil())), None);

@@ -42,7 +42,11 @@ pub enum Beat {
 
 impl Registry {
     pub fn new(interval: Duration) -> Self {
-        Self { interval, started: Instant::now(), heard: Mutex::default() }
+        Self {
+            interval,
+            started: Instant::now(),
+            heard: Mutex::default(),
+        }
     }
 
     /// When agents are to call again.
@@ -93,19 +97,30 @@ impl Registry {
     pub fn note_orphans(&self, host: &HostId, orphans: Vec<MigrationId>) -> Vec<MigrationId> {
         let mut all = self.heard();
         let Some(heard) = all.get_mut(host) else { return orphans };
-        let new = orphans.iter().filter(|id| !heard.orphans.contains(id)).copied().collect();
+        let new = orphans
+            .iter()
+            .filter(|id| !heard.orphans.contains(id))
+            .copied()
+            .collect();
         heard.orphans = orphans;
         new
     }
 
     pub fn orphans(&self, host: &HostId) -> Vec<MigrationId> {
-        self.heard().get(host).map(|heard| heard.orphans.clone()).unwrap_or_default()
+        self.heard()
+            .get(host)
+            .map(|heard| heard.orphans.clone())
+            .unwrap_or_default()
     }
 
     /// A host that was not heard of yet has as long as any other since the start of this process.
     pub fn state(&self, host: &HostId) -> HostState {
         let since = self.heard().get(host).map_or(self.started, |heard| heard.at);
-        if since.elapsed() > self.limit() { HostState::Silent } else { HostState::Up }
+        if since.elapsed() > self.limit() {
+            HostState::Silent
+        } else {
+            HostState::Up
+        }
     }
 
     pub fn last_seen(&self, host: &HostId) -> Option<SystemTime> {

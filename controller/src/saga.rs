@@ -172,10 +172,16 @@ pub fn pace(unknowns: u32) -> Pace {
     const LONGEST: Duration = Duration::from_secs(15);
     const SLOW: Duration = Duration::from_secs(30);
     if unknowns >= PATIENCE {
-        return Pace { delay: SLOW, attention: true };
+        return Pace {
+            delay: SLOW,
+            attention: true,
+        };
     }
     let doubled = 1_u32 << unknowns.saturating_sub(1);
-    Pace { delay: (FIRST * doubled).min(LONGEST), attention: false }
+    Pace {
+        delay: (FIRST * doubled).min(LONGEST),
+        attention: false,
+    }
 }
 
 impl Phase {
@@ -242,7 +248,9 @@ impl FromStr for Position {
     type Err = NoSuchPosition;
 
     fn from_str(word: &str) -> Result<Self, NoSuchPosition> {
-        Self::all().find(|position| position.name() == word).ok_or_else(|| NoSuchPosition(word.to_owned()))
+        Self::all()
+            .find(|position| position.name() == word)
+            .ok_or_else(|| NoSuchPosition(word.to_owned()))
     }
 }
 
@@ -250,7 +258,10 @@ impl FromStr for Phase {
     type Err = NoSuchPosition;
 
     fn from_str(word: &str) -> Result<Self, NoSuchPosition> {
-        Self::ALL.into_iter().find(|phase| phase.name() == word).ok_or_else(|| NoSuchPosition(word.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(|phase| phase.name() == word)
+            .ok_or_else(|| NoSuchPosition(word.to_owned()))
     }
 }
 

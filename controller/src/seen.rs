@@ -12,7 +12,9 @@ use crate::verdict::{
 /// What the source's answer means. `begun`: this controller has written down that its Begin was done, so that a
 /// source that knows nothing of it has lost its journal.
 pub fn source(status: &MigrationStatus, begun: bool) -> Seen<Source> {
-    let Some(record) = &status.journal else { return no_journal(begun) };
+    let Some(record) = &status.journal else {
+        return no_journal(begun);
+    };
     let journal = match record.state() {
         JournalState::Sending => SourceJournal::Sending,
         JournalState::HandedOver => SourceJournal::HandedOver,
@@ -27,12 +29,19 @@ pub fn source(status: &MigrationStatus, begun: bool) -> Seen<Source> {
         | JournalState::Failed => return Seen::JournalLost,
     };
     let copy = source_copy(status, record, journal);
-    Seen::Journal(Source { journal, tombstoned: record.tombstoned, verdict: decided(record), copy })
+    Seen::Journal(Source {
+        journal,
+        tombstoned: record.tombstoned,
+        verdict: decided(record),
+        copy,
+    })
 }
 
 /// What the destination's answer means. `prepared`: this controller has written down that it was prepared.
 pub fn destination(status: &MigrationStatus, prepared: bool) -> Seen<Destination> {
-    let Some(record) = &status.journal else { return no_journal(prepared) };
+    let Some(record) = &status.journal else {
+        return no_journal(prepared);
+    };
     let journal = match record.state() {
         JournalState::Waiting => DestinationJournal::Waiting,
         JournalState::Finishing => DestinationJournal::Finishing,
@@ -83,7 +92,11 @@ fn decided(record: &JournalRecord) -> Option<Decided> {
 
 fn source_copy(status: &MigrationStatus, record: &JournalRecord, journal: SourceJournal) -> SourceCopy {
     let Some(guest) = status.guest.as_ref().filter(|guest| is_active(Some(guest))) else {
-        return if status.guest_ended { SourceCopy::EndedByUser } else { SourceCopy::Gone };
+        return if status.guest_ended {
+            SourceCopy::EndedByUser
+        } else {
+            SourceCopy::Gone
+        };
     };
     // Before Begin no life was written down, and the guest that is there is the one.
     if !status.same_incarnation && journal != SourceJournal::NotBegun {

@@ -60,7 +60,9 @@ pub async fn open_store(url: &str) -> anyhow::Result<Arc<dyn Store>> {
         tracing::warn!("the store is in memory: it forgets everything when the controller ends");
         return Ok(Arc::new(MemoryStore::default()));
     }
-    let store = SqliteStore::open(url).await.with_context(|| format!("the store {url} cannot be opened"))?;
+    let store = SqliteStore::open(url)
+        .await
+        .with_context(|| format!("the store {url} cannot be opened"))?;
     Ok(Arc::new(store))
 }
 
@@ -69,11 +71,16 @@ impl Controller {
     pub async fn start(config: &Config, store: Arc<dyn Store>) -> anyhow::Result<Self> {
         let tls = Tls::load(config.tls.clone(), config.trust_domain.clone())?;
         let own = tls.own_identity();
-        anyhow::ensure!(own == Identity::Controller, "the certificate is that of {own}, not of a controller");
+        anyhow::ensure!(
+            own == Identity::Controller,
+            "the certificate is that of {own}, not of a controller"
+        );
         let stopping = CancellationToken::new();
         tokio::spawn(tls.clone().keep_fresh(stopping.clone()));
         // Before anything is decided: an address in use must not cost a term.
-        let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen {}", config.listen))?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("listen {}", config.listen))?;
         let local_listener = TcpListener::bind(config.metrics_listen)
             .await
             .with_context(|| format!("metrics_listen {}", config.metrics_listen))?;
@@ -83,15 +90,28 @@ impl Controller {
         let agents = Arc::new(Agents::new(tls.clone(), Arc::clone(&store), Arc::clone(&office)));
         office.enter(recovery::take_office(&store, &agents).await?);
 
-        let ledger = Ledger { store: Arc::clone(&store), hub: Arc::new(Hub::default()) };
+        let ledger = Ledger {
+            store: Arc::clone(&store),
+            hub: Arc::new(Hub::default()),
+        };
         let metrics = Arc::new(Metrics::default());
         let registry = Arc::new(Registry::new(config.heartbeat()));
-        let executor = Executor::new(ledger.clone(), Arc::clone(&agents), Arc::clone(&office), Arc::clone(&metrics));
+        let executor = Executor::new(
+            ledger.clone(),
+            Arc::clone(&agents),
+            Arc::clone(&office),
+            Arc::clone(&metrics),
+        );
         if office.is_in_office() {
             recovery::take_up_all(&ledger, &executor).await?;
         }
 
-        let local = Local { store, office: Arc::clone(&office), registry: Arc::clone(&registry), metrics };
+        let local = Local {
+            store,
+            office: Arc::clone(&office),
+            registry: Arc::clone(&registry),
+            metrics,
+        };
         let api = Api {
             ledger,
             agents,

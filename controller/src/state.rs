@@ -54,8 +54,14 @@ fn is_cancelled(record: &Record) -> bool {
 }
 
 fn asks_for_attention(record: &Record) -> bool {
-    let reason = record.details.waiting_for.as_ref().map_or("", |waiting| waiting.reason.as_str());
-    let needs_a_person = [WaitReason::ResolveNeeded, WaitReason::RetryNeeded].iter().any(|of| of.name() == reason);
+    let reason = record
+        .details
+        .waiting_for
+        .as_ref()
+        .map_or("", |waiting| waiting.reason.as_str());
+    let needs_a_person = [WaitReason::ResolveNeeded, WaitReason::RetryNeeded]
+        .iter()
+        .any(|of| of.name() == reason);
     needs_a_person || record.unknowns >= PATIENCE
 }
 

@@ -18,8 +18,16 @@ use crate::store::{Record, Step, StepOutcome, Trace, now};
 /// The ids of a new migration: in the caller's trace where it sent one.
 pub fn begin(caller: &Context) -> Trace {
     match ids(caller) {
-        Some((id, parent)) => Trace { id, root: new_span_id(), parent: Some(parent) },
-        None => Trace { id: new_trace_id(), root: new_span_id(), parent: None },
+        Some((id, parent)) => Trace {
+            id,
+            root: new_span_id(),
+            parent: Some(parent),
+        },
+        None => Trace {
+            id: new_trace_id(),
+            root: new_span_id(),
+            parent: None,
+        },
     }
 }
 

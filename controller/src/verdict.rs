@@ -7,115 +7,11 @@
 //! Promise: a verdict is reached only from evidence, never from silence; what contradicts itself is a person's
 //! business. The destination's journal decides; everything else is asked only where it cannot be.
 
-/// What an agent answered about one migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Seen<T> {
-    /// It did not answer.
-    Unreachable,
-    /// It never heard of the migration.
-    NoJournal,
-    /// It must have heard of it and knows nothing: its journal was lost.
-    JournalLost,
-    Journal(T),
-}
+mod evidence;
 
-impl<T> Seen<T> {
-    /// The same about a part of what the journal says.
-    pub fn map<U>(self, part: impl FnOnce(T) -> U) -> Seen<U> {
-        match self {
-            Self::Unreachable => Seen::Unreachable,
-            Self::NoJournal => Seen::NoJournal,
-            Self::JournalLost => Seen::JournalLost,
-            Self::Journal(seen) => Seen::Journal(part(seen)),
-        }
-    }
-}
-
-/// What the source's journal and libvirt say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Source {
-    pub journal: SourceJournal,
-    /// Nothing of this attempt may begin or be handed over any more.
-    pub tombstoned: bool,
-    /// The verdict that was written there before it was acted upon.
-    pub verdict: Option<Decided>,
-    pub copy: SourceCopy,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SourceJournal {
-    /// Only a tombstone: Begin never came.
-    NotBegun,
-    Sending,
-    HandedOver,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SourceCopy {
-    /// Runs, or stands still because its user wants it so.
-    AsBefore(Job),
-    /// Stands still with everything sent.
-    AllSent,
-    PostCopy,
-    PostCopyFailed,
-    /// Its QEMU is gone.
-    Gone,
-    /// Its QEMU is gone, and it was seen to end by its own or its user's wish.
-    EndedByUser,
-    /// A guest with this UUID lives there, but not the one that the journal speaks of.
-    Another,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Job {
-    /// Begun, not yet told to send.
-    Held,
-    Performing,
-    /// Failed, or lost with a restart.
-    None,
-}
-
-/// What the destination's journal and libvirt say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Destination {
-    pub journal: DestinationJournal,
-    /// The migration may go post-copy: being seen running proves nothing before `Ran`.
-    pub post_copy: bool,
-    /// The main channel came to its end.
-    pub stream_complete: bool,
-    pub verdict: Option<Decided>,
-    pub copy: DestinationCopy,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DestinationJournal {
-    Waiting,
-    Finishing,
-    Resuming,
-    Ran,
-    Revoked,
-    Failed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DestinationCopy {
-    Absent,
-    /// Waits for memory, or stands still.
-    Still,
-    Runs,
-    /// Runs while pages are missing.
-    PostCopy,
-    PostCopyFailed,
-    /// A guest with this UUID lives there, but not the one that the journal speaks of.
-    Another,
-}
-
-/// A verdict as a journal records it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Decided {
-    NeverRan,
-    Ran,
-}
+pub use evidence::{
+    Decided, Destination, DestinationCopy, DestinationJournal, Job, Seen, Source, SourceCopy, SourceJournal,
+};
 
 /// What the evidence says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -190,7 +86,9 @@ pub fn judge(source: Seen<Source>, destination: Seen<Destination>) -> Judgement 
 
 /// Whether both copies execute, whatever the verdict: somebody must be told.
 pub fn both_run(source: Seen<Source>, destination: Seen<Destination>) -> bool {
-    let (Seen::Journal(source), Seen::Journal(destination)) = (source, destination) else { return false };
+    let (Seen::Journal(source), Seen::Journal(destination)) = (source, destination) else {
+        return false;
+    };
     // A guest that its user paused is `AsBefore` too; where the destination runs, the alarm is right all the same.
     let source_runs = matches!(source.copy, SourceCopy::AsBefore(_));
     source_runs && matches!(destination.copy, DestinationCopy::Runs | DestinationCopy::PostCopy)
@@ -198,7 +96,13 @@ pub fn both_run(source: Seen<Source>, destination: Seen<Destination>) -> bool {
 
 /// Evidence that the destination had the guest.
 fn ran(source: Seen<Source>, destination: Seen<Destination>) -> bool {
-    let by_source = matches!(source, Seen::Journal(Source { verdict: Some(Decided::Ran), .. }));
+    let by_source = matches!(
+        source,
+        Seen::Journal(Source {
+            verdict: Some(Decided::Ran),
+            ..
+        })
+    );
     by_source
         || match destination {
             Seen::Journal(seen) => {
@@ -278,13 +182,16 @@ fn post_copy(source: Seen<Source>, destination: Seen<Destination>) -> Option<Ope
         Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => (None, false),
     };
     let source_in = matches!(at_source, Some(SourceCopy::PostCopy | SourceCopy::PostCopyFailed));
-    let destination_in = matches!(at_destination, Some(DestinationCopy::PostCopy | DestinationCopy::PostCopyFailed));
+    let destination_in = matches!(
+        at_destination,
+        Some(DestinationCopy::PostCopy | DestinationCopy::PostCopyFailed)
+    );
     let source_gone = matches!(at_source, Some(SourceCopy::Gone | SourceCopy::EndedByUser));
     if !source_in && !destination_in {
         return None;
     }
-    let both_failed = at_source == Some(SourceCopy::PostCopyFailed)
-        && at_destination == Some(DestinationCopy::PostCopyFailed);
+    let both_failed =
+        at_source == Some(SourceCopy::PostCopyFailed) && at_destination == Some(DestinationCopy::PostCopyFailed);
     Some(if both_failed {
         Open::RecoverPostCopy
     } else if source_gone {
@@ -301,12 +208,18 @@ fn destination_unreachable(source: Seen<Source>) -> Open {
         Seen::Unreachable => Open::WaitFor(Side::Source),
         Seen::NoJournal => Open::Abort,
         Seen::JournalLost => Open::WaitFor(Side::Destination),
-        Seen::Journal(seen) => match (seen.journal, seen.copy) {
-            (SourceJournal::HandedOver, _) => Open::WaitFor(Side::Destination),
-            // The source goes on by itself: whom the controller reaches matters to nobody.
-            (SourceJournal::Sending, SourceCopy::AsBefore(Job::Held | Job::Performing)) => Open::ContinueTransfer,
-            (SourceJournal::Sending, SourceCopy::AllSent) => Open::HandOver,
-            (SourceJournal::NotBegun | SourceJournal::Sending, _) => Open::Abort,
+        Seen::Journal(seen) => match seen.journal {
+            SourceJournal::HandedOver => Open::WaitFor(Side::Destination),
+            SourceJournal::NotBegun => Open::Abort,
+            SourceJournal::Sending => match seen.copy {
+                // The source goes on by itself: whom the controller reaches matters to nobody.
+                SourceCopy::AsBefore(Job::Held | Job::Performing) => Open::ContinueTransfer,
+                SourceCopy::AllSent => Open::HandOver,
+                SourceCopy::PostCopy | SourceCopy::PostCopyFailed => Open::TouchNothing,
+                SourceCopy::AsBefore(Job::None) | SourceCopy::Gone | SourceCopy::EndedByUser | SourceCopy::Another => {
+                    Open::Abort
+                }
+            },
         },
     }
 }
@@ -333,24 +246,34 @@ fn destination_waiting(source: Seen<Source>, destination: Destination) -> Open {
         Seen::NoJournal | Seen::JournalLost => return Open::Abort,
         Seen::Journal(seen) => seen,
     };
-    match (source.journal, source.copy) {
-        (SourceJournal::Sending, SourceCopy::AsBefore(Job::Held | Job::Performing)) => Open::ContinueTransfer,
-        // It runs although all was handed over: its memory is newer than what was sent.
-        (_, SourceCopy::AsBefore(_)) => Open::Abort,
-        (_, SourceCopy::AllSent) if source.tombstoned => Open::Abort,
-        (_, SourceCopy::AllSent) => Open::HandOver,
-        (SourceJournal::HandedOver, SourceCopy::Gone) => match destination.copy {
-            DestinationCopy::Still if destination.stream_complete => Open::FinishInPlace,
-            DestinationCopy::Absent => Open::Abort,
-            DestinationCopy::Another => Open::Resolve(Undecidable::AnotherGuest),
-            DestinationCopy::Still
-            | DestinationCopy::Runs
-            | DestinationCopy::PostCopy
-            | DestinationCopy::PostCopyFailed => Open::Resolve(Undecidable::IncompleteCopy),
-        },
-        (SourceJournal::NotBegun | SourceJournal::Sending, SourceCopy::Gone) => Open::Abort,
-        (_, SourceCopy::EndedByUser | SourceCopy::Another) => Open::Abort,
-        (_, SourceCopy::PostCopy | SourceCopy::PostCopyFailed) => Open::TouchNothing,
+    let handed_over = match source.journal {
+        SourceJournal::HandedOver => true,
+        SourceJournal::NotBegun | SourceJournal::Sending => false,
+    };
+    match source.copy {
+        SourceCopy::AsBefore(Job::Held | Job::Performing) if source.journal == SourceJournal::Sending => {
+            Open::ContinueTransfer
+        }
+        // Without a job, or although all was handed over: its memory is newer than what was sent.
+        SourceCopy::AsBefore(Job::Held | Job::Performing | Job::None) => Open::Abort,
+        SourceCopy::AllSent if source.tombstoned => Open::Abort,
+        SourceCopy::AllSent => Open::HandOver,
+        SourceCopy::Gone if handed_over => source_gone(destination),
+        SourceCopy::Gone | SourceCopy::EndedByUser | SourceCopy::Another => Open::Abort,
+        SourceCopy::PostCopy | SourceCopy::PostCopyFailed => Open::TouchNothing,
+    }
+}
+
+/// All was handed over and the source is gone: what waits may be the only copy.
+fn source_gone(destination: Destination) -> Open {
+    match destination.copy {
+        DestinationCopy::Still if destination.stream_complete => Open::FinishInPlace,
+        DestinationCopy::Absent => Open::Abort,
+        DestinationCopy::Another => Open::Resolve(Undecidable::AnotherGuest),
+        DestinationCopy::Still
+        | DestinationCopy::Runs
+        | DestinationCopy::PostCopy
+        | DestinationCopy::PostCopyFailed => Open::Resolve(Undecidable::IncompleteCopy),
     }
 }
 
@@ -365,12 +288,25 @@ fn destination_busy(source: Seen<Source>, destination: Destination) -> Open {
         }
         DestinationCopy::Still => {}
     }
-    let Seen::Journal(source) = source else { return Open::Settling };
+    let Seen::Journal(source) = source else {
+        return Open::Settling;
+    };
     match (source.journal, source.copy) {
+        (SourceJournal::NotBegun | SourceJournal::Sending, _) => Open::Settling,
+        (SourceJournal::HandedOver, SourceCopy::AsBefore(Job::Held | Job::Performing | Job::None)) => {
+            Open::SuspendSource
+        }
         // A repeat joins the call that is under way, or gets its journaled result.
         (SourceJournal::HandedOver, SourceCopy::AllSent | SourceCopy::Gone) if !source.tombstoned => Open::HandOver,
-        (SourceJournal::HandedOver, SourceCopy::AsBefore(_)) => Open::SuspendSource,
-        _ => Open::Settling,
+        (
+            SourceJournal::HandedOver,
+            SourceCopy::AllSent
+            | SourceCopy::Gone
+            | SourceCopy::EndedByUser
+            | SourceCopy::Another
+            | SourceCopy::PostCopy
+            | SourceCopy::PostCopyFailed,
+        ) => Open::Settling,
     }
 }
 

@@ -21,8 +21,16 @@ pub fn migration(record: &Record, steps: &[Step]) -> v1::Migration {
         labels: record.labels.clone().into_iter().collect(),
         etag: etag(record),
         state: record.state.into(),
-        phase: if record.started.is_some() { state::phase(record.phase).into() } else { 0 },
-        guest_host: record.guest_host.as_ref().map(drover_proto::ids::HostId::resource_name).unwrap_or_default(),
+        phase: if record.started.is_some() {
+            state::phase(record.phase).into()
+        } else {
+            0
+        },
+        guest_host: record
+            .guest_host
+            .as_ref()
+            .map(drover_proto::ids::HostId::resource_name)
+            .unwrap_or_default(),
         phases: steps[skipped..].iter().map(phase_record).collect(),
         trace_id: record.trace.id.to_string(),
         create_time: Some(timestamp(record.created)),
@@ -38,7 +46,12 @@ pub fn migration(record: &Record, steps: &[Step]) -> v1::Migration {
 
 /// As in lists: without what grows.
 pub fn listed(record: &Record, steps: &[Step]) -> v1::Migration {
-    v1::Migration { calls: Vec::new(), iterations: Vec::new(), checks: Vec::new(), ..migration(record, steps) }
+    v1::Migration {
+        calls: Vec::new(),
+        iterations: Vec::new(),
+        checks: Vec::new(),
+        ..migration(record, steps)
+    }
 }
 
 /// As in the events of a watch: everything at rest, without what grows on the way there.
@@ -47,7 +60,11 @@ pub fn changed(record: &Record, steps: &[Step]) -> v1::Migration {
     if record.position.is_final() {
         return whole;
     }
-    v1::Migration { calls: Vec::new(), iterations: Vec::new(), ..whole }
+    v1::Migration {
+        calls: Vec::new(),
+        iterations: Vec::new(),
+        ..whole
+    }
 }
 
 /// Opaque to callers.

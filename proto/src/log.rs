@@ -6,7 +6,8 @@ use std::io::Write as _;
 use opentelemetry::trace::TraceContextExt;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
@@ -18,6 +19,10 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::telemetry::LogFormat;
 use crate::trace::names::{attribute, field};
+
+/// RFC 3339 in UTC, always with milliseconds.
+const TIME: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// Writes events, a line each.
 pub(crate) struct LogLayer {
@@ -119,7 +124,7 @@ impl Line {
                 object.insert(key.to_owned(), Value::String(value));
             }
         };
-        put("time", self.time.format(&Rfc3339).ok());
+        put("time", self.time.format(TIME).ok());
         put("level", Some(self.level.as_str().to_owned()));
         put("target", Some(self.target.to_owned()));
         put("message", Some(self.message));
@@ -133,7 +138,7 @@ impl Line {
 
     /// Newlines are escaped: what a peer sent must not look like a line of ours.
     fn human(self) -> String {
-        let time = self.time.truncate_to_millisecond().format(&Rfc3339).unwrap_or_default();
+        let time = self.time.format(TIME).unwrap_or_default();
         let mut text = format!("{time} {:<5} {}", self.level.as_str(), self.message);
         for (key, value) in &self.fields {
             let _ = match value {

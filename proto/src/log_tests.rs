@@ -24,7 +24,7 @@ fn line() -> Line {
 #[test]
 fn a_line_for_people_is_one_line() {
     let expected =
-        "2023-11-14T22:13:20Z WARN  a \"strange\"\\nthing host=\"host 1\" tries=3 migration_id=m-1 trace_id=t-1\n";
+        "2023-11-14T22:13:20.000Z WARN  a \"strange\"\\nthing host=\"host 1\" tries=3 migration_id=m-1 trace_id=t-1\n";
     assert_eq!(line().human(), expected);
 }
 

@@ -8,7 +8,7 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{MetricExporter, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{BatchConfig, BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -20,6 +20,9 @@ use crate::trace::{ChoosableIds, names};
 
 /// Limit of the last flush.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an ended span waits for company. (The SDK's own default is five seconds.)
+const EXPORT_DELAY: Duration = Duration::from_millis(500);
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,9 +151,26 @@ fn traces(resource: &Resource) -> Result<SdkTracerProvider, TelemetryError> {
         .with_id_generator(ChoosableIds::default())
         .with_resource(resource.clone());
     if is_wanted("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") {
-        builder = builder.with_batch_exporter(SpanExporter::builder().with_tonic().build()?);
+        let exporter = SpanExporter::builder().with_tonic().build()?;
+        builder = builder.with_span_processor(
+            BatchSpanProcessor::builder(exporter)
+                .with_batch_config(batches())
+                .build(),
+        );
     }
     Ok(builder.build())
+}
+
+/// A process that is killed loses the spans that it has not sent: they are sent soon, unless told otherwise.
+fn batches() -> BatchConfig {
+    let config = BatchConfigBuilder::default();
+    let told = std::env::var_os("OTEL_BSP_SCHEDULE_DELAY").is_some();
+    if told {
+        config
+    } else {
+        config.with_scheduled_delay(EXPORT_DELAY)
+    }
+    .build()
 }
 
 fn metrics(resource: Resource) -> Result<Option<SdkMeterProvider>, TelemetryError> {

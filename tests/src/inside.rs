@@ -29,6 +29,9 @@ use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+/// What lab-init says when its death is bound to the guardian's.
+const READY: &[u8] = b"ready\n";
+
 fn myself(subcommand: &str, layout: &Layout) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([subcommand, layout.id()]).stdin(Stdio::null());
@@ -44,6 +47,10 @@ pub fn guardian(layout: &Layout, keep: bool) -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()
         .context("starting lab-init")?;
+    let heard = init.stdout.as_mut().context("lab-init has no output")?;
+    heard
+        .read_exact(&mut [0; READY.len()])
+        .context("lab-init did not start")?;
     layout.write_pid("lab", init.id() as i32)?;
     println!("ready");
     std::io::stdout().flush()?;
@@ -123,6 +130,9 @@ pub fn remove_folder(layout: &Layout) -> Result<()> {
 /// PID 1 of a whole lab: ends with the guardian and takes everything along.
 pub fn lab_init() -> Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // A guardian that died before that line killed nobody: then this pipe is broken, and lab-init ends here.
+    std::io::stdout().write_all(READY).context("the guardian is gone")?;
+    std::io::stdout().flush().context("the guardian is gone")?;
     reap_forever()
 }
 

@@ -4,7 +4,7 @@ use crate::host::Host;
 use crate::layout::Layout;
 use crate::node::NodeSpec;
 use crate::process::{self, wait_until};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -13,6 +13,9 @@ use std::time::Duration;
 
 /// The user that agents run as.
 pub(crate) const AGENT: &str = "drover";
+
+/// Access to libvirt's socket, to KVM, and to what QEMU and the agent share.
+const AGENT_GROUPS: [&str; 3] = ["libvirt", "kvm", "libvirt-qemu"];
 
 const SHORT: Duration = Duration::from_secs(10);
 
@@ -57,8 +60,7 @@ log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 
 /// Sees to the user that agents run as, once per machine.
 pub(crate) fn ensure_agent_user() -> Result<()> {
-    let exists = || Ok::<_, anyhow::Error>(process::run_any(Command::new("id").arg(AGENT), SHORT)?.status.success());
-    if exists()? {
+    if agent_is_ready()? {
         return Ok(());
     }
     let mut command = Command::new("useradd");
@@ -70,22 +72,26 @@ pub(crate) fn ensure_agent_user() -> Result<()> {
         "--shell",
         "/usr/sbin/nologin",
     ]);
-    command.args(["--groups", "libvirt,kvm,libvirt-qemu", AGENT]);
+    command.args(["--groups", &AGENT_GROUPS.join(","), AGENT]);
     let made = process::run(&mut command, SHORT);
     // Another lab that starts in this moment may have made it.
-    if exists()? {
+    if agent_is_ready()? {
         Ok(())
     } else {
         made.map(|_| ()).context("making the user drover")
     }
 }
 
-/// Agents write probe files beside images, to prove that storage is shared: an administrator lets them.
-pub(crate) fn open_to_agent(folder: &Path) -> Result<()> {
-    let group = nix::unistd::Group::from_name(AGENT)?.context("no group of the agent")?;
-    nix::unistd::chown(folder, None, Some(group.gid))?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o2775))?;
-    Ok(())
+/// Whether the user exists; one without the groups that an agent needs is an error, not ours to change.
+fn agent_is_ready() -> Result<bool> {
+    let said = process::run_any(Command::new("id").args(["-Gn", AGENT]), SHORT)?;
+    let missing = AGENT_GROUPS
+        .iter()
+        .find(|group| !said.stdout.split_whitespace().any(|has| has == **group));
+    match missing {
+        Some(group) if said.status.success() => bail!("user {AGENT} exists but is not in group {group}"),
+        Some(_) | None => Ok(said.status.success()),
+    }
 }
 
 /// Writes a host's private folders and says how they are mounted.

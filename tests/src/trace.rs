@@ -53,18 +53,31 @@ impl Collector {
         let pid_file = lab.layout().folder().join("collector.pid");
         command.args(["start", "--otlp-grpc-endpoint", &format!("0.0.0.0:{PORT}")]);
         command.args(["--otlp-http-endpoint", "127.0.0.1:4318", "--exporter", "blackhole"]);
-        command.args(["--debug-log", "traces", "--debug-log-verbosity", "detailed", "--pid-file"]).arg(pid_file);
+        command
+            .args([
+                "--debug-log",
+                "traces",
+                "--debug-log-verbosity",
+                "detailed",
+                "--pid-file",
+            ])
+            .arg(pid_file);
         let daemon = Daemon::spawn(&node, "collector", &mut command)?;
         let address = std::net::SocketAddr::from((Network::Management.address(1), PORT));
         let what = format!("the collector (log: {})", daemon.log().display());
-        wait_until(&what, Duration::from_secs(15), || node.connect(address, Duration::from_secs(1)).map(Some))?;
+        wait_until(&what, Duration::from_secs(15), || {
+            node.connect(address, Duration::from_secs(1)).map(Some)
+        })?;
         Ok(Collector { daemon })
     }
 
     /// What makes the controller and the agents send here.
     pub fn environment(&self) -> Vec<(String, String)> {
         let endpoint = format!("http://{}:{PORT}", Network::Management.address(1));
-        vec![("OTEL_EXPORTER_OTLP_ENDPOINT".into(), endpoint), ("OTEL_BSP_SCHEDULE_DELAY".into(), "500".into())]
+        vec![
+            ("OTEL_EXPORTER_OTLP_ENDPOINT".into(), endpoint),
+            ("OTEL_BSP_SCHEDULE_DELAY".into(), "500".into()),
+        ]
     }
 
     /// Every span received so far.
@@ -75,16 +88,27 @@ impl Collector {
     /// Waits until the trace is whole: it has its `migration` span, and no span's parent is missing.
     pub fn wait_for_trace(&self, trace_id: &str) -> Result<Trace> {
         ensure!(trace_id.len() == 32, "{trace_id:?} is no trace id");
-        wait_until(&format!("trace {trace_id} in {}", self.daemon.log().display()), EXPORT, || {
-            let mut spans = self.spans()?;
-            spans.retain(|span| span.trace_id == trace_id);
-            let root = spans.iter().find(|span| span.name == "migration").context("no span `migration` yet")?.clone();
-            let orphan = spans.iter().find(|span| span.id != root.id && !spans.iter().any(|other| other.id == span.parent));
-            if let Some(orphan) = orphan {
-                anyhow::bail!("the parent of {} ({}) is missing", orphan.name, orphan.service);
-            }
-            Ok(Some(Trace { spans }))
-        })
+        wait_until(
+            &format!("trace {trace_id} in {}", self.daemon.log().display()),
+            EXPORT,
+            || {
+                let mut spans = self.spans()?;
+                spans.retain(|span| span.trace_id == trace_id);
+                let root = spans
+                    .iter()
+                    .find(|span| span.name == "migration")
+                    .context("no span `migration` yet")?
+                    .clone();
+                // The caller's own span is the caller's to send.
+                let has_parent =
+                    |span: &&Span| span.parent == root.parent || spans.iter().any(|other| other.id == span.parent);
+                let orphan = spans.iter().find(|span| span.id != root.id && !has_parent(span));
+                if let Some(orphan) = orphan {
+                    anyhow::bail!("the parent of {} ({}) is missing", orphan.name, orphan.service);
+                }
+                Ok(Some(Trace { spans }))
+            },
+        )
     }
 }
 
@@ -92,8 +116,12 @@ impl Collector {
 fn program() -> Result<PathBuf> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv/lib");
     let versions = std::fs::read_dir(&root).context("no .venv: run `make setup` (or `make test`) first")?;
-    let mut programs = versions.flatten().map(|entry| entry.path().join("site-packages/rotel/rotel-agent"));
-    programs.find(|path| path.is_file()).context("rotel is not in .venv: remove .venv and run `make test` again")
+    let mut programs = versions
+        .flatten()
+        .map(|entry| entry.path().join("site-packages/rotel/rotel-agent"));
+    programs
+        .find(|path| path.is_file())
+        .context("rotel is not in .venv: remove .venv and run `make test` again")
 }
 
 impl Trace {
@@ -115,9 +143,16 @@ impl Trace {
     pub fn tree(&self) -> String {
         let mut text = String::new();
         if let Some(root) = self.root() {
-            let services: std::collections::BTreeSet<&str> = self.spans.iter().map(|span| span.service.as_str()).collect();
+            let services: std::collections::BTreeSet<&str> =
+                self.spans.iter().map(|span| span.service.as_str()).collect();
             let services: Vec<&str> = services.into_iter().collect();
-            let _ = writeln!(text, "trace {}: {} spans from {}", root.trace_id, self.spans.len(), services.join(", "));
+            let _ = writeln!(
+                text,
+                "trace {}: {} spans from {}",
+                root.trace_id,
+                self.spans.len(),
+                services.join(", ")
+            );
             self.branch(root, root.start, 0, &mut text);
         }
         text
@@ -125,10 +160,22 @@ impl Trace {
 
     fn branch(&self, span: &Span, origin: u64, depth: usize, text: &mut String) {
         let ms = |nanos: u64| nanos as f64 / 1e6;
-        let name = format!("{}{}", "  ".repeat(depth), span.name.rsplit("drover.").next().unwrap_or(&span.name));
-        let blackout = span.attributes.get("drover.blackout").filter(|_| span.name == "switchover");
-        let note = blackout.map(|blackout| format!("  blackout {blackout} s")).unwrap_or_default();
-        let (at, took) = (ms(span.start.saturating_sub(origin)), ms(span.end.saturating_sub(span.start)));
+        let name = format!(
+            "{}{}",
+            "  ".repeat(depth),
+            span.name.rsplit("drover.").next().unwrap_or(&span.name)
+        );
+        let blackout = span
+            .attributes
+            .get("drover.blackout")
+            .filter(|_| span.name == "switchover");
+        let note = blackout
+            .map(|blackout| format!("  blackout {blackout} s"))
+            .unwrap_or_default();
+        let (at, took) = (
+            ms(span.start.saturating_sub(origin)),
+            ms(span.end.saturating_sub(span.start)),
+        );
         let _ = writeln!(text, "{name:<52} {at:>8.0} {took:>9.1} ms  {}{note}", span.service);
         for child in self.children(&span.id) {
             self.branch(child, origin, depth + 1, text);
@@ -148,10 +195,19 @@ fn parse(log: &str) -> Vec<Span> {
         } else if field.starts_with("ScopeSpans #") {
             in_resource = false;
         } else if field.starts_with("Span #") {
-            let place = if host.is_empty() { service.clone() } else { format!("{service}@{host}") };
-            spans.push(Span { service: place, ..Span::default() });
+            let place = if host.is_empty() {
+                service.clone()
+            } else {
+                format!("{service}@{host}")
+            };
+            spans.push(Span {
+                service: place,
+                ..Span::default()
+            });
         } else if let Some((key, value)) = field.strip_prefix("-> ").and_then(|rest| rest.split_once(": ")) {
-            let value = value.split_once('(').map_or(value, |(_, inner)| inner.trim_end_matches(')'));
+            let value = value
+                .split_once('(')
+                .map_or(value, |(_, inner)| inner.trim_end_matches(')'));
             match (in_resource, key) {
                 (true, "service.name") => service = value.to_string(),
                 (true, "host.name" | "drover.host.id") => host = value.to_string(),
@@ -211,7 +267,10 @@ Attributes:
         let spans = parse(LOG);
         assert_eq!(spans.len(), 1);
         let span = &spans[0];
-        assert_eq!((span.service.as_str(), span.name.as_str()), ("drover-agent@host-a", "switchover"));
+        assert_eq!(
+            (span.service.as_str(), span.name.as_str()),
+            ("drover-agent@host-a", "switchover")
+        );
         assert_eq!((span.start, span.end), (1000, 3000));
         assert_eq!(span.attributes["drover.blackout"], "0.12");
         assert_eq!(span.parent, "eee19b7ec3c1b173");

@@ -8,7 +8,9 @@ use drover_tests::{Guest, GuestSpec, Lab, Network};
 fn on_its_way(cluster: &Cluster<'_>, guest: &Guest) -> Result<String> {
     cluster.host("host-a").link(Network::Management).limit_mbit(Some(200))?;
     let id = cluster.begin(guest, "host-b")?.id().to_string();
-    cluster.wait_for(&id, "to send memory", |now| now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20))?;
+    cluster.wait_for(&id, "to send memory", |now| {
+        now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
+    })?;
     Ok(id)
 }
 

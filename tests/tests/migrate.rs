@@ -23,7 +23,11 @@ fn there_and_back(spec: &GuestSpec) -> Result<()> {
     cluster.check(&[Expected::Runs(&guest, "host-a")])?;
     let report = watch.finish()?;
     report.check_path(guest.name(), &path)?;
-    println!("{}: largest blackout {:?}", guest.name(), report.guest(guest.name()).blackout());
+    println!(
+        "{}: largest blackout {:?}",
+        guest.name(),
+        report.guest(guest.name()).blackout()
+    );
     Ok(())
 }
 
@@ -34,7 +38,10 @@ fn an_idle_guest_goes_there_and_back_ten_times() -> Result<()> {
 
 #[test]
 fn a_busy_guest_with_a_disk_goes_there_and_back_ten_times() -> Result<()> {
-    let disk = Disk::Shared { format: "qcow2", size_mib: 16 };
+    let disk = Disk::Shared {
+        format: "qcow2",
+        size_mib: 16,
+    };
     there_and_back(&GuestSpec::new("busy").fill_mib(128).dirty_mib_per_second(10).disk(disk))
 }
 
@@ -68,7 +75,11 @@ fn definitions_and_autostart_go_along() -> Result<()> {
     let kept = lab.start_guest("host-a", &GuestSpec::new("kept").autostart())?;
     let fleeting = lab.start_guest("host-a", &GuestSpec::new("fleeting").transient())?;
     let cluster = Cluster::start(&lab)?;
-    let definition = |host: &str| cluster.host(host).virsh(&["dumpxml", "--inactive", "--security-info", "kept"]);
+    let definition = |host: &str| {
+        cluster
+            .host(host)
+            .virsh(&["dumpxml", "--inactive", "--security-info", "kept"])
+    };
     let before = definition("host-a")?;
     for guest in [&kept, &fleeting] {
         cluster.migrate(guest, "host-b")?;

@@ -26,14 +26,26 @@ fn expect(run: &Run, code: i32, says: &[&str]) -> Result<()> {
 
 #[test]
 fn unknown_names_are_refused_with_a_next_step() -> Result<()> {
-    let (lab, guest) = lab_with(&GuestSpec::new("web"))?;
+    let (lab, guest) = lab_with(&GuestSpec::new("database"))?;
     let cluster = Cluster::start(&lab)?;
-    expect(&cluster.drover(&["migrate", "wbe", "--to", "host-b"])?, NOT_FOUND, &["wbe", "web"])?;
+    expect(
+        &cluster.drover(&["migrate", "databse", "--to", "host-b"])?,
+        NOT_FOUND,
+        &["databse", "database"],
+    )?;
     let nowhere = "11111111-2222-4333-8444-555555555555";
-    expect(&cluster.drover(&["migrate", nowhere, "--to", "host-b"])?, NOT_FOUND, &[nowhere])?;
-    expect(&cluster.drover(&["migrate", "web", "--to", "host-z"])?, NOT_FOUND, &["host-z"])?;
+    expect(
+        &cluster.drover(&["migrate", nowhere, "--to", "host-b"])?,
+        NOT_FOUND,
+        &[nowhere],
+    )?;
+    expect(
+        &cluster.drover(&["migrate", "database", "--to", "host-z"])?,
+        NOT_FOUND,
+        &["host-z"],
+    )?;
     expect(&cluster.drover(&["migration", "get", nowhere])?, NOT_FOUND, &[nowhere])?;
-    let same = cluster.drover(&["migrate", "web", "--to", "host-a"])?;
+    let same = cluster.drover(&["migrate", "database", "--to", "host-a"])?;
     ensure!(same.code != 0 && same.stderr.contains("host-a"), "{same:?}");
     cluster.check(&[Expected::Runs(&guest, "host-a")])
 }
@@ -81,23 +93,36 @@ fn a_name_that_is_taken_there_is_refused() -> Result<()> {
     let cluster = Cluster::start(&lab)?;
     let xml = cluster.host("host-a").virsh(&["dumpxml", "--inactive", "web"])?;
     let path = lab.layout().folder().join("namesake.xml");
-    std::fs::write(&path, xml.replace(&guest.uuid().to_string(), "11111111-2222-4333-8444-555555555555"))?;
+    std::fs::write(
+        &path,
+        xml.replace(&guest.uuid().to_string(), "11111111-2222-4333-8444-555555555555"),
+    )?;
     cluster.host("host-b").virsh(&["define", &path.display().to_string()])?;
     let run = cluster.drover(&["migrate", &guest.uuid().to_string(), "--to", "host-b"])?;
     expect(&run, REFUSED, &["name-free"])?;
     // The name alone is ambiguous now, and the refusal says which there are.
     let ambiguous = cluster.drover(&["migrate", "web", "--to", "host-b"])?;
-    ensure!(ambiguous.code != 0 && ambiguous.stderr.contains("host-b"), "{ambiguous:?}");
+    ensure!(
+        ambiguous.code != 0 && ambiguous.stderr.contains("host-b"),
+        "{ambiguous:?}"
+    );
     cluster.host("host-b").virsh(&["undefine", "web"])?;
     cluster.check(&[Expected::Runs(&guest, "host-a")])
 }
 
 #[test]
 fn a_disk_that_only_one_host_has_is_refused() -> Result<()> {
-    let (lab, guest) = lab_with(&GuestSpec::new("web").disk(Disk::Local { format: "raw", size_mib: 8 }))?;
+    let (lab, guest) = lab_with(&GuestSpec::new("web").disk(Disk::Local {
+        format: "raw",
+        size_mib: 8,
+    }))?;
     let cluster = Cluster::start(&lab)?;
     let watch = lab.watch(&[&guest])?;
-    expect(&cluster.drover(&["migrate", "web", "--to", "host-b"])?, REFUSED, &["storage", "/srv/local"])?;
+    expect(
+        &cluster.drover(&["migrate", "web", "--to", "host-b"])?,
+        REFUSED,
+        &["storage", "/srv/local"],
+    )?;
     cluster.check(&[Expected::Runs(&guest, "host-a")])?;
     watch.finish()?.check_path("web", &["host-a"])
 }
@@ -107,14 +132,36 @@ fn the_same_request_twice_makes_one_migration() -> Result<()> {
     let (lab, guest) = lab_with(&GuestSpec::new("web"))?;
     let cluster = Cluster::start(&lab)?;
     let request = uuid::Uuid::new_v4().to_string();
-    let ask = |to: &str| cluster.drover(&["migrate", "web", "--to", to, "--from", "host-a", "--request-id", &request, "--no-wait", "-o", "json"]);
+    let ask = |to: &str| {
+        cluster.drover(&[
+            "migrate",
+            "web",
+            "--to",
+            to,
+            "--from",
+            "host-a",
+            "--request-id",
+            &request,
+            "--no-wait",
+            "-o",
+            "json",
+        ])
+    };
     let first: serde_json::Value = serde_json::from_str(&ask("host-b")?.stdout)?;
     let second: serde_json::Value = serde_json::from_str(&ask("host-b")?.stdout)?;
     ensure!(first["name"] == second["name"], "{first} and {second}");
-    let id = first["name"].as_str().unwrap_or_default().trim_start_matches("migrations/").to_string();
+    let id = first["name"]
+        .as_str()
+        .unwrap_or_default()
+        .trim_start_matches("migrations/")
+        .to_string();
     cluster.wait_for_rest(&id)?;
     let other = ask("host-a")?;
-    ensure!(other.code != 0, "another request with the same id was accepted: {}", other.stdout);
+    ensure!(
+        other.code != 0,
+        "another request with the same id was accepted: {}",
+        other.stdout
+    );
     let all = cluster.drover_json(&["migration", "list"])?;
     ensure!(all["migrations"].as_array().is_some_and(|all| all.len() == 1), "{all}");
     cluster.check(&[Expected::Runs(&guest, "host-b")])
@@ -127,7 +174,9 @@ fn a_guest_has_one_migration_at_a_time_and_a_cancelled_one_leaves_it_running() -
     let watch = lab.watch(&[&guest])?;
     cluster.host("host-a").link(Network::Management).limit_mbit(Some(100))?;
     let id = cluster.begin(&guest, "host-b")?.id().to_string();
-    cluster.wait_for(&id, "to send memory", |now| now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20))?;
+    cluster.wait_for(&id, "to send memory", |now| {
+        now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
+    })?;
     let second = cluster.drover(&["migrate", "web", "--to", "host-b", "--from", "host-a", "--no-wait"])?;
     ensure!(second.code != 0 && second.stderr.contains(&id), "{second:?}");
     let cancel = cluster.drover(&["migration", "cancel", &id])?;
@@ -148,7 +197,9 @@ fn a_guest_that_shuts_itself_down_on_its_way_has_ended() -> Result<()> {
     let cluster = Cluster::start(&lab)?;
     cluster.host("host-a").link(Network::Management).limit_mbit(Some(100))?;
     let id = cluster.begin(&guest, "host-b")?.id().to_string();
-    cluster.wait_for(&id, "to send memory", |now| now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20))?;
+    cluster.wait_for(&id, "to send memory", |now| {
+        now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
+    })?;
     guest.power_off()?;
     let end = cluster.wait_for_rest(&id)?;
     ensure!(end.state() == "GUEST_ENDED", "{}", end.0);

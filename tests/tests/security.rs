@@ -20,8 +20,14 @@ fn only_the_right_certificate_and_role_may_move_a_guest() -> Result<()> {
         let refused = cluster.drover_as(user, &["migrate", "web", "--to", "host-b", "--no-wait"])?;
         ensure!(refused.code == NOT_ALLOWED, "{user}: {refused:?}");
     }
-    ensure!(cluster.drover_as("vera", &["guest", "list"])?.code == 0, "a viewer may look");
-    ensure!(cluster.drover_as("nobody", &["guest", "list"])?.code == NOT_ALLOWED, "no role, no look");
+    ensure!(
+        cluster.drover_as("vera", &["guest", "list"])?.code == 0,
+        "a viewer may look"
+    );
+    ensure!(
+        cluster.drover_as("nobody", &["guest", "list"])?.code == NOT_ALLOWED,
+        "no role, no look"
+    );
 
     // A certificate with the right name from somebody else's CA.
     let foreign = cluster.folder().join("foreign");
@@ -34,17 +40,26 @@ fn only_the_right_certificate_and_role_may_move_a_guest() -> Result<()> {
         run(&mut command, Duration::from_secs(20))?;
     }
     let mut command = cluster.command("alice")?;
-    command.env("DROVER_CERT", foreign.join("user-alice/tls.crt")).env("DROVER_KEY", foreign.join("user-alice/tls.key"));
+    command
+        .env("DROVER_CERT", foreign.join("user-alice/tls.crt"))
+        .env("DROVER_KEY", foreign.join("user-alice/tls.key"));
     let output = command.args(["guest", "list"]).output()?;
     ensure!(output.status.code() == Some(UNREACHABLE), "{output:?}");
 
     // An agent's certificate is no user's.
     let mut command = cluster.command("alice")?;
     let pki = cluster.pki();
-    command.env("DROVER_CERT", pki.join("agent-host-a/tls.crt")).env("DROVER_KEY", pki.join("agent-host-a/tls.key"));
-    let output = command.args(["migrate", &guest.uuid().to_string(), "--to", "host-b"]).output()?;
+    command
+        .env("DROVER_CERT", pki.join("agent-host-a/tls.crt"))
+        .env("DROVER_KEY", pki.join("agent-host-a/tls.key"));
+    let output = command
+        .args(["migrate", &guest.uuid().to_string(), "--to", "host-b"])
+        .output()?;
     ensure!(!output.status.success(), "an agent moved a guest: {output:?}");
 
-    ensure!(cluster.drover_as("sam", &["migrate", "web", "--to", "host-b"])?.code == 0, "a scheduler may");
+    ensure!(
+        cluster.drover_as("sam", &["migrate", "web", "--to", "host-b"])?.code == 0,
+        "a scheduler may"
+    );
     cluster.check(&[Expected::Runs(&guest, "host-b")])
 }

@@ -25,6 +25,20 @@ impl Drop for SimOutgoing {
     }
 }
 
+/// A sender that ends with its runtime, which stands for the agent's process, has lost its stream as well.
+struct PerformFails {
+    host: SimHost,
+    guest: GuestId,
+    connection: u64,
+}
+
+impl Drop for PerformFails {
+    fn drop(&mut self) {
+        // Changes nothing where all was sent, or the failure was noted.
+        self.host.lock().perform_failed(self.guest, self.connection);
+    }
+}
+
 impl SimOutgoing {
     async fn perform_now(&self, request: &PerformRequest) -> Result<Cookie> {
         let (host, guest, connection) = (self.host.clone(), self.guest, self.connection);
@@ -37,12 +51,13 @@ impl SimOutgoing {
             beside: self.flags.parallel,
         };
         // QEMU goes on when the caller stops waiting; it ends with the connection, which is this handle.
+        let failing = PerformFails { host, guest, connection };
         let sending = tokio::spawn(async move {
             let outcome = cut.run_until_cancelled(sender.run()).await;
             if !matches!(outcome, Some(Ok(()))) {
-                host.lock().perform_failed(guest, connection);
+                failing.host.lock().perform_failed(guest, connection);
             }
-            outcome.unwrap_or_else(|| Err(host.lock().why_cut(guest, connection)))
+            outcome.unwrap_or_else(|| Err(failing.host.lock().why_cut(guest, connection)))
         });
         sending.await.map_err(|error| error::failed(error.to_string()))??;
         Ok(Cookie(format!("perform of {guest}").into_bytes()))

@@ -3,6 +3,7 @@
 
 mod crashes;
 mod expiry;
+mod full_disk;
 mod moves;
 mod node;
 mod pki;

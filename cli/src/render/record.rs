@@ -8,16 +8,16 @@ use super::{units, words};
 pub(crate) fn summary(migration: &Migration) -> String {
     let mut lines = vec![headline(migration)];
     let facts = [why(migration), waiting(migration), cost(migration)].concat();
-    lines.extend(facts.iter().map(|(name, value)| format!("  {name:<11}{value}")));
+    lines.extend(facts.iter().map(|(name, value)| format!("  {name:<12}{value}")));
     if !migration.trace_id.is_empty() {
-        lines.push(format!("  {:<11}{}", "trace", migration.trace_id));
+        lines.push(format!("  {:<12}{}", "trace", migration.trace_id));
     }
     if migration.cancelled_too_late {
         let note = "the cancellation came too late: the guest ran at the destination already";
-        lines.push(format!("  {:<11}{note}", "note"));
+        lines.push(format!("  {:<12}{note}", "note"));
     }
     lines.push(format!(
-        "  {:<11}drover timeline {}",
+        "  {:<12}drover timeline {}",
         "details",
         words::id(&migration.name)
     ));
@@ -126,7 +126,7 @@ pub(crate) fn record(migration: &Migration) -> String {
     let mut lines = vec![words::id(&migration.name).to_owned(), summary(migration)];
     let mut add = |name: &str, value: String| {
         if !value.is_empty() {
-            lines.push(format!("  {name:<11}{value}"));
+            lines.push(format!("  {name:<12}{value}"));
         }
     };
     add("guest", migration.guest_uuid.clone());
@@ -225,14 +225,14 @@ mod tests {
         assert_eq!(
             summary(&moved()),
             "demo moved from host-a to host-b\n\
-             \x20 blackout   87 ms\n\
-             \x20 total time 1.92 s\n\
-             \x20 sent       540 MiB of memory in 3 rounds\n\
-             \x20 trace      0af7651916cd43dd8448eb211c80319c\n\
-             \x20 details    drover timeline m-1"
+             \x20 blackout    87 ms\n\
+             \x20 total time  1.92 s\n\
+             \x20 sent        540 MiB of memory in 3 rounds\n\
+             \x20 trace       0af7651916cd43dd8448eb211c80319c\n\
+             \x20 details     drover timeline m-1"
         );
         assert!(
-            record(&moved()).contains("  phase      validate #1  done in 120 ms: 9 checks"),
+            record(&moved()).contains("  phase       validate #1  done in 120 ms: 9 checks"),
             "{}",
             record(&moved())
         );
@@ -268,11 +268,11 @@ mod tests {
         assert_eq!(
             summary(&failed),
             "demo did not move: it is at host-a as before\n\
-             \x20 why        STORAGE_NOT_SHARED at host-b: vda is a local file\n\
-             \x20 remedy     put it on shared storage\n\
-             \x20 check      storage-shared failed: probe not found\n\
-             \x20 trace      0af7651916cd43dd8448eb211c80319c\n\
-             \x20 details    drover timeline m-1"
+             \x20 why         STORAGE_NOT_SHARED at host-b: vda is a local file\n\
+             \x20 remedy      put it on shared storage\n\
+             \x20 check       storage-shared failed: probe not found\n\
+             \x20 trace       0af7651916cd43dd8448eb211c80319c\n\
+             \x20 details     drover timeline m-1"
         );
     }
 }

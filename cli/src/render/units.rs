@@ -29,6 +29,8 @@ pub(crate) fn seconds(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
     if seconds == 0.0 {
         "0 ms".to_owned()
+    } else if seconds < 0.000_05 {
+        "<0.1 ms".to_owned()
     } else if seconds < 0.0095 {
         format!("{:.1} ms", seconds * 1e3)
     } else if seconds < 0.9995 {
@@ -93,6 +95,7 @@ mod tests {
     fn durations_are_short() {
         for (time, expected) in [
             (-1.0, "0 ms"),
+            (0.000_02, "<0.1 ms"),
             (0.0031, "3.1 ms"),
             (0.087, "87 ms"),
             (0.9999, "1.00 s"),

@@ -82,7 +82,10 @@ async fn tombstone(work: &Work) -> Result<MigrationStatus, Failure> {
 
 pub(super) async fn revoke(work: &Work) -> Result<MigrationStatus, Failure> {
     let destination = work.destination().await?;
-    let request = RevokeIncomingRequest { fence: destination.fence()?, migration: Some(work.reference()) };
+    let request = RevokeIncomingRequest {
+        fence: destination.fence()?,
+        migration: Some(work.reference()),
+    };
     destination.revoke_incoming(request).await
 }
 

@@ -49,34 +49,65 @@ impl Answer {
 
 impl Report {
     pub fn done(guest: Guest, detail: impl Into<String>, learned: Learned) -> Self {
-        Self { answer: Answer::Done(guest), detail: detail.into(), learned }
+        Self {
+            answer: Answer::Done(guest),
+            detail: detail.into(),
+            learned,
+        }
     }
 
     /// It is not so, by the evidence in `failure`.
     pub fn refused(failure: &Failure, learned: Learned) -> Self {
-        Self { answer: Answer::Refused(Box::new(error(failure))), detail: failure.to_string(), learned }
+        Self {
+            answer: Answer::Refused(Box::new(error(failure))),
+            detail: failure.to_string(),
+            learned,
+        }
     }
 
     /// Refused where the peer really said so, else looked at again.
     pub fn of(failure: &Failure, learned: Learned) -> Self {
         // Who is not in office learns nothing by it about the migration.
         let is_evidence = failure.is_evidence() && failure.reason != Reason::StaleTerm;
-        if is_evidence { Self::refused(failure, learned) } else { Self::unknown(failure, learned) }
+        if is_evidence {
+            Self::refused(failure, learned)
+        } else {
+            Self::unknown(failure, learned)
+        }
     }
 
     /// Nobody knows, because of `failure`.
     pub fn unknown(failure: &Failure, learned: Learned) -> Self {
         let silent = matches!(failure.reason, Reason::HostUnreachable | Reason::DeadlineExceeded);
-        let reason = if silent { WaitReason::HostUnreachable } else { WaitReason::Backoff };
-        let wait =
-            Wait { reason, host: failure.host.clone(), remedy: failure.remedy.clone().unwrap_or_default() };
-        Self { answer: Answer::Unknown(wait), detail: failure.to_string(), learned }
+        let reason = if silent {
+            WaitReason::HostUnreachable
+        } else {
+            WaitReason::Backoff
+        };
+        let wait = Wait {
+            reason,
+            host: failure.host.clone(),
+            remedy: failure.remedy.clone().unwrap_or_default(),
+        };
+        Self {
+            answer: Answer::Unknown(wait),
+            detail: failure.to_string(),
+            learned,
+        }
     }
 
     /// It is looked at again soon.
     pub fn again(detail: impl Into<String>, learned: Learned) -> Self {
-        let wait = Wait { reason: WaitReason::Backoff, host: None, remedy: String::new() };
-        Self { answer: Answer::Unknown(wait), detail: detail.into(), learned }
+        let wait = Wait {
+            reason: WaitReason::Backoff,
+            host: None,
+            remedy: String::new(),
+        };
+        Self {
+            answer: Answer::Unknown(wait),
+            detail: detail.into(),
+            learned,
+        }
     }
 
     /// Only this host can say.
@@ -93,27 +124,40 @@ impl Report {
                 "bring {host} or its agent back; where it is off for good, say so by `drover migration resolve`"
             ),
         };
-        Self { answer: Answer::Unknown(wait), detail: format!("{host} has to answer{why}"), learned: look.learned() }
+        Self {
+            answer: Answer::Unknown(wait),
+            detail: format!("{host} has to answer{why}"),
+            learned: look.learned(),
+        }
     }
 
     /// Only a person can decide.
     pub(super) fn resolve(why: Undecidable, record: &Record, look: &Look) -> Self {
         let found = match why {
             Undecidable::DiedWhileResuming => {
-                format!("{} died while it told the guest to run: it may have run there", record.destination)
+                format!(
+                    "{} died while it told the guest to run: it may have run there",
+                    record.destination
+                )
             }
             Undecidable::JournalLost => "the journal of this migration is gone from a host".to_owned(),
-            Undecidable::AnotherGuest => {
-                "a guest with the same UUID was started outside of this migration".to_owned()
-            }
+            Undecidable::AnotherGuest => "a guest with the same UUID was started outside of this migration".to_owned(),
             Undecidable::IncompleteCopy => {
                 "the source copy is gone and the waiting copy did not get everything".to_owned()
             }
             Undecidable::Contradiction => "the two hosts prove opposite things".to_owned(),
         };
         let remedy = "find out which host has the guest, fence the other one, and say so by `drover migration resolve`";
-        let wait = Wait { reason: WaitReason::ResolveNeeded, host: None, remedy: remedy.to_owned() };
-        Self { answer: Answer::Unknown(wait), detail: found, learned: look.learned() }
+        let wait = Wait {
+            reason: WaitReason::ResolveNeeded,
+            host: None,
+            remedy: remedy.to_owned(),
+        };
+        Self {
+            answer: Answer::Unknown(wait),
+            detail: found,
+            learned: look.learned(),
+        }
     }
 }
 

@@ -29,15 +29,30 @@ pub(super) struct Facts {
 }
 
 pub(super) fn passed(id: &str, found: impl Into<String>) -> Check {
-    Check { id: id.to_owned(), result: CheckResult::Passed.into(), found: found.into(), remedy: String::new() }
+    Check {
+        id: id.to_owned(),
+        result: CheckResult::Passed.into(),
+        found: found.into(),
+        remedy: String::new(),
+    }
 }
 
 pub(super) fn failed(id: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
-    Check { id: id.to_owned(), result: CheckResult::Failed.into(), found: found.into(), remedy: remedy.into() }
+    Check {
+        id: id.to_owned(),
+        result: CheckResult::Failed.into(),
+        found: found.into(),
+        remedy: remedy.into(),
+    }
 }
 
 pub(super) fn not_checked(id: &str, found: impl Into<String>) -> Check {
-    Check { id: id.to_owned(), result: CheckResult::NotChecked.into(), found: found.into(), remedy: String::new() }
+    Check {
+        id: id.to_owned(),
+        result: CheckResult::NotChecked.into(),
+        found: found.into(),
+        remedy: String::new(),
+    }
 }
 
 /// Whether a migration would be accepted.
@@ -48,7 +63,9 @@ pub(super) fn acceptable(checks: &[Check]) -> bool {
 /// The first check that failed, as the reason of a refusal.
 pub(super) fn refusal(checks: &[Check], host: &HostId) -> Option<Failure> {
     let bad = || checks.iter().filter(|check| check.result() != CheckResult::Passed);
-    let first = bad().find(|check| check.result() == CheckResult::Failed).or_else(|| bad().next())?;
+    let first = bad()
+        .find(|check| check.result() == CheckResult::Failed)
+        .or_else(|| bad().next())?;
     let reason = match first.id.as_str() {
         "guest-present" => Reason::GuestNotFound,
         "guest-idle" | "guest-state" => Reason::GuestBusy,
@@ -77,7 +94,11 @@ pub(super) fn compare(facts: &Facts) -> Vec<Check> {
         name_free(facts),
         memory(facts),
         named("bridges", &wanted(&facts.guest, "bridge"), &facts.destination.bridges),
-        named("networks", &wanted(&facts.guest, "network"), &facts.destination.networks),
+        named(
+            "networks",
+            &wanted(&facts.guest, "network"),
+            &facts.destination.networks,
+        ),
     ];
     let missing = BY_DESTINATION
         .into_iter()
@@ -112,14 +133,18 @@ fn guest_state(guest: &GuestFacts) -> Check {
     match guest.state() {
         LibvirtState::Running => passed(id, "running"),
         LibvirtState::Paused => passed(id, "paused, will arrive paused"),
-        LibvirtState::ShutOff => {
-            failed(id, "shut off: only running and paused guests can be moved by this version", "start the guest")
-        }
+        LibvirtState::ShutOff => failed(
+            id,
+            "shut off: only running and paused guests can be moved by this version",
+            "start the guest",
+        ),
         LibvirtState::ShuttingDown => failed(id, "shutting down", "wait until it is off or runs again"),
         LibvirtState::Crashed => failed(id, "crashed", "restart the guest"),
-        LibvirtState::PausedFault => {
-            failed(id, "paused by an I/O error or a watchdog", "remove the cause and resume the guest")
-        }
+        LibvirtState::PausedFault => failed(
+            id,
+            "paused by an I/O error or a watchdog",
+            "remove the cause and resume the guest",
+        ),
         LibvirtState::PausedMigrating
         | LibvirtState::PausedPostCopy
         | LibvirtState::PausedPostCopyFailed
@@ -133,7 +158,11 @@ fn guest_state(guest: &GuestFacts) -> Check {
 
 fn guest_idle(guest: &GuestFacts) -> Check {
     if guest.job_active {
-        failed("guest-idle", "a libvirt job runs on the guest", "wait for it, or `virsh domjobabort`")
+        failed(
+            "guest-idle",
+            "a libvirt job runs on the guest",
+            "wait for it, or `virsh domjobabort`",
+        )
     } else if guest.incarnation.is_none() {
         not_checked("guest-idle", "the process of the guest could not be identified")
     } else {
@@ -152,12 +181,19 @@ fn snapshots(guest: &GuestFacts) -> Check {
     if guest.snapshots == 0 {
         return passed("snapshots", "none");
     }
-    failed("snapshots", format!("it has {}", guest.snapshots), "delete its snapshots")
+    failed(
+        "snapshots",
+        format!("it has {}", guest.snapshots),
+        "delete its snapshots",
+    )
 }
 
 fn agents(facts: &Facts) -> Check {
     let id = "agents";
-    for (side, status) in [("source", &facts.source_agent), ("destination", &facts.destination_agent)] {
+    for (side, status) in [
+        ("source", &facts.source_agent),
+        ("destination", &facts.destination_agent),
+    ] {
         let Some(host) = &status.host else {
             return not_checked(id, format!("the {side}'s agent did not say what it can do"));
         };
@@ -166,9 +202,20 @@ fn agents(facts: &Facts) -> Check {
             let found = format!("the {side}'s agent speaks protocol {speaks}, the controller {PROTOCOL}");
             return failed(id, found, "update the older one of the two");
         }
-        if let Some(lacks) = FEATURES.iter().find(|feature| !host.features.iter().any(|has| has == *feature)) {
-            let why = if host.problem.is_empty() { String::new() } else { format!(" ({})", host.problem) };
-            return failed(id, format!("the {side}'s agent cannot do {lacks}{why}"), "update its agent or its libvirt");
+        if let Some(lacks) = FEATURES
+            .iter()
+            .find(|feature| !host.features.iter().any(|has| has == *feature))
+        {
+            let why = if host.problem.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", host.problem)
+            };
+            return failed(
+                id,
+                format!("the {side}'s agent cannot do {lacks}{why}"),
+                "update its agent or its libvirt",
+            );
         }
     }
     passed(id, format!("both speak protocol {PROTOCOL}"))
@@ -180,7 +227,11 @@ fn host_uuid(facts: &Facts) -> Check {
         not_checked("host-uuid", "libvirt does not say them")
     } else if source == destination {
         let remedy = "set another host_uuid in one libvirtd.conf";
-        failed("host-uuid", format!("both hosts have the UUID {source}: libvirt takes them for one"), remedy)
+        failed(
+            "host-uuid",
+            format!("both hosts have the UUID {source}: libvirt takes them for one"),
+            remedy,
+        )
     } else {
         passed("host-uuid", "they differ")
     }
@@ -189,14 +240,22 @@ fn host_uuid(facts: &Facts) -> Check {
 fn architecture(facts: &Facts) -> Check {
     let (needs, has) = (&facts.guest.arch, &facts.destination.arch);
     if facts.guest.domain_type == "kvm" && needs != has {
-        failed("arch", format!("the guest is {needs}, the destination {has}"), "choose another destination")
+        failed(
+            "arch",
+            format!("the guest is {needs}, the destination {has}"),
+            "choose another destination",
+        )
     } else {
         passed("arch", needs.clone())
     }
 }
 
 fn uuid_free(facts: &Facts) -> Check {
-    match facts.destination_guests.iter().find(|guest| guest.guest_uuid == facts.guest.guest_uuid) {
+    match facts
+        .destination_guests
+        .iter()
+        .find(|guest| guest.guest_uuid == facts.guest.guest_uuid)
+    {
         Some(guest) => {
             let found = format!("the destination has a guest {} with this UUID", guest.name);
             failed("uuid-free", found, "remove it there, if it is nothing but a leftover")
@@ -209,7 +268,10 @@ fn name_free(facts: &Facts) -> Check {
     let same = |guest: &&GuestFacts| guest.name == facts.guest.name && guest.guest_uuid != facts.guest.guest_uuid;
     match facts.destination_guests.iter().find(same) {
         Some(guest) => {
-            let found = format!("the destination has another guest {} ({})", guest.name, guest.guest_uuid);
+            let found = format!(
+                "the destination has another guest {} ({})",
+                guest.name, guest.guest_uuid
+            );
             failed("name-free", found, "rename one of the two")
         }
         None => passed("name-free", "no guest of this name there"),
@@ -219,21 +281,42 @@ fn name_free(facts: &Facts) -> Check {
 fn memory(facts: &Facts) -> Check {
     let (needs, free) = (facts.guest.memory_bytes, facts.destination.memory_available_bytes);
     let found = format!("needs {} MiB, {} MiB are free", needs >> 20, free >> 20);
-    if needs > free { failed("memory", found, "choose another destination") } else { passed("memory", found) }
+    if needs > free {
+        failed("memory", found, "choose another destination")
+    } else {
+        passed("memory", found)
+    }
 }
 
 fn wanted<'a>(guest: &'a GuestFacts, source_type: &str) -> Vec<&'a str> {
     let of_type = |interface: &&drover_proto::agent::v1::InterfaceFacts| interface.source_type == source_type;
-    guest.interfaces.iter().filter(of_type).map(|interface| interface.source.as_str()).collect()
+    guest
+        .interfaces
+        .iter()
+        .filter(of_type)
+        .map(|interface| interface.source.as_str())
+        .collect()
 }
 
 fn named(id: &str, wanted: &[&str], there: &[String]) -> Check {
-    let lacks: Vec<&str> = wanted.iter().copied().filter(|name| !there.iter().any(|has| has == name)).collect();
+    let lacks: Vec<&str> = wanted
+        .iter()
+        .copied()
+        .filter(|name| !there.iter().any(|has| has == name))
+        .collect();
     if lacks.is_empty() {
-        let found = if wanted.is_empty() { "none needed".to_owned() } else { wanted.join(", ") };
+        let found = if wanted.is_empty() {
+            "none needed".to_owned()
+        } else {
+            wanted.join(", ")
+        };
         return passed(id, found);
     }
-    failed(id, format!("the destination lacks {}", lacks.join(", ")), "create it there")
+    failed(
+        id,
+        format!("the destination lacks {}", lacks.join(", ")),
+        "create it there",
+    )
 }
 
 #[cfg(test)]

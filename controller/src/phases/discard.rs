@@ -15,7 +15,11 @@ pub(super) async fn run(work: &Work) -> Report {
         Ok(source) if seen::is_active(source.guest.as_ref()) => {
             Report::done(Guest::Lives, "nothing is left at the destination", learned)
         }
-        Ok(_) => Report::done(Guest::Ended, "nothing is left at the destination; the guest ended", learned),
+        Ok(_) => Report::done(
+            Guest::Ended,
+            "nothing is left at the destination; the guest ended",
+            learned,
+        ),
         Err(failure) => Report::of(&failure, learned),
     }
 }
@@ -40,7 +44,11 @@ async fn discard(work: &Work) -> Result<MigrationStatus, Failure> {
         return Err(Failure::new(Reason::ResourceExhausted, left).at_host(destination.host));
     }
     finalize::close(work, &destination).await?;
-    let guest = source.get_migration_status(GetMigrationStatusRequest { migration: Some(work.reference()) }).await?;
+    let guest = source
+        .get_migration_status(GetMigrationStatusRequest {
+            migration: Some(work.reference()),
+        })
+        .await?;
     finalize::close(work, &source).await?;
     Ok(guest)
 }

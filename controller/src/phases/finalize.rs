@@ -42,7 +42,10 @@ async fn finalize(work: &Work) -> Result<MigrationStatus, Failure> {
 
 /// Closes a journal that has its verdict; a closed one stays closed.
 pub(super) async fn close(work: &Work, agent: &Agent) -> Result<(), Failure> {
-    let request = CloseMigrationRequest { fence: agent.fence()?, migration: Some(work.reference()) };
+    let request = CloseMigrationRequest {
+        fence: agent.fence()?,
+        migration: Some(work.reference()),
+    };
     agent.close_migration(request).await?;
     Ok(())
 }

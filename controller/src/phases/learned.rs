@@ -39,7 +39,11 @@ impl Learned {
     /// What an agent's status tells.
     pub fn add(&mut self, status: &MigrationStatus, host: &HostId) {
         let named = |call: &CallRecord| {
-            let host = if call.host.is_empty() { host.resource_name() } else { call.host.clone() };
+            let host = if call.host.is_empty() {
+                host.resource_name()
+            } else {
+                call.host.clone()
+            };
             CallRecord { host, ..call.clone() }
         };
         self.calls.extend(status.calls.iter().map(named));
@@ -90,7 +94,9 @@ impl Learned {
 
 /// The later word counts, but an answer without a time does not take back one that had it.
 fn merge_summaries(old: Option<TransferSummary>, new: Option<TransferSummary>) -> Option<TransferSummary> {
-    let (Some(old), Some(new)) = (old, new) else { return new.or(old) };
+    let (Some(old), Some(new)) = (old, new) else {
+        return new.or(old);
+    };
     Some(TransferSummary {
         switch_time: new.switch_time.or(old.switch_time),
         blackout: new.blackout.or(old.blackout),

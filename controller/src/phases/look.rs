@@ -35,21 +35,24 @@ pub(super) async fn both(work: &Work) -> Look {
     look
 }
 
-async fn ask(
-    work: &Work,
-    agent: impl Future<Output = Result<Agent, Failure>>,
-) -> Result<MigrationStatus, Failure> {
-    let request = GetMigrationStatusRequest { migration: Some(work.reference()) };
+async fn ask(work: &Work, agent: impl Future<Output = Result<Agent, Failure>>) -> Result<MigrationStatus, Failure> {
+    let request = GetMigrationStatusRequest {
+        migration: Some(work.reference()),
+    };
     agent.await?.get_migration_status(request).await
 }
 
 impl Look {
     pub(super) fn seen_source(&self) -> Seen<Source> {
-        self.source.as_ref().map_or(Seen::Unreachable, |status| seen::source(status, self.prepared))
+        self.source
+            .as_ref()
+            .map_or(Seen::Unreachable, |status| seen::source(status, self.prepared))
     }
 
     pub(super) fn seen_destination(&self) -> Seen<Destination> {
-        self.destination.as_ref().map_or(Seen::Unreachable, |status| seen::destination(status, self.prepared))
+        self.destination
+            .as_ref()
+            .map_or(Seen::Unreachable, |status| seen::destination(status, self.prepared))
     }
 
     pub(super) fn judgement(&self) -> Judgement {
@@ -59,17 +62,26 @@ impl Look {
     /// The answer of one side replaced by a newer one of the same.
     #[must_use]
     pub(super) fn with_source(self, source: MigrationStatus) -> Self {
-        Self { source: Ok(source), ..self }
+        Self {
+            source: Ok(source),
+            ..self
+        }
     }
 
     #[must_use]
     pub(super) fn with_destination(self, destination: MigrationStatus) -> Self {
-        Self { destination: Ok(destination), ..self }
+        Self {
+            destination: Ok(destination),
+            ..self
+        }
     }
 
     pub(super) fn learned(&self) -> Learned {
         let mut learned = Learned::default();
-        for (status, host) in [(&self.source, &self.source_host), (&self.destination, &self.destination_host)] {
+        for (status, host) in [
+            (&self.source, &self.source_host),
+            (&self.destination, &self.destination_host),
+        ] {
             if let Ok(status) = status {
                 learned.add(status, host);
             }
@@ -92,7 +104,13 @@ impl Look {
     /// When the destination's call that lets the guest run came back.
     fn end_of_resume(&self) -> Option<prost_types::Timestamp> {
         let status = self.destination.as_ref().ok()?;
-        let starts = |name: &str| status.calls.iter().rev().find(|call| call.call == name && call.error.is_empty());
+        let starts = |name: &str| {
+            status
+                .calls
+                .iter()
+                .rev()
+                .find(|call| call.call == name && call.error.is_empty())
+        };
         let call = starts("libvirt.resume").or_else(|| starts("libvirt.finish"))?;
         let start = drover_proto::time::system_time(call.start_time.as_ref()?)?;
         let duration = drover_proto::time::std_duration(call.duration.as_ref()?)?;
@@ -104,12 +122,14 @@ impl Look {
         let told = |status: &Result<MigrationStatus, Failure>| status.as_ref().ok().and_then(|s| s.error.clone());
         let Some(error) = told(&self.source).or_else(|| told(&self.destination)) else {
             return match self.seen_source() {
-                Seen::Journal(Source { copy: verdict::SourceCopy::EndedByUser | verdict::SourceCopy::Gone, .. }) => {
-                    Failure::new(Reason::GuestEnded, "the guest ended while it was being moved")
-                }
-                Seen::Journal(_) | Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => {
-                    Failure::new(Reason::TransferFailed, "the transfer came to an end before the guest had moved")
-                }
+                Seen::Journal(Source {
+                    copy: verdict::SourceCopy::EndedByUser | verdict::SourceCopy::Gone,
+                    ..
+                }) => Failure::new(Reason::GuestEnded, "the guest ended while it was being moved"),
+                Seen::Journal(_) | Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => Failure::new(
+                    Reason::TransferFailed,
+                    "the transfer came to an end before the guest had moved",
+                ),
             };
         };
         let reason = Reason::from_name(&error.reason).unwrap_or(Reason::TransferFailed);

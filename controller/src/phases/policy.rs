@@ -5,9 +5,7 @@ use std::time::Duration;
 use drover_proto::agent::v1::TransferPolicy;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::time::proto_duration;
-use drover_proto::v1::{
-    Compression, DeadlineAction, DestinationOverrides, MigrationMode, MigrationPolicy, Transport,
-};
+use drover_proto::v1::{Compression, DeadlineAction, DestinationOverrides, MigrationMode, MigrationPolicy, Transport};
 
 /// The longest blackout where the caller names none.
 const DEFAULT_MAX_DOWNTIME: Duration = Duration::from_millis(500);
@@ -17,7 +15,11 @@ pub fn transfer_policy(policy: Option<&MigrationPolicy>) -> TransferPolicy {
     let policy = policy.cloned().unwrap_or_default();
     TransferPolicy {
         bandwidth_limit_bytes_per_second: u64::try_from(policy.bandwidth_limit_bytes_per_second).unwrap_or(0),
-        max_downtime: Some(policy.max_downtime.unwrap_or_else(|| proto_duration(DEFAULT_MAX_DOWNTIME))),
+        max_downtime: Some(
+            policy
+                .max_downtime
+                .unwrap_or_else(|| proto_duration(DEFAULT_MAX_DOWNTIME)),
+        ),
         deadline: policy.deadline,
         parallel_connections: u32::try_from(policy.parallel_connections).unwrap_or(0),
         auto_converge: policy.allow_auto_converge.unwrap_or(false),
@@ -35,14 +37,25 @@ pub fn refuse_unmade(
     let storage = policy.storage.clone().unwrap_or_default();
     let overrides = overrides.cloned().unwrap_or_default();
     let unmade = [
-        ("policy.mode", "offline migration", policy.mode() == MigrationMode::Offline),
+        (
+            "policy.mode",
+            "offline migration",
+            policy.mode() == MigrationMode::Offline,
+        ),
         ("policy.allow_post_copy", "post-copy", policy.allow_post_copy()),
         (
             "policy.on_deadline",
             "anything but abort at the deadline",
-            matches!(policy.on_deadline(), DeadlineAction::PauseAndFinish | DeadlineAction::PostCopy),
+            matches!(
+                policy.on_deadline(),
+                DeadlineAction::PauseAndFinish | DeadlineAction::PostCopy
+            ),
         ),
-        ("policy.compression", "compression", policy.compression() == Compression::Zstd),
+        (
+            "policy.compression",
+            "compression",
+            policy.compression() == Compression::Zstd,
+        ),
         (
             "policy.transport",
             "direct transport",
@@ -60,10 +73,11 @@ pub fn refuse_unmade(
         ),
     ];
     match unmade.into_iter().find(|(_, _, asked)| *asked) {
-        Some((field, what, _)) => {
-            Err(Failure::new(Reason::Unimplemented, format!("{what} is not made in this version"))
-                .with_field(format!("migration.{field}"), "leave it unset".to_owned()))
-        }
+        Some((field, what, _)) => Err(Failure::new(
+            Reason::Unimplemented,
+            format!("{what} is not made in this version"),
+        )
+        .with_field(format!("migration.{field}"), "leave it unset".to_owned())),
         None => Ok(()),
     }
 }

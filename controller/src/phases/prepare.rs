@@ -19,7 +19,11 @@ pub(super) async fn run(work: &Work) -> Report {
     }
     match prepare(work).await {
         Ok(more) => {
-            let learned = Learned { prepared: Some(more.prepared), guest_name: Some(more.guest_name), ..learned };
+            let learned = Learned {
+                prepared: Some(more.prepared),
+                guest_name: Some(more.guest_name),
+                ..learned
+            };
             Report::done(Guest::Lives, "the destination waits", learned)
         }
         Err(failure) => Report::of(&failure, learned),
@@ -52,7 +56,14 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
             policy: Some(policy),
         })
         .await?;
-    let BeginOutgoingResponse { xml, inactive_xml, cookie, guest_name, state_before, autostart_before } = begun;
+    let BeginOutgoingResponse {
+        xml,
+        inactive_xml,
+        cookie,
+        guest_name,
+        state_before,
+        autostart_before,
+    } = begun;
     let prepared = destination
         .prepare_incoming(PrepareIncomingRequest {
             fence: destination.fence()?,
@@ -67,5 +78,11 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
             policy: Some(policy),
         })
         .await?;
-    Ok(More { prepared: Prepared { ticket: prepared.ticket, cookie: prepared.cookie }, guest_name })
+    Ok(More {
+        prepared: Prepared {
+            ticket: prepared.ticket,
+            cookie: prepared.cookie,
+        },
+        guest_name,
+    })
 }

@@ -36,16 +36,30 @@ enum Proof {
 
 /// One check over all disks.
 pub(super) async fn check(guest: &GuestFacts, source: &Agent, destination: &Agent) -> Result<Check, Failure> {
-    let by_probe = guest.disks.iter().any(|disk| places(disk).any(|(_, proof)| proof == Proof::ByProbe));
-    let results = if by_probe { probe(&guest.guest_uuid, source, destination).await? } else { Vec::new() };
+    let by_probe = guest
+        .disks
+        .iter()
+        .any(|disk| places(disk).any(|(_, proof)| proof == Proof::ByProbe));
+    let results = if by_probe {
+        probe(&guest.guest_uuid, source, destination).await?
+    } else {
+        Vec::new()
+    };
     Ok(judge(&guest.disks, &results))
 }
 
 /// Writes on one side, reads on the other, removes.
 async fn probe(guest: &str, source: &Agent, destination: &Agent) -> Result<Vec<StorageProbeResult>, Failure> {
-    let request = WriteStorageProbesRequest { fence: source.fence()?, guest_uuid: guest.to_owned() };
+    let request = WriteStorageProbesRequest {
+        fence: source.fence()?,
+        guest_uuid: guest.to_owned(),
+    };
     let written = source.write_storage_probes(request).await?;
-    let read = destination.read_storage_probes(ReadStorageProbesRequest { probes: written.probes.clone() }).await;
+    let read = destination
+        .read_storage_probes(ReadStorageProbesRequest {
+            probes: written.probes.clone(),
+        })
+        .await;
     remove(source, written.probes).await?;
     let mut results = read?.results;
     results.extend(written.failures);
@@ -56,7 +70,10 @@ async fn remove(source: &Agent, probes: Vec<StorageProbe>) -> Result<(), Failure
     let mut tries = 0;
     loop {
         tries += 1;
-        let request = RemoveStorageProbesRequest { fence: source.fence()?, probes: probes.clone() };
+        let request = RemoveStorageProbesRequest {
+            fence: source.fence()?,
+            probes: probes.clone(),
+        };
         match source.remove_storage_probes(request).await {
             Ok(_) => return Ok(()),
             Err(failure) if tries >= REMOVALS => return Err(failure),
@@ -70,7 +87,13 @@ fn places(disk: &DiskFacts) -> impl Iterator<Item = (&str, Proof)> {
     let top = (disk.source.as_str(), proof(&disk.source_type, &disk.source));
     let beneath = disk.backing.iter().map(|path| {
         let is_address = path.contains(':');
-        let source_type = if path.starts_with('/') { "file" } else if is_address { "network" } else { "" };
+        let source_type = if path.starts_with('/') {
+            "file"
+        } else if is_address {
+            "network"
+        } else {
+            ""
+        };
         (path.as_str(), proof(source_type, path))
     });
     std::iter::once(top).chain(beneath)
@@ -90,14 +113,20 @@ fn proof(source_type: &str, source: &str) -> Proof {
 /// An address that means another machine on every host.
 fn is_local(source: &str) -> bool {
     let lower = source.to_ascii_lowercase();
-    ["localhost", "//127.", "//[::1]", "unix:", "+unix", "socket="].iter().any(|word| lower.contains(word))
+    ["localhost", "//127.", "//[::1]", "unix:", "+unix", "socket="]
+        .iter()
+        .any(|word| lower.contains(word))
 }
 
 fn judge(disks: &[DiskFacts], results: &[StorageProbeResult]) -> Check {
     let problems: Vec<String> = disks.iter().filter_map(|disk| problem(disk, results)).collect();
     if problems.is_empty() {
         let targets: Vec<&str> = disks.iter().map(|disk| disk.target.as_str()).collect();
-        let found = if targets.is_empty() { "no disks".to_owned() } else { format!("{} shared", targets.join(", ")) };
+        let found = if targets.is_empty() {
+            "no disks".to_owned()
+        } else {
+            format!("{} shared", targets.join(", "))
+        };
         return passed(ID, found);
     }
     failed(ID, problems.join("; "), REMEDY)
@@ -128,7 +157,9 @@ fn not_proved(image: &str, results: &[StorageProbeResult]) -> Option<String> {
 
 fn folder_is_proved(image: &str, results: &[StorageProbeResult]) -> bool {
     let folder = Path::new(image).parent();
-    results.iter().any(|result| result.shared && Path::new(&result.image_path).parent() == folder)
+    results
+        .iter()
+        .any(|result| result.shared && Path::new(&result.image_path).parent() == folder)
 }
 
 #[cfg(test)]
@@ -147,7 +178,11 @@ mod tests {
     }
 
     fn result(path: &str, shared: bool) -> StorageProbeResult {
-        StorageProbeResult { image_path: path.to_owned(), shared, problem: String::new() }
+        StorageProbeResult {
+            image_path: path.to_owned(),
+            shared,
+            problem: String::new(),
+        }
     }
 
     fn is_shared(disk: DiskFacts, results: &[StorageProbeResult]) -> bool {
@@ -163,7 +198,10 @@ mod tests {
 
     #[test]
     fn a_read_only_image_has_to_be_proved_too() {
-        let cdrom = DiskFacts { read_only: true, ..disk("file", "/iso/a.iso") };
+        let cdrom = DiskFacts {
+            read_only: true,
+            ..disk("file", "/iso/a.iso")
+        };
         assert!(!is_shared(cdrom, &[]));
     }
 
@@ -174,13 +212,25 @@ mod tests {
 
     #[test]
     fn a_backing_file_has_to_be_proved_itself_or_by_its_folder() {
-        let layered = |backing: &str| DiskFacts { backing: vec![backing.to_owned()], ..disk("file", "/d/a") };
+        let layered = |backing: &str| DiskFacts {
+            backing: vec![backing.to_owned()],
+            ..disk("file", "/d/a")
+        };
         assert!(is_shared(layered("/d/base"), &[result("/d/a", true)]));
         assert!(!is_shared(layered("/local/base"), &[result("/d/a", true)]));
-        assert!(is_shared(layered("/x/base"), &[result("/d/a", true), result("/x/base", true)]));
-        assert!(!is_shared(layered("/d/base"), &[result("/d/a", true), result("/d/base", false)]));
+        assert!(is_shared(
+            layered("/x/base"),
+            &[result("/d/a", true), result("/x/base", true)]
+        ));
+        assert!(!is_shared(
+            layered("/d/base"),
+            &[result("/d/a", true), result("/d/base", false)]
+        ));
         assert!(is_shared(layered("nbd://10.0.0.5/base"), &[result("/d/a", true)]));
-        assert!(!is_shared(layered("base"), &[result("/d/a", true)]), "nobody knows where that is");
+        assert!(
+            !is_shared(layered("base"), &[result("/d/a", true)]),
+            "nobody knows where that is"
+        );
     }
 
     #[test]
@@ -195,7 +245,10 @@ mod tests {
     #[test]
     fn what_cannot_be_proved_is_refused() {
         for source_type in ["block", "volume", "dir", "vhostuser", "nvme", ""] {
-            assert!(!is_shared(disk(source_type, "/dev/sda"), &[result("/dev/sda", true)]), "{source_type}");
+            assert!(
+                !is_shared(disk(source_type, "/dev/sda"), &[result("/dev/sda", true)]),
+                "{source_type}"
+            );
         }
     }
 }

@@ -38,7 +38,10 @@ pub(super) async fn run(work: &Work) -> Report {
         };
         let acted = match open {
             Open::ContinueTransfer if is_too_late(work) => {
-                let late = Failure::new(Reason::TransferDeadline, "the deadline expired before the guest had moved");
+                let late = Failure::new(
+                    Reason::TransferDeadline,
+                    "the deadline expired before the guest had moved",
+                );
                 return Report::refused(&late, look.learned());
             }
             Open::ContinueTransfer => match start_if_held(work, &look).await {
@@ -74,7 +77,10 @@ pub(super) async fn run(work: &Work) -> Report {
 /// The guest belongs to the destination: told at once, with the destination's time.
 async fn ran(work: &Work, look: &Look) -> Report {
     let learned = look.learned().with_guest_at(&work.record.destination);
-    let mut learned = super::Learned { summary: Some(look.summary()), ..learned };
+    let mut learned = super::Learned {
+        summary: Some(look.summary()),
+        ..learned
+    };
     if let Err(failure) = switched(work, look.summary()).await {
         return Report::unknown(&failure, learned);
     }
@@ -93,7 +99,11 @@ fn is_final(failure: &Failure) -> bool {
 
 /// Starts the transfer where that was not done.
 async fn start_if_held(work: &Work, look: &Look) -> Result<(), Failure> {
-    let Seen::Journal(Source { copy: SourceCopy::AsBefore(Job::Held), .. }) = look.seen_source() else {
+    let Seen::Journal(Source {
+        copy: SourceCopy::AsBefore(Job::Held),
+        ..
+    }) = look.seen_source()
+    else {
         return Ok(());
     };
     let Some(prepared) = work.record.prepared.clone() else {
@@ -113,7 +123,12 @@ async fn start_if_held(work: &Work, look: &Look) -> Result<(), Failure> {
 
 async fn hand_over(work: &Work) -> Result<(), Failure> {
     let source = work.source().await?;
-    source.hand_over(HandOverRequest { fence: source.fence()?, migration: Some(work.reference()) }).await?;
+    source
+        .hand_over(HandOverRequest {
+            fence: source.fence()?,
+            migration: Some(work.reference()),
+        })
+        .await?;
     Ok(())
 }
 
@@ -124,7 +139,10 @@ async fn finish_in_place(work: &Work, look: &Look) -> Result<(), Failure> {
         return Ok(());
     }
     let destination = work.destination().await?;
-    let request = FinishIncomingRequest { fence: destination.fence()?, migration: Some(work.reference()) };
+    let request = FinishIncomingRequest {
+        fence: destination.fence()?,
+        migration: Some(work.reference()),
+    };
     destination.finish_incoming(request).await?;
     Ok(())
 }
@@ -142,7 +160,14 @@ fn is_too_late(work: &Work) -> bool {
 
 /// Until the caller's deadline, counted from the beginning of the transfer.
 fn time_left(work: &Work) -> Option<Duration> {
-    let limit = work.record.details.policy.as_ref()?.deadline.as_ref().and_then(std_duration)?;
+    let limit = work
+        .record
+        .details
+        .policy
+        .as_ref()?
+        .deadline
+        .as_ref()
+        .and_then(std_duration)?;
     let since = work.record.transfer_started.unwrap_or_else(now);
     Some(limit.saturating_sub(now().duration_since(since).unwrap_or_default()))
 }
@@ -150,7 +175,11 @@ fn time_left(work: &Work) -> Option<Duration> {
 /// Follows the source until its stream ends, for whatever reason, or the deadline expires: then it is time to look.
 async fn follow(work: &Work) -> Result<(), Failure> {
     let stream = work.source().await?;
-    let stream = stream.watch_outgoing(WatchOutgoingRequest { migration: Some(work.reference()) }).await?;
+    let stream = stream
+        .watch_outgoing(WatchOutgoingRequest {
+            migration: Some(work.reference()),
+        })
+        .await?;
     match time_left(work) {
         Some(left) => tokio::time::timeout(left, read(work, stream)).await.unwrap_or(Ok(())),
         None => read(work, stream).await,
@@ -160,7 +189,9 @@ async fn follow(work: &Work) -> Result<(), Failure> {
 async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Result<(), Failure> {
     let mut well = false;
     loop {
-        let Ok(next) = tokio::time::timeout(SILENCE, stream.message()).await else { return Ok(()) };
+        let Ok(next) = tokio::time::timeout(SILENCE, stream.message()).await else {
+            return Ok(());
+        };
         let Some(message) = next? else { return Ok(()) };
         if !well {
             well = true;
@@ -170,7 +201,11 @@ async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Resu
             Some(Event::Progress(progress)) => work.ledger.hub.progress(work.record.id, progress),
             Some(Event::Switched(summary)) => switched(work, summary).await?,
             Some(Event::Failed(error)) => {
-                tracing::info!(reason = error.reason, "the source says that the transfer failed: {}", error.message);
+                tracing::info!(
+                    reason = error.reason,
+                    "the source says that the transfer failed: {}",
+                    error.message
+                );
             }
             // What they tell is in the status as well, and read from there.
             Some(Event::AllSent(_) | Event::Iteration(_) | Event::Call(_)) | None => {}
@@ -198,21 +233,24 @@ async fn switched(work: &Work, mut summary: TransferSummary) -> Result<(), Failu
     }
     let destination = work.record.destination.clone();
     let told = move |record: &mut crate::store::Record| {
-        let known = record.details.summary.is_some_and(|summary| summary.switch_time.is_some());
+        let known = record
+            .details
+            .summary
+            .is_some_and(|summary| summary.switch_time.is_some());
         if known && record.guest_host.as_ref() == Some(&destination) {
             return Change::Leave;
         }
-        let news = super::Learned { summary: Some(summary), ..super::Learned::default() };
+        let news = super::Learned {
+            summary: Some(summary),
+            ..super::Learned::default()
+        };
         news.with_guest_at(&destination).apply(record);
         Change::Write(StepWrite::Nothing)
     };
     write(work, told).await
 }
 
-async fn write(
-    work: &Work,
-    change: impl FnMut(&mut crate::store::Record) -> Change + Send,
-) -> Result<(), Failure> {
+async fn write(work: &Work, change: impl FnMut(&mut crate::store::Record) -> Change + Send) -> Result<(), Failure> {
     let failed = |error| Failure::new(Reason::StoreFailed, format!("the record could not be written: {error}"));
     work.ledger.change(work.record.id, change).await.map_err(failed)?;
     Ok(())

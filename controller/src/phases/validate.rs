@@ -34,7 +34,10 @@ pub async fn examine(guest: GuestId, source: &Agent, destination: &Agent) -> Res
         Err(failure) => return Err(failure),
     };
     let facts = ask(found, source, destination).await?;
-    let mut all = vec![checks::passed("guest-present", format!("{} on {}", facts.guest.name, source.host))];
+    let mut all = vec![checks::passed(
+        "guest-present",
+        format!("{} on {}", facts.guest.name, source.host),
+    )];
     all.extend(checks::compare(&facts));
     // A guest that cannot move anyway needs no probe files.
     if checks::acceptable(&all) {
@@ -53,7 +56,11 @@ pub async fn examine(guest: GuestId, source: &Agent, destination: &Agent) -> Res
 
 fn absent(guest: GuestId, source: &Agent) -> Examined {
     let found = format!("{} has no guest {guest}", source.host);
-    let checks = vec![checks::failed("guest-present", found, "`drover guest list` shows where it is")];
+    let checks = vec![checks::failed(
+        "guest-present",
+        found,
+        "`drover guest list` shows where it is",
+    )];
     Examined {
         refusal: checks::refusal(&checks, &source.host),
         checks,
@@ -64,7 +71,11 @@ fn absent(guest: GuestId, source: &Agent) -> Examined {
 }
 
 async fn inspect(guest: GuestId, source: &Agent) -> Result<GuestFacts, Failure> {
-    source.inspect_guest(InspectGuestRequest { guest_uuid: guest.to_string() }).await
+    source
+        .inspect_guest(InspectGuestRequest {
+            guest_uuid: guest.to_string(),
+        })
+        .await
 }
 
 async fn ask(guest: GuestFacts, source: &Agent, destination: &Agent) -> Result<Facts, Failure> {
@@ -75,7 +86,10 @@ async fn ask(guest: GuestFacts, source: &Agent, destination: &Agent) -> Result<F
         destination.inspect_host(InspectHostRequest {}),
         destination.list_guests(ListGuestsRequest {}),
     )?;
-    let question = CheckIncomingRequest { guest: Some(guest.clone()), source: Some(source_facts.clone()) };
+    let question = CheckIncomingRequest {
+        guest: Some(guest.clone()),
+        source: Some(source_facts.clone()),
+    };
     let incoming = destination.check_incoming(question).await?;
     Ok(Facts {
         guest,
@@ -110,6 +124,10 @@ fn report(work: &Work, examined: Examined) -> Report {
     match examined.refusal {
         Some(failure) if failure.reason == Reason::GuestNotFound => Report::refused(&failure, learned),
         Some(failure) => Report::refused(&failure, learned.with_guest_at(&work.record.source)),
-        None => Report::done(Guest::Lives, "every check passed", learned.with_guest_at(&work.record.source)),
+        None => Report::done(
+            Guest::Lives,
+            "every check passed",
+            learned.with_guest_at(&work.record.source),
+        ),
     }
 }

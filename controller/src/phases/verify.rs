@@ -38,7 +38,7 @@ pub(super) async fn run(work: &Work) -> Report {
         ) => {}
     }
     match settle(work).await {
-        Ok(status) => removed(work, look.with_source(status)),
+        Ok(status) => removed(work, &look.with_source(status)),
         Err(failure) => Report::of(&failure, look.learned()),
     }
 }
@@ -54,9 +54,11 @@ async fn settle(work: &Work) -> Result<MigrationStatus, Failure> {
 }
 
 /// Looks at what the source has now. Another guest of the same UUID there is a later life: not ours to remove.
-fn removed(work: &Work, look: look::Look) -> Report {
+fn removed(work: &Work, look: &look::Look) -> Report {
     let learned = look.learned().with_guest_at(&work.record.destination);
-    let Ok(status) = &look.source else { return Report::again("the source has to be asked again", learned) };
+    let Ok(status) = &look.source else {
+        return Report::again("the source has to be asked again", learned);
+    };
     if seen::is_active(status.guest.as_ref()) && status.same_incarnation {
         return Report::again("the source copy is still there", learned);
     }

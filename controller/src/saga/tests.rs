@@ -17,9 +17,19 @@ const TABLE: [(Phase, Position, Position, Position); 7] = [
     (Prepare, At(Transfer), At(Transfer), At(Abort)),
     (Transfer, At(Verify), At(Verify), At(Abort)),
     (Verify, At(Finalize), At(Finalize), Position::Stuck(Stuck::Verify)),
-    (Finalize, Position::Ended(Migrated), Position::Ended(GuestEnded), Position::Stuck(Stuck::Finalize)),
+    (
+        Finalize,
+        Position::Ended(Migrated),
+        Position::Ended(GuestEnded),
+        Position::Stuck(Stuck::Finalize),
+    ),
     (Abort, At(Discard), At(Discard), At(Transfer)),
-    (Discard, Position::Ended(RolledBack), Position::Ended(GuestEnded), Position::Stuck(Stuck::Discard)),
+    (
+        Discard,
+        Position::Ended(RolledBack),
+        Position::Ended(GuestEnded),
+        Position::Stuck(Stuck::Discard),
+    ),
 ];
 
 #[test]

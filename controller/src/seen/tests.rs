@@ -3,12 +3,18 @@
 use super::*;
 
 fn guest(state: LibvirtState) -> Option<GuestFacts> {
-    Some(GuestFacts { state: state.into(), ..GuestFacts::default() })
+    Some(GuestFacts {
+        state: state.into(),
+        ..GuestFacts::default()
+    })
 }
 
 fn status(journal: JournalState, libvirt: LibvirtState) -> MigrationStatus {
     MigrationStatus {
-        journal: Some(JournalRecord { state: journal.into(), ..JournalRecord::default() }),
+        journal: Some(JournalRecord {
+            state: journal.into(),
+            ..JournalRecord::default()
+        }),
         guest: guest(libvirt),
         same_incarnation: true,
         ..MigrationStatus::default()
@@ -18,14 +24,14 @@ fn status(journal: JournalState, libvirt: LibvirtState) -> MigrationStatus {
 fn source_copy_of(status: &MigrationStatus) -> SourceCopy {
     match source(status, true) {
         Seen::Journal(seen) => seen.copy,
-        other => panic!("{other:?}"),
+        other @ (Seen::Unreachable | Seen::NoJournal | Seen::JournalLost) => panic!("{other:?}"),
     }
 }
 
 fn destination_copy_of(status: &MigrationStatus) -> DestinationCopy {
     match destination(status, true) {
         Seen::Journal(seen) => seen.copy,
-        other => panic!("{other:?}"),
+        other @ (Seen::Unreachable | Seen::NoJournal | Seen::JournalLost) => panic!("{other:?}"),
     }
 }
 
@@ -43,7 +49,9 @@ fn a_bare_tombstone_is_proof_only_before_prepare_was_done() {
     let mut bare = status(JournalState::Unspecified, LibvirtState::Running);
     bare.same_incarnation = false;
     bare.journal.as_mut().unwrap().tombstoned = true;
-    let Seen::Journal(seen) = source(&bare, false) else { panic!("no journal") };
+    let Seen::Journal(seen) = source(&bare, false) else {
+        panic!("no journal")
+    };
     assert!(seen.tombstoned && seen.journal == SourceJournal::NotBegun);
     assert_eq!(seen.copy, SourceCopy::AsBefore(Job::None));
     assert_eq!(source(&bare, true), Seen::JournalLost);
@@ -59,7 +67,11 @@ fn a_begun_source_holds_its_job_until_its_agent_restarts() {
 
 #[test]
 fn a_performing_source_performs_also_while_it_stands_still() {
-    for state in [LibvirtState::Running, LibvirtState::PausedMigrating, LibvirtState::Paused] {
+    for state in [
+        LibvirtState::Running,
+        LibvirtState::PausedMigrating,
+        LibvirtState::Paused,
+    ] {
         let mut performing = status(JournalState::Sending, state);
         performing.performing = true;
         assert_eq!(source_copy_of(&performing), SourceCopy::AsBefore(Job::Performing));
@@ -72,7 +84,10 @@ fn a_guest_paused_by_its_user_has_sent_all_when_perform_says_so() {
     assert_eq!(source_copy_of(&paused), SourceCopy::AsBefore(Job::Held));
     paused.perform_outcome = PerformOutcome::Sent.into();
     assert_eq!(source_copy_of(&paused), SourceCopy::AllSent);
-    assert_eq!(source_copy_of(&status(JournalState::HandedOver, LibvirtState::Paused)), SourceCopy::AllSent);
+    assert_eq!(
+        source_copy_of(&status(JournalState::HandedOver, LibvirtState::Paused)),
+        SourceCopy::AllSent
+    );
 }
 
 #[test]
@@ -87,7 +102,10 @@ fn a_guest_that_is_only_defined_is_gone() {
     assert_eq!(source_copy_of(&off), SourceCopy::Gone);
     off.guest_ended = true;
     assert_eq!(source_copy_of(&off), SourceCopy::EndedByUser);
-    assert_eq!(destination_copy_of(&status(JournalState::Waiting, LibvirtState::ShutOff)), DestinationCopy::Absent);
+    assert_eq!(
+        destination_copy_of(&status(JournalState::Waiting, LibvirtState::ShutOff)),
+        DestinationCopy::Absent
+    );
 }
 
 #[test]
@@ -106,6 +124,12 @@ fn post_copy_is_told_from_running() {
         destination_copy_of(&status(JournalState::Resuming, LibvirtState::RunningPostCopy)),
         DestinationCopy::PostCopy
     );
-    assert_eq!(destination_copy_of(&status(JournalState::Resuming, LibvirtState::Running)), DestinationCopy::Runs);
-    assert_eq!(source_copy_of(&status(JournalState::HandedOver, LibvirtState::PausedPostCopy)), SourceCopy::PostCopy);
+    assert_eq!(
+        destination_copy_of(&status(JournalState::Resuming, LibvirtState::Running)),
+        DestinationCopy::Runs
+    );
+    assert_eq!(
+        source_copy_of(&status(JournalState::HandedOver, LibvirtState::PausedPostCopy)),
+        SourceCopy::PostCopy
+    );
 }

@@ -2,9 +2,7 @@
 
 use drover_proto::failure::Failure;
 use drover_proto::ids::{GuestId, HostId};
-use drover_proto::v1::{
-    Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks,
-};
+use drover_proto::v1::{Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks};
 use futures::{StreamExt, stream};
 
 use super::Api;
@@ -34,7 +32,9 @@ impl Api {
         }
         fields.check()?;
         refuse_unmade(request.policy.as_ref(), request.destination_overrides.as_ref())?;
-        let Some(guest) = guest else { return Err(Failure::invalid("guest_uuid", "is required")) };
+        let Some(guest) = guest else {
+            return Err(Failure::invalid("guest_uuid", "is required"));
+        };
 
         self.office.fence()?;
         let source = self.source_to_check(guest, source, &destinations).await?;
@@ -43,7 +43,9 @@ impl Api {
             destinations = others.filter(|host| *host != source).collect();
         }
         let checks = stream::iter(destinations).map(|destination| self.check_one(guest, source.clone(), destination));
-        Ok(CheckMigrationResponse { destinations: checks.buffered(AT_ONCE).collect().await })
+        Ok(CheckMigrationResponse {
+            destinations: checks.buffered(AT_ONCE).collect().await,
+        })
     }
 
     async fn source_to_check(
@@ -61,7 +63,10 @@ impl Api {
                 let found = crate::inventory::find(&self.agents, &hosts, guest).await;
                 match found.on.as_slice() {
                     [only] => Ok(only.clone()),
-                    _ => Err(Failure::invalid("source_host", "the guest is not on exactly one host: name it")),
+                    _ => Err(Failure::invalid(
+                        "source_host",
+                        "the guest is not on exactly one host: name it",
+                    )),
                 }
             }
         }
@@ -80,19 +85,38 @@ impl Api {
         match examined.await {
             Ok((cordoned, mut examined)) => {
                 if cordoned {
-                    examined.checks.push(check("cordoned", CheckResult::Failed, "the host is cordoned".to_owned()));
+                    examined.checks.push(check(
+                        "cordoned",
+                        CheckResult::Failed,
+                        "the host is cordoned".to_owned(),
+                    ));
                 }
                 let acceptable = examined.refusal.is_none() && !cordoned;
-                DestinationChecks { destination_host: name, acceptable, checks: examined.checks, estimate: None }
+                DestinationChecks {
+                    destination_host: name,
+                    acceptable,
+                    checks: examined.checks,
+                    estimate: None,
+                }
             }
             Err(failure) => {
                 let checks = vec![check("reachable", CheckResult::NotChecked, failure.to_string())];
-                DestinationChecks { destination_host: name, acceptable: false, checks, estimate: None }
+                DestinationChecks {
+                    destination_host: name,
+                    acceptable: false,
+                    checks,
+                    estimate: None,
+                }
             }
         }
     }
 }
 
 fn check(id: &str, result: CheckResult, found: String) -> Check {
-    Check { id: id.to_owned(), result: result.into(), found, remedy: String::new() }
+    Check {
+        id: id.to_owned(),
+        result: result.into(),
+        found,
+        remedy: String::new(),
+    }
 }

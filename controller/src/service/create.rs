@@ -120,12 +120,16 @@ impl Api {
                 Err(Failure::new(Reason::GuestExists, message).at_host(destination.clone()))
             }
             [only] => Ok(only.clone()),
-            [] if found.silent.is_empty() => {
-                Err(Failure::new(Reason::GuestNotFound, format!("no host has guest {guest}"))
-                    .with_remedy("`drover guest list` shows all guests"))
-            }
+            [] if found.silent.is_empty() => Err(Failure::new(
+                Reason::GuestNotFound,
+                format!("no host has guest {guest}"),
+            )
+            .with_remedy("`drover guest list` shows all guests")),
             [] => {
-                let message = format!("no host that answers has guest {guest}; {} did not answer", names(&found.silent));
+                let message = format!(
+                    "no host that answers has guest {guest}; {} did not answer",
+                    names(&found.silent)
+                );
                 Err(Failure::new(Reason::HostUnreachable, message).with_remedy("name the source host"))
             }
             several => {
@@ -166,8 +170,11 @@ fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure> {
     let mut fields = Fields::default();
     let guest = fields.required("migration.guest_uuid", &asked.guest_uuid, str::parse::<GuestId>);
     let source = fields.optional("migration.source_host", &asked.source_host, HostId::from_resource_name);
-    let destination =
-        fields.required("migration.destination_host", &asked.destination_host, HostId::from_resource_name);
+    let destination = fields.required(
+        "migration.destination_host",
+        &asked.destination_host,
+        HostId::from_resource_name,
+    );
     if source.is_some() && source == destination {
         fields.bad("migration.destination_host", "must be another host than the source");
     }
@@ -186,7 +193,14 @@ fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure> {
         id,
         content: content(guest, source.as_ref(), &destination, &labels, asked.policy.as_ref()),
     });
-    Ok(Wish { guest, source, destination, labels, policy: asked.policy, request })
+    Ok(Wish {
+        guest,
+        source,
+        destination,
+        labels,
+        policy: asked.policy,
+        request,
+    })
 }
 
 /// All that is asked for, spelled in one way.
@@ -197,7 +211,12 @@ fn content(
     labels: &BTreeMap<String, String>,
     policy: Option<&v1::MigrationPolicy>,
 ) -> Vec<u8> {
-    let words = (guest.to_string(), source.map(HostId::as_str), destination.as_str(), labels);
+    let words = (
+        guest.to_string(),
+        source.map(HostId::as_str),
+        destination.as_str(),
+        labels,
+    );
     let policy = policy.map(Message::encode_to_vec);
     // Strings, maps of strings and bytes are always JSON.
     serde_json::to_vec(&(words, policy)).unwrap_or_default()
@@ -231,6 +250,9 @@ fn record(wish: Wish, source: HostId, asker: Asker) -> Record {
         transfer_started: None,
         ended: None,
         updated: time,
-        details: Details { policy: wish.policy, ..Details::default() },
+        details: Details {
+            policy: wish.policy,
+            ..Details::default()
+        },
     }
 }

@@ -5,14 +5,17 @@ use drover_proto::ids::{HostId, MigrationId};
 
 use crate::store::StoreError;
 
+// By value, so that it can be named in `map_err`.
+#[allow(clippy::needless_pass_by_value)]
 pub(super) fn store(error: StoreError) -> Failure {
     match error {
         StoreError::Conflict => Failure::new(Reason::StoreFailed, error.to_string()),
         StoreError::NotFound => Failure::new(Reason::MigrationNotFound, error.to_string()),
-        StoreError::GuestBusy(other) => {
-            Failure::new(Reason::MigrationExists, format!("the guest has the unfinished {}", other.resource_name()))
-                .with_remedy("wait for it, or cancel it")
-        }
+        StoreError::GuestBusy(other) => Failure::new(
+            Reason::MigrationExists,
+            format!("the guest has the unfinished {}", other.resource_name()),
+        )
+        .with_remedy("wait for it, or cancel it"),
         StoreError::RequestReused(other) => {
             let message = format!("this request id made {} with another content", other.resource_name());
             Failure::new(Reason::RequestIdReused, message).with_field("request_id", "make a new one for a new request")

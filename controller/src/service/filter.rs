@@ -31,7 +31,9 @@ pub(super) fn parse(text: &str) -> Result<Filter, Failure> {
         let (Some(Word::Bare(field)), Some(Word::Equals), Some(value)) = (field, equals, value) else {
             return Err(refuse("expected field = value"));
         };
-        let (Word::Bare(value) | Word::Quoted(value)) = value else { return Err(refuse("expected field = value")) };
+        let (Word::Bare(value) | Word::Quoted(value)) = value else {
+            return Err(refuse("expected field = value"));
+        };
         restrict(&mut filter, &field, &value)?;
         match words.next() {
             None => break,
@@ -48,15 +50,18 @@ fn restrict(filter: &mut Filter, field: &str, value: &str) -> Result<(), Failure
     match field {
         "state" => filter.state.replace(state(value)?).map_or(Ok(()), |_| twice()),
         "guest_uuid" => {
-            let guest = value.parse().map_err(|error: drover_proto::ids::InvalidId| refuse(error.to_string()))?;
+            let guest = value
+                .parse()
+                .map_err(|error: drover_proto::ids::InvalidId| refuse(error.to_string()))?;
             filter.guest.replace(guest).map_or(Ok(()), |_| twice())
         }
         "source_host" => filter.source.replace(host()?).map_or(Ok(()), |_| twice()),
         "destination_host" => filter.destination.replace(host()?).map_or(Ok(()), |_| twice()),
         _ => match field.strip_prefix("labels.") {
-            Some(key) if !key.is_empty() => {
-                filter.labels.insert(key.to_owned(), value.to_owned()).map_or(Ok(()), |_| twice())
-            }
+            Some(key) if !key.is_empty() => filter
+                .labels
+                .insert(key.to_owned(), value.to_owned())
+                .map_or(Ok(()), |_| twice()),
             Some(_) | None => Err(refuse(format!("there is no field {field:?}; fields are {FIELDS}"))),
         },
     }
@@ -149,7 +154,10 @@ mod tests {
         assert_eq!(filter.destination.unwrap().as_str(), "b");
         assert_eq!(filter.labels["team"], "it's \"x\"");
         assert_eq!(parse("  ").unwrap(), Filter::default());
-        assert_eq!(parse("state = MIGRATION_STATE_FAILED").unwrap().state, Some(MigrationState::Failed));
+        assert_eq!(
+            parse("state = MIGRATION_STATE_FAILED").unwrap().state,
+            Some(MigrationState::Failed)
+        );
     }
 
     #[test]
@@ -175,7 +183,11 @@ mod tests {
             "state = \"RUNNING",
             &"x".repeat(3000),
         ] {
-            assert_eq!(parse(text).map_err(|failure| failure.reason), Err(Reason::InvalidArgument), "{text}");
+            assert_eq!(
+                parse(text).map_err(|failure| failure.reason),
+                Err(Reason::InvalidArgument),
+                "{text}"
+            );
         }
     }
 }

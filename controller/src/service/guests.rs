@@ -40,12 +40,19 @@ impl Api {
             Some(_) | None => String::new(),
         };
         guests.truncate(size);
-        Ok(ListGuestsResponse { guests, next_page_token, unreachable_hosts })
+        Ok(ListGuestsResponse {
+            guests,
+            next_page_token,
+            unreachable_hosts,
+        })
     }
 
     async fn unfinished_by_guest(&self) -> Result<HashMap<String, String>, Failure> {
         let rows = self.ledger.store.unfinished().await.map_err(errors::store)?;
-        Ok(rows.into_iter().map(|row| (row.guest.to_string(), row.id.resource_name())).collect())
+        Ok(rows
+            .into_iter()
+            .map(|row| (row.guest.to_string(), row.id.resource_name()))
+            .collect())
     }
 
     pub(super) async fn owner(&self, guest: GuestId) -> Result<GetGuestOwnerResponse, Failure> {
@@ -53,7 +60,11 @@ impl Api {
             let record = self.record(id).await?;
             let undecided = match &record.guest_host {
                 Some(_) => String::new(),
-                None => record.details.waiting_for.map(|waiting| waiting.remedy).unwrap_or_default(),
+                None => record
+                    .details
+                    .waiting_for
+                    .map(|waiting| waiting.remedy)
+                    .unwrap_or_default(),
             };
             return Ok(GetGuestOwnerResponse {
                 owner_host: record.guest_host.map(|host| host.resource_name()).unwrap_or_default(),
@@ -70,7 +81,11 @@ impl Api {
             [] => (String::new(), format!("{} did not answer", names(&found.silent))),
             several => (String::new(), format!("several hosts have it: {}", names(several))),
         };
-        Ok(GetGuestOwnerResponse { owner_host, migration: String::new(), undecided_reason })
+        Ok(GetGuestOwnerResponse {
+            owner_host,
+            migration: String::new(),
+            undecided_reason,
+        })
     }
 }
 

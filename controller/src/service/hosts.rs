@@ -42,7 +42,12 @@ impl HostService for Api {
             Some(key) => Some(host_name("page_token", &key)?),
             None => None,
         };
-        let mut rows = self.ledger.store.hosts(after.as_ref(), size + 1).await.map_err(errors::store)?;
+        let mut rows = self
+            .ledger
+            .store
+            .hosts(after.as_ref(), size + 1)
+            .await
+            .map_err(errors::store)?;
         let more = rows.len() > size as usize;
         rows.truncate(size as usize);
         let next_page_token = match rows.last() {
@@ -94,17 +99,25 @@ impl HostService for Api {
 
 impl Api {
     async fn register(&self, request: v1::RegisterHostRequest, identity: &Identity) -> Result<(), Failure> {
-        let Some(said) = request.host else { return Err(Failure::invalid("host", "is required")) };
+        let Some(said) = request.host else {
+            return Err(Failure::invalid("host", "is required"));
+        };
         let mut fields = Fields::default();
         let id = fields.required("host.name", &said.name, HostId::from_resource_name);
-        if said.management_address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        if said
+            .management_address
+            .rsplit_once(':')
+            .is_none_or(|(_, port)| port.parse::<u16>().is_err())
+        {
             fields.bad("host.management_address", "expected host:port");
         }
         if said.agent_instance.is_empty() {
             fields.bad("host.agent_instance", "is required");
         }
         fields.check()?;
-        let Some(id) = id else { return Err(Failure::invalid("host.name", "is required")) };
+        let Some(id) = id else {
+            return Err(Failure::invalid("host.name", "is required"));
+        };
         if *identity != Identity::Agent(id.clone()) {
             let message = format!("{identity} may not register host {id}");
             return Err(Failure::new(Reason::PermissionDenied, message));
@@ -131,7 +144,11 @@ impl Api {
             let known = self.ledger.store.host(id).await.map_err(errors::store)?;
             let host = match known {
                 Some(known) if known.registration == registration => return Ok(()),
-                Some(known) => HostRecord { registration: registration.clone(), registered: now(), ..known },
+                Some(known) => HostRecord {
+                    registration: registration.clone(),
+                    registered: now(),
+                    ..known
+                },
                 None => HostRecord {
                     id: id.clone(),
                     registration: registration.clone(),
@@ -152,13 +169,17 @@ impl Api {
     async fn note_journals(&self, host: &HostId, journals: &[v1::UnfinishedJournal]) -> Result<(), Failure> {
         let mut orphans = Vec::new();
         for journal in journals {
-            let Ok(id) = MigrationId::from_resource_name(&journal.migration) else { continue };
+            let Ok(id) = MigrationId::from_resource_name(&journal.migration) else {
+                continue;
+            };
             if self.ledger.store.migration(id).await.map_err(errors::store)?.is_none() {
                 orphans.push(id);
             }
         }
         for id in self.registry.note_orphans(host, orphans) {
-            let state = journals.iter().find(|journal| journal.migration.ends_with(&id.to_string()));
+            let state = journals
+                .iter()
+                .find(|journal| journal.migration.ends_with(&id.to_string()));
             let state = state.map_or("", |journal| journal.journal_state.as_str());
             tracing::error!(%host, migration_id = %id, state, "this agent has a journal of a migration that the store does not know");
         }
@@ -169,7 +190,11 @@ impl Api {
         let orphans = self.registry.orphans(&row.id);
         let problem = match orphans.first() {
             Some(id) if row.registration.problem.is_empty() => {
-                format!("{} unfinished journals are not in the store, like {}", orphans.len(), id.resource_name())
+                format!(
+                    "{} unfinished journals are not in the store, like {}",
+                    orphans.len(),
+                    id.resource_name()
+                )
             }
             Some(_) | None => row.registration.problem.clone(),
         };
@@ -203,5 +228,12 @@ impl Api {
 
 /// What an agent says of its host, without what only the controller knows.
 fn only_said(id: &HostId, said: Host) -> Host {
-    Host { name: id.resource_name(), state: 0, last_seen_time: None, cordoned: false, etag: String::new(), ..said }
+    Host {
+        name: id.resource_name(),
+        state: 0,
+        last_seen_time: None,
+        cordoned: false,
+        etag: String::new(),
+        ..said
+    }
 }

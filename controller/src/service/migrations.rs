@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::create::Asker;
 use super::validation::migration_name;
-use super::{Api, errors, filter, page, watch};
+use super::{Api, errors, filter, page, to_the_end, watch};
 use crate::ledger::Change;
 use crate::progress;
 use crate::saga::Position;
@@ -38,7 +38,9 @@ impl MigrationService for Api {
             uri: peer(&request)?.identity.uri(&self.trust_domain),
             context: extract(request.metadata()),
         };
-        Ok(Response::new(self.create(request.into_inner(), asker).await?))
+        let api = self.clone();
+        let created = to_the_end(async move { api.create(request.into_inner(), asker).await });
+        Ok(Response::new(created.await?))
     }
 
     async fn get_migration(
@@ -71,7 +73,9 @@ impl MigrationService for Api {
     ) -> Result<Response<v1::Migration>, Status> {
         self.record(migration_name(&request.get_ref().name)?).await?;
         let why = "this version cannot change a running migration";
-        Err(Failure::new(Reason::Unimplemented, why).with_remedy("cancel it and create it anew").into())
+        Err(Failure::new(Reason::Unimplemented, why)
+            .with_remedy("cancel it and create it anew")
+            .into())
     }
 
     async fn cancel_migration(
@@ -79,9 +83,13 @@ impl MigrationService for Api {
         request: Request<v1::CancelMigrationRequest>,
     ) -> Result<Response<v1::Migration>, Status> {
         let v1::CancelMigrationRequest { name, etag } = request.into_inner();
-        let record = self.change(&name, &etag, progress::request_cancel).await?;
-        self.executor.cancel(record.id);
-        Ok(Response::new(self.shown(&record).await?))
+        let api = self.clone();
+        let cancelled = to_the_end(async move {
+            let record = api.change(&name, &etag, progress::request_cancel).await?;
+            api.executor.cancel(record.id);
+            api.shown(&record).await
+        });
+        Ok(Response::new(cancelled.await?))
     }
 
     async fn retry_migration(
@@ -94,12 +102,16 @@ impl MigrationService for Api {
             let message = format!("{} is at rest", before.id.resource_name());
             return Err(Failure::new(Reason::MigrationState, message).into());
         }
-        // One that waits for its next look is woken; one that is stuck goes back to its phase.
-        let record = self.change(&name, &etag, progress::retry).await?;
-        if matches!(record.position, Position::At(_)) {
-            self.executor.take_up(record.id);
-        }
-        Ok(Response::new(self.shown(&record).await?))
+        let api = self.clone();
+        let retried = to_the_end(async move {
+            // One that waits for its next look is woken; one that is stuck goes back to its phase.
+            let record = api.change(&name, &etag, progress::retry).await?;
+            if matches!(record.position, Position::At(_)) {
+                api.executor.take_up(record.id);
+            }
+            api.shown(&record).await
+        });
+        Ok(Response::new(retried.await?))
     }
 
     async fn resolve_migration(
@@ -108,7 +120,9 @@ impl MigrationService for Api {
     ) -> Result<Response<v1::Migration>, Status> {
         self.record(migration_name(&request.get_ref().name)?).await?;
         let why = "this version cannot take an operator's word for a verdict";
-        Err(Failure::new(Reason::Unimplemented, why).with_remedy("bring the host back").into())
+        Err(Failure::new(Reason::Unimplemented, why)
+            .with_remedy("bring the host back")
+            .into())
     }
 }
 
@@ -130,7 +144,11 @@ impl Api {
             if mismatch { Change::Leave } else { change(record) }
         });
         let record = changed.await.map_err(errors::store)?;
-        if mismatch { Err(errors::etag_mismatch()) } else { Ok(record) }
+        if mismatch {
+            Err(errors::etag_mismatch())
+        } else {
+            Ok(record)
+        }
     }
 
     async fn list(&self, request: &v1::ListMigrationsRequest) -> Result<ListMigrationsResponse, Failure> {
@@ -141,7 +159,12 @@ impl Api {
             Some(key) => Some(migration_name(&key)?),
             None => None,
         };
-        let mut rows = self.ledger.store.migrations(&filter, before, size + 1).await.map_err(errors::store)?;
+        let mut rows = self
+            .ledger
+            .store
+            .migrations(&filter, before, size + 1)
+            .await
+            .map_err(errors::store)?;
         let more = rows.len() > size as usize;
         rows.truncate(size as usize);
         let next_page_token = match rows.last() {
@@ -153,6 +176,9 @@ impl Api {
             let steps = self.ledger.store.steps(row.id).await.map_err(errors::store)?;
             migrations.push(view::listed(row, &steps));
         }
-        Ok(ListMigrationsResponse { migrations, next_page_token })
+        Ok(ListMigrationsResponse {
+            migrations,
+            next_page_token,
+        })
     }
 }

@@ -17,6 +17,7 @@ use drover_proto::failure::Failure;
 use drover_proto::identity::TrustDomain;
 use drover_proto::ids::{HostId, MigrationId};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::agents::Agents;
 use crate::executor::Executor;
@@ -40,6 +41,17 @@ pub struct Api {
     pub trust_domain: TrustDomain,
     /// Ends all streams.
     pub stopping: CancellationToken,
+}
+
+/// Carries a change out to its end, also where the caller's deadline expires or the caller goes away: what is written
+/// down must also be begun.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::spawn(work.in_current_span()).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::internal(format!("the request broke off: {error}"))),
+    }
 }
 
 impl Api {

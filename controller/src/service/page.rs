@@ -18,7 +18,10 @@ struct Token {
 
 /// The token of the page after `after`.
 pub(super) fn token(of: &str, after: &str) -> String {
-    let token = Token { of: of.to_owned(), after: after.to_owned() };
+    let token = Token {
+        of: of.to_owned(),
+        after: after.to_owned(),
+    };
     // A struct of two strings is always JSON.
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
 }
@@ -29,15 +32,21 @@ pub(super) fn after(of: &str, token: &str) -> Result<Option<String>, Failure> {
         return Ok(None);
     }
     let invalid = || {
-        Failure::new(Reason::PageTokenInvalid, "this page token was not made for this list")
-            .with_field("page_token", "leave it empty, or pass next_page_token with the same filter")
+        Failure::new(Reason::PageTokenInvalid, "this page token was not made for this list").with_field(
+            "page_token",
+            "leave it empty, or pass next_page_token with the same filter",
+        )
     };
     if token.len() > MAX_TOKEN_BYTES {
         return Err(invalid());
     }
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid())?;
     let read: Token = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
-    if read.of == of { Ok(Some(read.after)) } else { Err(invalid()) }
+    if read.of == of {
+        Ok(Some(read.after))
+    } else {
+        Err(invalid())
+    }
 }
 
 /// How many a page may have.
@@ -57,9 +66,17 @@ mod tests {
     #[test]
     fn a_token_is_good_for_its_own_list_only() {
         let made = token("migrations state=RUNNING", "some key");
-        assert_eq!(after("migrations state=RUNNING", &made).unwrap().as_deref(), Some("some key"));
+        assert_eq!(
+            after("migrations state=RUNNING", &made).unwrap().as_deref(),
+            Some("some key")
+        );
         assert_eq!(after("anything", "").unwrap(), None);
-        for (of, given) in [("migrations", made.as_str()), ("migrations", "!"), ("migrations", "e30"), ("x", &"a".repeat(9999))] {
+        for (of, given) in [
+            ("migrations", made.as_str()),
+            ("migrations", "!"),
+            ("migrations", "e30"),
+            ("x", &"a".repeat(9999)),
+        ] {
             assert_eq!(after(of, given).unwrap_err().reason, Reason::PageTokenInvalid);
         }
     }

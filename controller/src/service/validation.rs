@@ -39,7 +39,11 @@ impl Fields {
         text: &str,
         read: impl FnOnce(&str) -> Result<T, InvalidId>,
     ) -> Option<T> {
-        if text.is_empty() { None } else { self.required(field, text, read) }
+        if text.is_empty() {
+            None
+        } else {
+            self.required(field, text, read)
+        }
     }
 
     pub(super) fn request_id(&mut self, text: &str) -> Option<Uuid> {
@@ -62,7 +66,10 @@ impl Fields {
         let good = |key: &str, value: &str| (1..=63).contains(&key.chars().count()) && value.chars().count() <= 255;
         if let Some((key, _)) = labels.iter().find(|(key, value)| !good(key, value)) {
             let key: String = key.chars().take(70).collect();
-            self.bad("migration.labels", format!("{key:?}: keys have 1 to 63 characters, values at most 255"));
+            self.bad(
+                "migration.labels",
+                format!("{key:?}: keys have 1 to 63 characters, values at most 255"),
+            );
         }
     }
 
@@ -81,7 +88,10 @@ impl Fields {
             self.bad(&format!("{prefix}.deadline"), "must be positive, at most a year");
         }
         if policy.bandwidth_limit_bytes_per_second < 0 {
-            self.bad(&format!("{prefix}.bandwidth_limit_bytes_per_second"), "must not be negative");
+            self.bad(
+                &format!("{prefix}.bandwidth_limit_bytes_per_second"),
+                "must not be negative",
+            );
         }
         if !(0..=64).contains(&policy.parallel_connections) {
             self.bad(&format!("{prefix}.parallel_connections"), "from 0 to 64");
@@ -93,7 +103,9 @@ impl Fields {
 
     /// Everything that was wrong, as one failure.
     pub(super) fn check(self) -> Result<(), Failure> {
-        let Some((field, why)) = self.0.first() else { return Ok(()) };
+        let Some((field, why)) = self.0.first() else {
+            return Ok(());
+        };
         let mut failure = Failure::new(Reason::InvalidArgument, format!("{field}: {why}"));
         failure.fields = self.0;
         Err(failure)

@@ -64,7 +64,13 @@ impl Api {
             None => newest,
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let watcher = Watcher { api: self.clone(), id, sequence, told_progress: snapshot.progress, sender };
+        let watcher = Watcher {
+            api: self.clone(),
+            id,
+            sequence,
+            told_progress: snapshot.progress,
+            sender,
+        };
         let at_rest = record.position.is_final();
         tokio::spawn(watcher.run(snapshot, news, at_rest));
         Ok(Box::pin(ReceiverStream::new(receiver)))
@@ -166,7 +172,10 @@ fn read_token(text: &str, id: MigrationId) -> Result<Option<u64>, Failure> {
     };
     match read() {
         Some(sequence) => Ok(Some(sequence)),
-        None => Err(Failure::invalid("resume_token", "was not made by a watch of this migration")),
+        None => Err(Failure::invalid(
+            "resume_token",
+            "was not made by a watch of this migration",
+        )),
     }
 }
 

@@ -37,16 +37,24 @@ impl Tables {
     fn add_events(&mut self, record: &Record, events: Vec<Event>) {
         let list = self.events.entry(record.id).or_default();
         for (index, event) in events.into_iter().enumerate() {
-            list.push(Event { sequence: sequence(record.generation, index), ..event });
+            list.push(Event {
+                sequence: sequence(record.generation, index),
+                ..event
+            });
         }
     }
 
     fn made_by(&self, request: Uuid) -> Option<&Record> {
-        self.migrations.values().find(|row| row.request.as_ref().is_some_and(|made| made.id == request))
+        self.migrations
+            .values()
+            .find(|row| row.request.as_ref().is_some_and(|made| made.id == request))
     }
 
     fn unfinished_of(&self, guest: GuestId) -> Option<MigrationId> {
-        self.migrations.values().find(|row| row.guest == guest && !row.position.is_final()).map(|row| row.id)
+        self.migrations
+            .values()
+            .find(|row| row.guest == guest && !row.position.is_final())
+            .map(|row| row.id)
     }
 
     fn check_step(&self, id: MigrationId, step: &StepWrite) -> Result<()> {
@@ -90,14 +98,14 @@ impl Store for MemoryStore {
 
     async fn create(&self, mut record: Record) -> Result<Created> {
         let mut tables = self.tables();
-        if let Some(request) = &record.request {
-            if let Some(made) = tables.made_by(request.id) {
-                return if made.request.as_ref() == Some(request) {
-                    Ok(Created::Same(made.clone()))
-                } else {
-                    Err(StoreError::RequestReused(made.id))
-                };
-            }
+        if let Some(request) = &record.request
+            && let Some(made) = tables.made_by(request.id)
+        {
+            return if made.request.as_ref() == Some(request) {
+                Ok(Created::Same(made.clone()))
+            } else {
+                Err(StoreError::RequestReused(made.id))
+            };
         }
         if let Some(other) = tables.unfinished_of(record.guest) {
             return Err(StoreError::GuestBusy(other));
@@ -118,12 +126,23 @@ impl Store for MemoryStore {
     async fn migrations(&self, filter: &Filter, before: Option<MigrationId>, limit: u32) -> Result<Vec<Record>> {
         let tables = self.tables();
         let older = |row: &&Record| before.is_none_or(|before| row.id < before);
-        let rows = tables.migrations.values().rev().filter(older).filter(|row| filter.matches(row));
+        let rows = tables
+            .migrations
+            .values()
+            .rev()
+            .filter(older)
+            .filter(|row| filter.matches(row));
         Ok(rows.take(limit as usize).cloned().collect())
     }
 
     async fn unfinished(&self) -> Result<Vec<Record>> {
-        Ok(self.tables().migrations.values().filter(|row| !row.position.is_final()).cloned().collect())
+        Ok(self
+            .tables()
+            .migrations
+            .values()
+            .filter(|row| !row.position.is_final())
+            .cloned()
+            .collect())
     }
 
     async fn unfinished_of(&self, guest: GuestId) -> Result<Option<MigrationId>> {
@@ -152,7 +171,12 @@ impl Store for MemoryStore {
     async fn events(&self, id: MigrationId, after: u64, limit: u32) -> Result<Vec<Event>> {
         let tables = self.tables();
         let all = tables.events.get(&id).map(Vec::as_slice).unwrap_or_default();
-        Ok(all.iter().filter(|event| event.sequence > after).take(limit as usize).cloned().collect())
+        Ok(all
+            .iter()
+            .filter(|event| event.sequence > after)
+            .take(limit as usize)
+            .cloned()
+            .collect())
     }
 
     async fn host(&self, id: &HostId) -> Result<Option<HostRecord>> {
@@ -162,7 +186,13 @@ impl Store for MemoryStore {
     async fn hosts(&self, after: Option<&HostId>, limit: u32) -> Result<Vec<HostRecord>> {
         let tables = self.tables();
         let later = |host: &&HostRecord| after.is_none_or(|after| host.id > *after);
-        Ok(tables.hosts.values().filter(later).take(limit as usize).cloned().collect())
+        Ok(tables
+            .hosts
+            .values()
+            .filter(later)
+            .take(limit as usize)
+            .cloned()
+            .collect())
     }
 
     async fn put_host(&self, mut host: HostRecord) -> Result<HostRecord> {

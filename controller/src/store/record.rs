@@ -221,8 +221,14 @@ impl Filter {
         self.state.is_none_or(|state| state == record.state)
             && self.guest.is_none_or(|guest| guest == record.guest)
             && self.source.as_ref().is_none_or(|source| *source == record.source)
-            && self.destination.as_ref().is_none_or(|destination| *destination == record.destination)
-            && self.labels.iter().all(|(key, value)| record.labels.get(key) == Some(value))
+            && self
+                .destination
+                .as_ref()
+                .is_none_or(|destination| *destination == record.destination)
+            && self
+                .labels
+                .iter()
+                .all(|(key, value)| record.labels.get(key) == Some(value))
     }
 }
 

@@ -42,7 +42,10 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new().max_connections(MAX_CONNECTIONS).connect_with(options).await?;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(MAX_CONNECTIONS)
+            .connect_with(options)
+            .await?;
         sqlx::migrate!("./migrations").run(&pool).await?;
         Ok(Self { pool })
     }
@@ -169,7 +172,11 @@ async fn write_step(transaction: &mut Transaction<'static, Sqlite>, id: Migratio
                 .await?
         }
     };
-    if written.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict) }
+    if written.rows_affected() == 1 {
+        Ok(())
+    } else {
+        Err(StoreError::Conflict)
+    }
 }
 
 async fn write_events(
@@ -193,7 +200,9 @@ async fn write_events(
 #[async_trait]
 impl Store for SqliteStore {
     async fn term(&self) -> Result<Option<Term>> {
-        let row = sqlx::query("SELECT number, instance FROM term").fetch_optional(&self.pool).await?;
+        let row = sqlx::query("SELECT number, instance FROM term")
+            .fetch_optional(&self.pool)
+            .await?;
         row.as_ref().map(codec::term_from).transpose()
     }
 
@@ -227,8 +236,10 @@ impl Store for SqliteStore {
                 };
             }
         }
-        let busy =
-            sqlx::query(UNFINISHED_OF).bind(record.guest.to_string()).fetch_optional(&mut *transaction).await?;
+        let busy = sqlx::query(UNFINISHED_OF)
+            .bind(record.guest.to_string())
+            .fetch_optional(&mut *transaction)
+            .await?;
         if let Some(row) = busy {
             return Err(StoreError::GuestBusy(codec::parse(&row, "id")?));
         }
@@ -240,12 +251,22 @@ impl Store for SqliteStore {
 
     async fn by_request(&self, request: Uuid) -> Result<Option<Record>> {
         let query = sqlx::query(BY_REQUEST).bind(request.to_string());
-        query.fetch_optional(&self.pool).await?.as_ref().map(record_from).transpose()
+        query
+            .fetch_optional(&self.pool)
+            .await?
+            .as_ref()
+            .map(record_from)
+            .transpose()
     }
 
     async fn migration(&self, id: MigrationId) -> Result<Option<Record>> {
         let query = sqlx::query("SELECT * FROM migration WHERE id = ?").bind(id.to_string());
-        query.fetch_optional(&self.pool).await?.as_ref().map(record_from).transpose()
+        query
+            .fetch_optional(&self.pool)
+            .await?
+            .as_ref()
+            .map(record_from)
+            .transpose()
     }
 
     async fn migrations(&self, filter: &Filter, before: Option<MigrationId>, limit: u32) -> Result<Vec<Record>> {
@@ -279,7 +300,10 @@ impl Store for SqliteStore {
     }
 
     async fn unfinished_of(&self, guest: GuestId) -> Result<Option<MigrationId>> {
-        let row = sqlx::query(UNFINISHED_OF).bind(guest.to_string()).fetch_optional(&self.pool).await?;
+        let row = sqlx::query(UNFINISHED_OF)
+            .bind(guest.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
         row.map(|row| codec::parse(&row, "id")).transpose()
     }
 
@@ -291,7 +315,11 @@ impl Store for SqliteStore {
                 .bind(record.id.to_string())
                 .fetch_optional(&mut *transaction)
                 .await?;
-            return Err(if known.is_some() { StoreError::Conflict } else { StoreError::NotFound });
+            return Err(if known.is_some() {
+                StoreError::Conflict
+            } else {
+                StoreError::NotFound
+            });
         }
         record.generation += 1;
         write_step(&mut transaction, record.id, &write.step).await?;
@@ -308,13 +336,26 @@ impl Store for SqliteStore {
     async fn events(&self, id: MigrationId, after: u64, limit: u32) -> Result<Vec<Event>> {
         let sql = "SELECT sequence, time, content FROM event WHERE migration = ? AND sequence > ?
             ORDER BY sequence LIMIT ?";
-        let query = sqlx::query(sql).bind(id.to_string()).bind(codec::signed(after)).bind(limit);
-        query.fetch_all(&self.pool).await?.iter().map(codec::event_from).collect()
+        let query = sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(codec::signed(after))
+            .bind(limit);
+        query
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(codec::event_from)
+            .collect()
     }
 
     async fn host(&self, id: &HostId) -> Result<Option<HostRecord>> {
         let query = sqlx::query("SELECT * FROM host WHERE id = ?").bind(id.as_str());
-        query.fetch_optional(&self.pool).await?.as_ref().map(host_from).transpose()
+        query
+            .fetch_optional(&self.pool)
+            .await?
+            .as_ref()
+            .map(host_from)
+            .transpose()
     }
 
     async fn hosts(&self, after: Option<&HostId>, limit: u32) -> Result<Vec<HostRecord>> {

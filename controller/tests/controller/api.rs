@@ -3,13 +3,10 @@
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::v1::host_service_client::HostServiceClient;
 use drover_proto::v1::migration_service_client::MigrationServiceClient;
-use drover_proto::v1::watch_migration_response::Event;
 use drover_proto::v1::{
-    self, CheckMigrationRequest, GetGuestOwnerRequest, ListGuestsRequest, ListMigrationsRequest, MigrationState,
-    RegisterHostRequest, WatchMigrationRequest, WatchMigrationResponse,
+    self, CheckMigrationRequest, GetGuestOwnerRequest, ListGuestsRequest, ListMigrationsRequest, RegisterHostRequest,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tonic::Streaming;
 
 use super::agent::registration;
 use super::lab::{Lab, reason, wish};
@@ -21,14 +18,34 @@ async fn the_same_request_twice_makes_one_migration() {
     lab.world.open_gate();
     let mut request = wish();
     request.request_id = "0190a1b2-0000-7000-8000-0000000000e1".to_owned();
-    let first = lab.migrations().create_migration(request.clone()).await.unwrap().into_inner();
-    let second = lab.migrations().create_migration(request.clone()).await.unwrap().into_inner();
+    let first = lab
+        .migrations()
+        .create_migration(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let second = lab
+        .migrations()
+        .create_migration(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(first.name, second.name);
     lab.assert_moved(&first.name).await;
-    let third = lab.migrations().create_migration(request.clone()).await.unwrap().into_inner();
+    let third = lab
+        .migrations()
+        .create_migration(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(first.name, third.name, "also after the guest has moved");
 
-    request.migration.as_mut().unwrap().labels.insert("a".to_owned(), "b".to_owned());
+    request
+        .migration
+        .as_mut()
+        .unwrap()
+        .labels
+        .insert("a".to_owned(), "b".to_owned());
     let other = lab.migrations().create_migration(request).await.unwrap_err();
     assert_eq!(reason(&other), Reason::RequestIdReused);
 }
@@ -54,7 +71,10 @@ async fn bad_fields_are_all_named() {
     let migration = request.migration.as_mut().unwrap();
     migration.guest_uuid = "nonsense".to_owned();
     migration.destination_host = String::new();
-    migration.policy = Some(v1::MigrationPolicy { parallel_connections: 65, ..Default::default() });
+    migration.policy = Some(v1::MigrationPolicy {
+        parallel_connections: 65,
+        ..Default::default()
+    });
     request.request_id = "x".to_owned();
     let refused = lab.migrations().create_migration(request).await.unwrap_err();
     let failure = Failure::from_status(&refused);
@@ -62,7 +82,12 @@ async fn bad_fields_are_all_named() {
     let fields: Vec<_> = failure.fields.iter().map(|(field, _)| field.as_str()).collect();
     assert_eq!(
         fields,
-        ["migration.guest_uuid", "migration.destination_host", "migration.policy.parallel_connections", "request_id"]
+        [
+            "migration.guest_uuid",
+            "migration.destination_host",
+            "migration.policy.parallel_connections",
+            "request_id"
+        ]
     );
 }
 
@@ -76,28 +101,53 @@ async fn what_cannot_be_is_refused_with_its_reason() {
     };
     let nobody = |m: &mut v1::Migration| m.guest_uuid = "0190a1b2-0000-7000-8000-00000000dead".to_owned();
     assert_eq!(create(nobody).await, Reason::GuestNotFound);
-    assert_eq!(create(|m| m.destination_host = "hosts/host-9".to_owned()).await, Reason::HostNotFound);
-    assert_eq!(create(|m| m.destination_host = "hosts/host-1".to_owned()).await, Reason::GuestExists);
+    assert_eq!(
+        create(|m| m.destination_host = "hosts/host-9".to_owned()).await,
+        Reason::HostNotFound
+    );
+    assert_eq!(
+        create(|m| m.destination_host = "hosts/host-1".to_owned()).await,
+        Reason::GuestExists
+    );
     let post_copy = |m: &mut v1::Migration| {
-        m.policy = Some(v1::MigrationPolicy { allow_post_copy: Some(true), ..Default::default() });
+        m.policy = Some(v1::MigrationPolicy {
+            allow_post_copy: Some(true),
+            ..Default::default()
+        });
     };
     assert_eq!(create(post_copy).await, Reason::Unimplemented);
-    let cordon = v1::CordonHostRequest { name: "hosts/host-2".to_owned() };
+    let cordon = v1::CordonHostRequest {
+        name: "hosts/host-2".to_owned(),
+    };
     assert!(lab.hosts().cordon_host(cordon).await.unwrap().into_inner().cordoned);
     assert_eq!(create(|_| {}).await, Reason::HostCordoned);
-    assert!(lab.migrations().list_migrations(ListMigrationsRequest::default()).await.unwrap().get_ref().migrations.is_empty());
+    assert!(
+        lab.migrations()
+            .list_migrations(ListMigrationsRequest::default())
+            .await
+            .unwrap()
+            .get_ref()
+            .migrations
+            .is_empty()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn validate_only_and_check_tell_and_create_nothing() {
     let lab = Lab::new().await;
     lab.world.lock().host("host-2").shares = false;
-    let request = v1::CreateMigrationRequest { validate_only: true, ..wish() };
+    let request = v1::CreateMigrationRequest {
+        validate_only: true,
+        ..wish()
+    };
     let told = lab.migrations().create_migration(request).await.unwrap().into_inner();
     assert!(told.name.is_empty());
     assert_eq!(told.error.unwrap().reason, Reason::StorageNotShared.name());
 
-    let request = CheckMigrationRequest { guest_uuid: GUEST.to_owned(), ..Default::default() };
+    let request = CheckMigrationRequest {
+        guest_uuid: GUEST.to_owned(),
+        ..Default::default()
+    };
     let checked = lab.migrations().check_migration(request).await.unwrap().into_inner();
     assert_eq!(checked.destinations.len(), 1);
     assert!(!checked.destinations[0].acceptable);
@@ -114,97 +164,6 @@ async fn validate_only_and_check_tell_and_create_nothing() {
     assert_eq!(lab.world.was_called("BeginOutgoing"), 0);
 }
 
-async fn next(stream: &mut Streaming<WatchMigrationResponse>) -> Option<WatchMigrationResponse> {
-    let next = tokio::time::timeout(std::time::Duration::from_secs(20), stream.message());
-    next.await.expect("the stream says nothing").unwrap()
-}
-
-async fn watch(lab: &Lab, name: &str, resume_token: &str) -> Streaming<WatchMigrationResponse> {
-    let request = WatchMigrationRequest { name: name.to_owned(), resume_token: resume_token.to_owned() };
-    lab.migrations().watch_migration(request).await.unwrap().into_inner()
-}
-
-fn states(messages: &[WatchMigrationResponse]) -> Vec<(MigrationState, v1::MigrationPhase)> {
-    let changed = |message: &WatchMigrationResponse| match message.event.as_ref().unwrap() {
-        Event::Changed(migration) => Some((migration.state(), migration.phase())),
-        Event::Snapshot(_) | Event::Progress(_) | Event::GuestSwitched(_) | Event::Heartbeat(_) => None,
-    };
-    messages.iter().filter_map(changed).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_watch_begins_with_a_snapshot_and_misses_nothing() {
-    let lab = Lab::new().await;
-    let created = lab.create().await;
-    lab.world.called("WatchOutgoing", 1).await;
-    let mut stream = watch(&lab, &created.name, "").await;
-    let mut messages = vec![next(&mut stream).await.unwrap()];
-    assert!(matches!(messages[0].event, Some(Event::Snapshot(_))));
-    loop {
-        let message = next(&mut stream).await.unwrap();
-        let is_progress = matches!(message.event, Some(Event::Progress(_)));
-        messages.push(message);
-        if is_progress {
-            break;
-        }
-    }
-    lab.world.open_gate();
-    while let Some(message) = next(&mut stream).await {
-        messages.push(message);
-    }
-    let switched = messages.iter().position(|message| matches!(message.event, Some(Event::GuestSwitched(_)))).unwrap();
-    let Some(Event::GuestSwitched(told)) = &messages[switched].event else { unreachable!() };
-    assert_eq!(told.host, "hosts/host-2");
-    assert!(told.switch_time.is_some() && told.blackout.is_some());
-    let states = states(&messages);
-    assert!(states.contains(&(MigrationState::Running, v1::MigrationPhase::Verify)), "{states:?}");
-    assert_eq!(states.last(), Some(&(MigrationState::Succeeded, v1::MigrationPhase::Finalize)));
-
-    // Resumed anywhere, all the changes that came after are told again, and the switch too.
-    let from = &messages[0];
-    let mut resumed = watch(&lab, &created.name, &from.resume_token).await;
-    let mut again = Vec::new();
-    while let Some(message) = next(&mut resumed).await {
-        again.push(message);
-    }
-    assert!(matches!(again[0].event, Some(Event::Snapshot(_))));
-    assert_eq!(self::states(&again), states);
-    assert_eq!(again.iter().filter(|message| matches!(message.event, Some(Event::GuestSwitched(_)))).count(), 1);
-
-    let last = messages.last().unwrap();
-    let mut resumed = watch(&lab, &created.name, &last.resume_token).await;
-    assert!(matches!(next(&mut resumed).await.unwrap().event, Some(Event::Snapshot(_))));
-    assert!(next(&mut resumed).await.is_none());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_resume_token_is_refused() {
-    use base64::Engine;
-    let lab = Lab::new().await;
-    let created = lab.create().await;
-    let id = created.name.trim_start_matches("migrations/");
-    let future = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(format!("{id} 99999"));
-    for (token, expected) in [("!", Reason::InvalidArgument), (future.as_str(), Reason::ResumeTokenExpired)] {
-        let request = WatchMigrationRequest { name: created.name.clone(), resume_token: token.to_owned() };
-        let refused = lab.migrations().watch_migration(request).await.unwrap_err();
-        assert_eq!(reason(&refused), expected);
-    }
-    lab.cancel(&created.name).await;
-    lab.at_rest(&created.name).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_watch_does_not_hold_the_end_of_the_controller_open() {
-    let mut lab = Lab::new().await;
-    let created = lab.create().await;
-    lab.world.called("WatchOutgoing", 1).await;
-    let mut stream = watch(&lab, &created.name, "").await;
-    next(&mut stream).await.unwrap();
-    let began = std::time::Instant::now();
-    lab.stop().await;
-    assert!(began.elapsed() < std::time::Duration::from_secs(8), "{:?}", began.elapsed());
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn migrations_are_listed_in_pages_and_by_filter() {
     let lab = Lab::new().await;
@@ -216,36 +175,65 @@ async fn migrations_are_listed_in_pages_and_by_filter() {
         names.insert(0, created.name);
     }
     let list = async |filter: &str, size: i32, token: &str| {
-        let request =
-            ListMigrationsRequest { page_size: size, page_token: token.to_owned(), filter: filter.to_owned() };
-        lab.migrations().list_migrations(request).await.map(tonic::Response::into_inner)
+        let request = ListMigrationsRequest {
+            page_size: size,
+            page_token: token.to_owned(),
+            filter: filter.to_owned(),
+        };
+        lab.migrations()
+            .list_migrations(request)
+            .await
+            .map(tonic::Response::into_inner)
     };
     let first = list("state = FAILED", 2, "").await.unwrap();
     let second = list("state = FAILED", 2, &first.next_page_token).await.unwrap();
-    let all: Vec<_> = first.migrations.iter().chain(&second.migrations).map(|m| m.name.clone()).collect();
+    let all: Vec<_> = first
+        .migrations
+        .iter()
+        .chain(&second.migrations)
+        .map(|m| m.name.clone())
+        .collect();
     assert_eq!(all, names);
     assert!(second.next_page_token.is_empty());
     assert!(first.migrations[0].checks.is_empty() && !first.migrations[0].phases.is_empty());
     assert!(list("state = SUCCEEDED", 0, "").await.unwrap().migrations.is_empty());
     let refused = list("state = RUNNING", 2, &first.next_page_token).await.unwrap_err();
     assert_eq!(reason(&refused), Reason::PageTokenInvalid);
-    assert_eq!(reason(&list("nonsense", 2, "").await.unwrap_err()), Reason::InvalidArgument);
+    assert_eq!(
+        reason(&list("nonsense", 2, "").await.unwrap_err()),
+        Reason::InvalidArgument
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_and_guests_are_listed_and_silent_hosts_named() {
     let lab = Lab::new().await;
-    let hosts = lab.hosts().list_hosts(v1::ListHostsRequest::default()).await.unwrap().into_inner().hosts;
+    let hosts = lab
+        .hosts()
+        .list_hosts(v1::ListHostsRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .hosts;
     let names: Vec<_> = hosts.iter().map(|host| host.name.as_str()).collect();
     assert_eq!(names, ["hosts/host-1", "hosts/host-2"]);
-    assert!(hosts.iter().all(|host| host.state() == v1::HostState::Up && host.last_seen_time.is_some()));
+    assert!(
+        hosts
+            .iter()
+            .all(|host| host.state() == v1::HostState::Up && host.last_seen_time.is_some())
+    );
     lab.world.lock().away.insert("host-2".to_owned());
-    let request = ListGuestsRequest { parent: "hosts/-".to_owned(), ..Default::default() };
+    let request = ListGuestsRequest {
+        parent: "hosts/-".to_owned(),
+        ..Default::default()
+    };
     let listed = lab.hosts().list_guests(request).await.unwrap().into_inner();
     assert_eq!(listed.guests.len(), 1);
     assert_eq!(listed.guests[0].name, format!("hosts/host-1/guests/{GUEST}"));
     assert_eq!(listed.unreachable_hosts, ["hosts/host-2"]);
-    let request = GetGuestOwnerRequest { guest_uuid: GUEST.to_owned() };
+    let request = GetGuestOwnerRequest {
+        guest_uuid: GUEST.to_owned(),
+    };
     let owner = lab.hosts().get_guest_owner(request).await.unwrap().into_inner();
     assert_eq!(owner.owner_host, "hosts/host-1");
 }
@@ -255,13 +243,25 @@ async fn only_the_agent_of_a_host_registers_it() {
     let lab = Lab::new().await;
     let mut client = HostServiceClient::new(lab.channel("agent/host-1"));
     let host = Some(registration("host-2", &lab.addresses[1]));
-    let request = RegisterHostRequest { host, unfinished_journals: Vec::new() };
-    assert_eq!(reason(&client.register_host(request).await.unwrap_err()), Reason::PermissionDenied);
+    let request = RegisterHostRequest {
+        host,
+        unfinished_journals: Vec::new(),
+    };
+    assert_eq!(
+        reason(&client.register_host(request).await.unwrap_err()),
+        Reason::PermissionDenied
+    );
     let mut viewer = MigrationServiceClient::new(lab.channel("user/vera"));
-    assert_eq!(reason(&viewer.create_migration(wish()).await.unwrap_err()), Reason::PermissionDenied);
+    assert_eq!(
+        reason(&viewer.create_migration(wish()).await.unwrap_err()),
+        Reason::PermissionDenied
+    );
     let mut stranger = MigrationServiceClient::new(lab.channel("user/eve"));
     let request = ListMigrationsRequest::default();
-    assert_eq!(reason(&stranger.list_migrations(request).await.unwrap_err()), Reason::PermissionDenied);
+    assert_eq!(
+        reason(&stranger.list_migrations(request).await.unwrap_err()),
+        Reason::PermissionDenied
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

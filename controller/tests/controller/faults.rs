@@ -28,8 +28,14 @@ const WAY_THERE: [&str; 16] = [
 ];
 
 /// The calls of an undo, in their order.
-const WAY_BACK: [&str; 6] =
-    ["GetMigrationStatus", "AbortOutgoing", "RevokeIncoming", "SettleOutgoing", "SettleIncoming", "CloseMigration"];
+const WAY_BACK: [&str; 6] = [
+    "GetMigrationStatus",
+    "AbortOutgoing",
+    "RevokeIncoming",
+    "SettleOutgoing",
+    "SettleIncoming",
+    "CloseMigration",
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_call_on_the_way_there_is_made_again() {
@@ -43,7 +49,10 @@ async fn a_lost_call_on_the_way_there_is_made_again() {
             lab.world.fault(method, fault.clone());
             let created = lab.migrations().create_migration(wish).await.unwrap().into_inner();
             lab.assert_moved(&created.name).await;
-            assert!(lab.world.lock().faults.values().all(Vec::is_empty), "{method} was not called");
+            assert!(
+                lab.world.lock().faults.values().all(Vec::is_empty),
+                "{method} was not called"
+            );
         }
     }
 }
@@ -58,7 +67,10 @@ async fn a_lost_call_on_the_way_back_is_made_again() {
             lab.world.fault(method, fault.clone());
             lab.cancel(&created.name).await;
             lab.assert_unmoved(&created.name, MigrationState::Cancelled).await;
-            assert!(lab.world.lock().faults.values().all(Vec::is_empty), "{method} was not called");
+            assert!(
+                lab.world.lock().faults.values().all(Vec::is_empty),
+                "{method} was not called"
+            );
         }
     }
 }
@@ -83,7 +95,11 @@ async fn a_controller_killed_anywhere_on_the_way_there_goes_on_after_its_restart
         lab.world.called(method, before + 1).await;
         killed_in(method, &mut lab).await;
         let moved = lab.assert_moved(&created.name).await;
-        let interrupted = moved.phases.iter().filter(|phase| phase.outcome() == PhaseOutcome::Interrupted).count();
+        let interrupted = moved
+            .phases
+            .iter()
+            .filter(|phase| phase.outcome() == PhaseOutcome::Interrupted)
+            .count();
         assert_eq!(interrupted, 1, "{method}: {:#?}", moved.phases);
         assert_eq!(moved.trace_id, created.trace_id);
     }
@@ -113,7 +129,12 @@ async fn a_controller_that_is_stopped_leaves_the_transfer_and_takes_it_up_again(
     lab.start().await;
     let running = lab.get(&created.name).await;
     assert_eq!(running.state(), MigrationState::Running);
-    assert!(running.phases.iter().any(|phase| phase.outcome() == PhaseOutcome::Interrupted));
+    assert!(
+        running
+            .phases
+            .iter()
+            .any(|phase| phase.outcome() == PhaseOutcome::Interrupted)
+    );
     lab.world.open_gate();
     lab.assert_moved(&created.name).await;
     assert_eq!(lab.world.was_called("StartMigrate"), 1, "it looked before it acted");
@@ -126,7 +147,10 @@ async fn a_guest_that_switches_while_the_controller_is_away_is_found_at_its_new_
     lab.world.called("WatchOutgoing", 1).await;
     lab.kill();
     lab.world.open_gate();
-    until("the guest has switched", async || lab.world.guest_state("host-1").is_none()).await;
+    until("the guest has switched", async || {
+        lab.world.guest_state("host-1").is_none()
+    })
+    .await;
     lab.start().await;
     let moved = lab.assert_moved(&created.name).await;
     assert!(moved.summary.unwrap().switch_time.is_some());
@@ -157,7 +181,10 @@ async fn a_destination_that_is_away_does_not_keep_the_source_from_getting_its_gu
     lab.world.lock().away.insert("host-2".to_owned());
     lab.cancel(&created.name).await;
     lab.world.called("SettleOutgoing", 1).await;
-    until("the source has its guest back", async || lab.get(&created.name).await.guest_host == "hosts/host-1").await;
+    until("the source has its guest back", async || {
+        lab.get(&created.name).await.guest_host == "hosts/host-1"
+    })
+    .await;
     lab.world.lock().away.clear();
     lab.assert_unmoved(&created.name, MigrationState::Cancelled).await;
 }
@@ -172,7 +199,10 @@ async fn a_controller_that_is_not_in_office_any_more_commands_nothing() {
     }
     lab.cancel(&created.name).await;
     lab.world.called("AbortOutgoing", 1).await;
-    until("it knows", async || lab.migrations().create_migration(wish()).await.is_err()).await;
+    until("it knows", async || {
+        lab.migrations().create_migration(wish()).await.is_err()
+    })
+    .await;
     let refused = lab.migrations().create_migration(wish()).await.unwrap_err();
     assert_eq!(reason(&refused), Reason::StaleTerm);
     let calls = lab.world.lock().calls.len();
@@ -200,8 +230,19 @@ async fn a_journal_that_the_store_does_not_know_is_shown() {
         ..UnfinishedJournal::default()
     };
     let host = Some(registration("host-1", &lab.addresses[0]));
-    client.register_host(RegisterHostRequest { host, unfinished_journals: vec![journal] }).await.unwrap();
-    let request = drover_proto::v1::GetHostRequest { name: "hosts/host-1".to_owned() };
+    client
+        .register_host(RegisterHostRequest {
+            host,
+            unfinished_journals: vec![journal],
+        })
+        .await
+        .unwrap();
+    let request = drover_proto::v1::GetHostRequest {
+        name: "hosts/host-1".to_owned(),
+    };
     let host = lab.hosts().get_host(request).await.unwrap().into_inner();
-    assert!(host.problem.contains("0190a1b2-0000-7000-8000-0000000000ff"), "{host:?}");
+    assert!(
+        host.problem.contains("0190a1b2-0000-7000-8000-0000000000ff"),
+        "{host:?}"
+    );
 }

@@ -10,9 +10,7 @@ use drover_proto::roles::{Role, Roles};
 use drover_proto::telemetry::LogFormat;
 use drover_proto::v1::host_service_client::HostServiceClient;
 use drover_proto::v1::migration_service_client::MigrationServiceClient;
-use drover_proto::v1::{
-    CreateMigrationRequest, GetMigrationRequest, Migration, MigrationState, RegisterHostRequest,
-};
+use drover_proto::v1::{CreateMigrationRequest, GetMigrationRequest, Migration, MigrationState, RegisterHostRequest};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
@@ -21,30 +19,39 @@ use super::agent::{self, Agent, registration};
 use super::pki::Pki;
 use super::world::{GUEST, World, until};
 
-pub struct Lab {
-    pub world: World,
-    pub pki: Pki,
-    pub addresses: [String; 2],
-    pub controller: Option<Process>,
+pub(crate) struct Lab {
+    pub(crate) world: World,
+    pub(crate) pki: Pki,
+    pub(crate) addresses: [String; 2],
+    pub(crate) controller: Option<Process>,
     folder: TempDir,
 }
 
 /// A controller on a runtime of its own: dropping the runtime is like killing the process.
-pub struct Process {
+pub(crate) struct Process {
     runtime: Runtime,
-    pub controller: Controller,
+    pub(crate) controller: Controller,
 }
 
 impl Lab {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (pki, world) = (Pki::new(folder.path()), World::new());
         let serve = async |host: &str| {
-            let agent = Agent { host: host.to_owned(), world: world.clone() };
+            let agent = Agent {
+                host: host.to_owned(),
+                world: world.clone(),
+            };
             agent::serve(agent, pki.tls(&format!("agent/{host}"))).await
         };
         let addresses = [serve("host-1").await, serve("host-2").await];
-        let mut lab = Self { world, pki, addresses, controller: None, folder };
+        let mut lab = Self {
+            world,
+            pki,
+            addresses,
+            controller: None,
+            folder,
+        };
         lab.start().await;
         for (host, address) in ["host-1", "host-2"].into_iter().zip(lab.addresses.clone()) {
             lab.register(host, &address).await.unwrap();
@@ -67,8 +74,12 @@ impl Lab {
     }
 
     /// Starts a controller on the store that is there.
-    pub async fn start(&mut self) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    pub(crate) async fn start(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let config = self.config();
         let start = runtime.spawn(async move {
             let store = open_store(&config.store).await?;
@@ -79,14 +90,14 @@ impl Lab {
     }
 
     /// Ends the controller in the middle of whatever it does.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(process) = self.controller.take() {
             process.runtime.shutdown_background();
         }
     }
 
     /// Ends the controller as SIGTERM does.
-    pub async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         if let Some(process) = self.controller.take() {
             let stopped = process.runtime.spawn(process.controller.stop());
             stopped.await.unwrap();
@@ -94,46 +105,54 @@ impl Lab {
         }
     }
 
-    pub fn channel(&self, identity: &str) -> Channel {
+    pub(crate) fn channel(&self, identity: &str) -> Channel {
         let address = self.controller.as_ref().unwrap().controller.address.to_string();
         channel(&self.pki.tls(identity), &address, Identity::Controller).unwrap()
     }
 
-    pub fn local_address(&self) -> SocketAddr {
+    pub(crate) fn local_address(&self) -> SocketAddr {
         self.controller.as_ref().unwrap().controller.local_address
     }
 
-    pub fn migrations(&self) -> MigrationServiceClient<Channel> {
+    pub(crate) fn migrations(&self) -> MigrationServiceClient<Channel> {
         MigrationServiceClient::new(self.channel("user/alice"))
     }
 
-    pub fn hosts(&self) -> HostServiceClient<Channel> {
+    pub(crate) fn hosts(&self) -> HostServiceClient<Channel> {
         HostServiceClient::new(self.channel("user/alice"))
     }
 
-    pub async fn register(&self, host: &str, address: &str) -> Result<(), tonic::Status> {
+    pub(crate) async fn register(&self, host: &str, address: &str) -> Result<(), tonic::Status> {
         let mut client = HostServiceClient::new(self.channel(&format!("agent/{host}")));
         let host = Some(registration(host, address));
-        client.register_host(RegisterHostRequest { host, unfinished_journals: Vec::new() }).await?;
+        client
+            .register_host(RegisterHostRequest {
+                host,
+                unfinished_journals: Vec::new(),
+            })
+            .await?;
         Ok(())
     }
 
-    pub async fn create(&self) -> Migration {
+    pub(crate) async fn create(&self) -> Migration {
         self.migrations().create_migration(wish()).await.unwrap().into_inner()
     }
 
-    pub async fn get(&self, name: &str) -> Migration {
+    pub(crate) async fn get(&self, name: &str) -> Migration {
         let request = GetMigrationRequest { name: name.to_owned() };
         self.migrations().get_migration(request).await.unwrap().into_inner()
     }
 
-    pub async fn cancel(&self, name: &str) -> Migration {
-        let request = drover_proto::v1::CancelMigrationRequest { name: name.to_owned(), etag: String::new() };
+    pub(crate) async fn cancel(&self, name: &str) -> Migration {
+        let request = drover_proto::v1::CancelMigrationRequest {
+            name: name.to_owned(),
+            etag: String::new(),
+        };
         self.migrations().cancel_migration(request).await.unwrap().into_inner()
     }
 
     /// Waits until a migration is at rest.
-    pub async fn at_rest(&self, name: &str) -> Migration {
+    pub(crate) async fn at_rest(&self, name: &str) -> Migration {
         let mut client = self.migrations();
         let mut last = None;
         until(&format!("{name} is at rest"), async || {
@@ -148,7 +167,7 @@ impl Lab {
     }
 
     /// The guest has moved, and nothing is left behind.
-    pub async fn assert_moved(&self, name: &str) -> Migration {
+    pub(crate) async fn assert_moved(&self, name: &str) -> Migration {
         let migration = self.at_rest(name).await;
         assert_eq!(migration.state(), MigrationState::Succeeded, "{migration:#?}");
         assert_eq!(migration.guest_host, "hosts/host-2");
@@ -157,7 +176,7 @@ impl Lab {
     }
 
     /// The guest is where it was, and nothing is left behind.
-    pub async fn assert_unmoved(&self, name: &str, state: MigrationState) -> Migration {
+    pub(crate) async fn assert_unmoved(&self, name: &str, state: MigrationState) -> Migration {
         let migration = self.at_rest(name).await;
         assert_eq!(migration.state(), state, "{migration:#?}");
         self.world.assert_clean("host-1");
@@ -171,7 +190,7 @@ impl Drop for Lab {
     }
 }
 
-pub fn wish() -> CreateMigrationRequest {
+pub(crate) fn wish() -> CreateMigrationRequest {
     CreateMigrationRequest {
         migration: Some(Migration {
             guest_uuid: GUEST.to_owned(),
@@ -183,7 +202,6 @@ pub fn wish() -> CreateMigrationRequest {
 }
 
 /// The reason of a refusal.
-pub fn reason(status: &tonic::Status) -> drover_proto::failure::Reason {
+pub(crate) fn reason(status: &tonic::Status) -> drover_proto::failure::Reason {
     drover_proto::failure::Failure::from_status(status).reason
 }
-

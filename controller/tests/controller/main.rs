@@ -6,4 +6,5 @@ mod faults;
 mod lab;
 mod moves;
 mod pki;
+mod watches;
 mod world;

@@ -14,7 +14,11 @@ async fn a_guest_moves() {
     assert_eq!(created.state(), MigrationState::Queued);
     assert!(created.requested_by.ends_with("/user/alice"));
     let moved = lab.assert_moved(&created.name).await;
-    let phases: Vec<_> = moved.phases.iter().map(|phase| (phase.phase(), phase.outcome())).collect();
+    let phases: Vec<_> = moved
+        .phases
+        .iter()
+        .map(|phase| (phase.phase(), phase.outcome()))
+        .collect();
     assert_eq!(
         phases,
         [
@@ -40,7 +44,10 @@ async fn the_callers_trace_is_the_migrations_trace() {
     lab.world.open_gate();
     let mut request = tonic::Request::new(wish());
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-    request.metadata_mut().insert("traceparent", format!("00-{trace}-00f067aa0ba902b7-01").parse().unwrap());
+    request.metadata_mut().insert(
+        "traceparent",
+        format!("00-{trace}-00f067aa0ba902b7-01").parse().unwrap(),
+    );
     let created = lab.migrations().create_migration(request).await.unwrap().into_inner();
     assert_eq!(created.trace_id, trace);
     lab.assert_moved(&created.name).await;
@@ -110,7 +117,13 @@ async fn cancelled_in(method: &str) {
     let created = lab.create().await;
     lab.world.called(method, 1).await;
     let cancelling = lab.cancel(&created.name).await;
-    assert!(matches!(cancelling.state(), MigrationState::Cancelling | MigrationState::Cancelled), "{method}");
+    assert!(
+        matches!(
+            cancelling.state(),
+            MigrationState::Cancelling | MigrationState::Cancelled
+        ),
+        "{method}"
+    );
     lab.world.release(method);
     let cancelled = lab.assert_unmoved(&created.name, MigrationState::Cancelled).await;
     assert!(!cancelled.cancelled_too_late && cancelled.cancel_request_time.is_some());
@@ -141,7 +154,11 @@ async fn a_transfer_can_be_cancelled_while_it_sends() {
     lab.world.called("WatchOutgoing", 1).await;
     lab.cancel(&created.name).await;
     let cancelled = lab.assert_unmoved(&created.name, MigrationState::Cancelled).await;
-    let left = cancelled.phases.iter().find(|phase| phase.phase() == MigrationPhase::Transfer).unwrap();
+    let left = cancelled
+        .phases
+        .iter()
+        .find(|phase| phase.phase() == MigrationPhase::Transfer)
+        .unwrap();
     assert_eq!(left.outcome(), PhaseOutcome::Interrupted);
 }
 
@@ -154,7 +171,10 @@ async fn after_the_switch_a_cancellation_is_too_late_and_says_so() {
         let created = lab.create().await;
         lab.world.called(method, 1).await;
         let told = lab.cancel(&created.name).await;
-        assert!(told.cancelled_too_late && told.state() == MigrationState::Running, "{told:#?}");
+        assert!(
+            told.cancelled_too_late && told.state() == MigrationState::Running,
+            "{told:#?}"
+        );
         lab.world.release(method);
         let moved = lab.assert_moved(&created.name).await;
         assert!(moved.cancelled_too_late);
@@ -170,12 +190,19 @@ async fn a_cancellation_that_meets_the_switch_finds_out_that_it_is_too_late() {
     lab.cancel(&created.name).await;
     // Abort looks; before it gets an answer, the guest switches.
     lab.world.open_gate();
-    super::world::until("the guest has switched", async || lab.world.guest_state("host-1").is_none()).await;
+    super::world::until("the guest has switched", async || {
+        lab.world.guest_state("host-1").is_none()
+    })
+    .await;
     lab.world.release("GetMigrationStatus");
     let moved = lab.assert_moved(&created.name).await;
     assert!(moved.cancelled_too_late);
-    assert!(moved.phases.iter().any(|phase| phase.phase() == MigrationPhase::Abort
-        && phase.outcome() == PhaseOutcome::Refused));
+    assert!(
+        moved
+            .phases
+            .iter()
+            .any(|phase| phase.phase() == MigrationPhase::Abort && phase.outcome() == PhaseOutcome::Refused)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,7 +210,10 @@ async fn a_deadline_brings_the_guest_back() {
     let lab = Lab::new().await;
     let mut wish = wish();
     wish.migration.as_mut().unwrap().policy = Some(drover_proto::v1::MigrationPolicy {
-        deadline: Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 }),
+        deadline: Some(prost_types::Duration {
+            seconds: 0,
+            nanos: 200_000_000,
+        }),
         ..Default::default()
     });
     let created = lab.migrations().create_migration(wish).await.unwrap().into_inner();

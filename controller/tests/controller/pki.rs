@@ -8,23 +8,26 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 
-pub struct Pki {
+pub(crate) struct Pki {
     folder: PathBuf,
     ca: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Pki {
-    pub fn new(folder: &Path) -> Self {
+    pub(crate) fn new(folder: &Path) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "test CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        Self { folder: folder.to_owned(), ca }
+        Self {
+            folder: folder.to_owned(),
+            ca,
+        }
     }
 
     /// Files of an identity, `controller`, `agent/host-1`, `user/alice`.
-    pub fn files(&self, identity: &str) -> TlsFiles {
+    pub(crate) fn files(&self, identity: &str) -> TlsFiles {
         let folder = self.folder.join(identity.replace('/', "-"));
         let files = TlsFiles {
             certificate: folder.join("tls.crt"),
@@ -47,7 +50,7 @@ impl Pki {
         files
     }
 
-    pub fn tls(&self, identity: &str) -> Tls {
+    pub(crate) fn tls(&self, identity: &str) -> Tls {
         Tls::load(self.files(identity), "drover.local".parse().unwrap()).unwrap()
     }
 }

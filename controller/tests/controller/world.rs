@@ -13,32 +13,32 @@ use drover_proto::time::{now, proto_duration};
 use drover_proto::v1::{CallRecord, Progress, TransferSummary};
 use tokio::sync::Semaphore;
 
-pub const GUEST: &str = "0190a1b2-0000-7000-8000-00000000000a";
+pub(crate) const GUEST: &str = "0190a1b2-0000-7000-8000-00000000000a";
 
 #[derive(Default)]
-pub struct Host {
-    pub guests: BTreeMap<String, GuestFacts>,
-    pub journals: HashMap<String, Journal>,
-    pub probes: BTreeSet<String>,
+pub(crate) struct Host {
+    pub(crate) guests: BTreeMap<String, GuestFacts>,
+    pub(crate) journals: HashMap<String, Journal>,
+    pub(crate) probes: BTreeSet<String>,
     /// Probe files of these hosts are seen here.
-    pub shares: bool,
-    pub highest_term: u64,
-    pub store_instance: String,
+    pub(crate) shares: bool,
+    pub(crate) highest_term: u64,
+    pub(crate) store_instance: String,
 }
 
 #[derive(Clone, Default)]
-pub struct Journal {
-    pub record: JournalRecord,
-    pub performing: bool,
-    pub outcome: PerformOutcome,
-    pub in_flight: bool,
-    pub summary: Option<TransferSummary>,
-    pub calls: Vec<CallRecord>,
+pub(crate) struct Journal {
+    pub(crate) record: JournalRecord,
+    pub(crate) performing: bool,
+    pub(crate) outcome: PerformOutcome,
+    pub(crate) in_flight: bool,
+    pub(crate) summary: Option<TransferSummary>,
+    pub(crate) calls: Vec<CallRecord>,
 }
 
 /// What an agent does with a call instead of just answering it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The call never arrives.
     LoseRequest,
     /// The call is carried out, its answer is lost.
@@ -48,41 +48,50 @@ pub enum Fault {
 }
 
 #[derive(Default)]
-pub struct State {
-    pub hosts: BTreeMap<String, Host>,
+pub(crate) struct State {
+    pub(crate) hosts: BTreeMap<String, Host>,
     /// Method → what happens to its next calls.
-    pub faults: HashMap<String, Vec<Fault>>,
+    pub(crate) faults: HashMap<String, Vec<Fault>>,
     /// Every call that arrived: host and method.
-    pub calls: Vec<(String, String)>,
+    pub(crate) calls: Vec<(String, String)>,
     /// Hosts that answer nothing.
-    pub away: BTreeSet<String>,
+    pub(crate) away: BTreeSet<String>,
     /// Methods whose calls wait at their arrival.
-    pub held: HashMap<String, Arc<Semaphore>>,
+    pub(crate) held: HashMap<String, Arc<Semaphore>>,
     next_pid: u32,
 }
 
 #[derive(Clone)]
-pub struct World {
+pub(crate) struct World {
     state: Arc<Mutex<State>>,
     /// Transfers end when they get one of these.
-    pub gate: Arc<Semaphore>,
+    pub(crate) gate: Arc<Semaphore>,
 }
 
 impl World {
-    pub fn new() -> Self {
-        let world = Self { state: Arc::default(), gate: Arc::new(Semaphore::new(0)) };
+    pub(crate) fn new() -> Self {
+        let world = Self {
+            state: Arc::default(),
+            gate: Arc::new(Semaphore::new(0)),
+        };
         for host in ["host-1", "host-2"] {
-            world.lock().hosts.insert(host.to_owned(), Host { shares: true, ..Host::default() });
+            world.lock().hosts.insert(
+                host.to_owned(),
+                Host {
+                    shares: true,
+                    ..Host::default()
+                },
+            );
         }
         world.start_guest("host-1");
         world
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
-    pub fn start_guest(&self, host: &str) {
+    pub(crate) fn start_guest(&self, host: &str) {
         let mut state = self.lock();
         let mut guest = GuestFacts {
             guest_uuid: GUEST.to_owned(),
@@ -113,48 +122,61 @@ impl World {
     }
 
     /// Lets the transfers that wait, or one to come, end.
-    pub fn open_gate(&self) {
+    pub(crate) fn open_gate(&self) {
         self.gate.add_permits(1);
     }
 
-    pub fn fault(&self, method: &str, fault: Fault) {
+    pub(crate) fn fault(&self, method: &str, fault: Fault) {
         self.lock().faults.entry(method.to_owned()).or_default().push(fault);
     }
 
     /// Lets calls of a method wait at their arrival until `release`.
-    pub fn hold(&self, method: &str) {
+    pub(crate) fn hold(&self, method: &str) {
         self.lock().held.insert(method.to_owned(), Arc::new(Semaphore::new(0)));
     }
 
-    pub fn release(&self, method: &str) {
+    pub(crate) fn release(&self, method: &str) {
         if let Some(held) = self.lock().held.remove(method) {
             held.add_permits(1000);
         }
     }
 
-    pub fn was_called(&self, method: &str) -> usize {
+    pub(crate) fn was_called(&self, method: &str) -> usize {
         self.lock().calls.iter().filter(|(_, called)| called == method).count()
     }
 
     /// Waits until a method was called so often.
-    pub async fn called(&self, method: &str, times: usize) {
-        until(&format!("{method} is called"), async || self.was_called(method) >= times).await;
+    pub(crate) async fn called(&self, method: &str, times: usize) {
+        until(&format!("{method} is called"), async || {
+            self.was_called(method) >= times
+        })
+        .await;
     }
 
-    pub fn guest_state(&self, host: &str) -> Option<LibvirtState> {
+    pub(crate) fn guest_state(&self, host: &str) -> Option<LibvirtState> {
         self.lock().hosts[host].guests.get(GUEST).map(GuestFacts::state)
     }
 
     /// The invariants at rest: one copy, no open journal, no probe file.
-    pub fn assert_clean(&self, owner: &str) {
+    pub(crate) fn assert_clean(&self, owner: &str) {
         let state = self.lock();
         for (name, host) in &state.hosts {
-            let running = host.guests.get(GUEST).is_some_and(|guest| guest.state() == LibvirtState::Running);
+            let running = host
+                .guests
+                .get(GUEST)
+                .is_some_and(|guest| guest.state() == LibvirtState::Running);
             assert_eq!(running, name == owner, "the guest on {name}");
-            assert!(name == owner || !host.guests.contains_key(GUEST), "something is left on {name}");
+            assert!(
+                name == owner || !host.guests.contains_key(GUEST),
+                "something is left on {name}"
+            );
             assert!(host.probes.is_empty(), "probe files are left on {name}");
             for journal in host.journals.values() {
-                assert!(journal.record.closed, "a journal is open on {name}: {:?}", journal.record);
+                assert!(
+                    journal.record.closed,
+                    "a journal is open on {name}: {:?}",
+                    journal.record
+                );
             }
         }
         let autostart = state.hosts[owner].guests[GUEST].autostart;
@@ -163,27 +185,40 @@ impl World {
 }
 
 impl State {
-    pub fn host(&mut self, host: &str) -> &mut Host {
+    pub(crate) fn host(&mut self, host: &str) -> &mut Host {
         self.hosts.get_mut(host).expect("a host of this world")
     }
 
-    pub fn incarnation(&mut self) -> Incarnation {
+    pub(crate) fn incarnation(&mut self) -> Incarnation {
         self.next_pid += 1;
-        Incarnation { boot_id: "0190a1b2-0000-7000-8000-0000000000b0".to_owned(), qemu_pid: self.next_pid, qemu_start_time: 1 }
+        Incarnation {
+            boot_id: "0190a1b2-0000-7000-8000-0000000000b0".to_owned(),
+            qemu_pid: self.next_pid,
+            qemu_start_time: 1,
+        }
     }
 
-    pub fn assert_one_runs(&self) {
-        let runs = |host: &&Host| host.guests.get(GUEST).is_some_and(|guest| guest.state() == LibvirtState::Running);
+    pub(crate) fn assert_one_runs(&self) {
+        let runs = |host: &&Host| {
+            host.guests
+                .get(GUEST)
+                .is_some_and(|guest| guest.state() == LibvirtState::Running)
+        };
         assert!(self.hosts.values().filter(runs).count() <= 1, "two copies run");
     }
 
-    pub fn status(&self, host: &str, reference: &MigrationRef) -> MigrationStatus {
+    pub(crate) fn status(&self, host: &str, reference: &MigrationRef) -> MigrationStatus {
         let host = &self.hosts[host];
         let guest = host.guests.get(&reference.guest_uuid).cloned();
         let Some(journal) = host.journals.get(&reference.migration_id) else {
-            return MigrationStatus { guest, ..MigrationStatus::default() };
+            return MigrationStatus {
+                guest,
+                ..MigrationStatus::default()
+            };
         };
-        let same = guest.as_ref().is_some_and(|guest| guest.incarnation == journal.record.incarnation);
+        let same = guest
+            .as_ref()
+            .is_some_and(|guest| guest.incarnation == journal.record.incarnation);
         MigrationStatus {
             journal: Some(journal.record.clone()),
             same_incarnation: same && journal.record.incarnation.is_some(),
@@ -200,7 +235,7 @@ impl State {
     }
 
     /// Perform came to its end, if nobody has aborted it: the source hands over, the guest switches.
-    pub fn complete(&mut self, source: &str, destination: &str, id: &str) {
+    pub(crate) fn complete(&mut self, source: &str, destination: &str, id: &str) {
         let journal = self.host(source).journals.get_mut(id).unwrap();
         journal.in_flight = false;
         if !journal.performing {
@@ -214,7 +249,7 @@ impl State {
         self.hand_over(source, destination, id);
     }
 
-    pub fn hand_over(&mut self, source: &str, destination: &str, id: &str) {
+    pub(crate) fn hand_over(&mut self, source: &str, destination: &str, id: &str) {
         let there = self.host(destination);
         let journal = there.journals.get_mut(id).unwrap();
         if journal.record.state() != JournalState::Waiting {
@@ -239,16 +274,23 @@ impl State {
     }
 }
 
-pub fn progress() -> Progress {
-    Progress { time: Some(now()), iteration: 1, memory_total_bytes: 512 << 20, ..Progress::default() }
+pub(crate) fn progress() -> Progress {
+    Progress {
+        time: Some(now()),
+        iteration: 1,
+        memory_total_bytes: 512 << 20,
+        ..Progress::default()
+    }
 }
 
 /// Waits for something that must come true.
-pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    tokio::time::timeout(Duration::from_secs(30), wait)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }

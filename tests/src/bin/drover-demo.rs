@@ -42,8 +42,10 @@ fn run(lab: &mut Lab) -> Result<()> {
     step("Two hosts with libvirtd and QEMU, each with a network, processes and a /run of its own");
     for host in lab.hosts() {
         let version = host.virsh(&["version"])?;
-        let versions: Vec<&str> =
-            version.lines().filter_map(|line| line.split_once(": ").map(|(_, version)| version)).collect();
+        let versions: Vec<&str> = version
+            .lines()
+            .filter_map(|line| line.split_once(": ").map(|(_, version)| version))
+            .collect();
         println!("  {:<8} {:<12} {}", host.name(), host.address(), versions.join(", "));
     }
 
@@ -53,14 +55,23 @@ fn run(lab: &mut Lab) -> Result<()> {
         .memory_mib(512)
         .fill_mib(128)
         .dirty_mib_per_second(4)
-        .disk(Disk::Shared { format: "qcow2", size_mib: 16 })
+        .disk(Disk::Shared {
+            format: "qcow2",
+            size_mib: 16,
+        })
         .autostart();
     let guest = lab.start_guest("host-a", &spec)?;
-    println!("  web-1 at {} answers after {:.1} s", guest.address(), started.elapsed().as_secs_f64());
+    println!(
+        "  web-1 at {} answers after {:.1} s",
+        guest.address(),
+        started.elapsed().as_secs_f64()
+    );
 
     step("Certificates, a controller, an agent on each host (as user drover), a trace collector");
     let collector = Collector::start(lab)?;
-    let options = ClusterOptions { environment: collector.environment(), ..ClusterOptions::default() };
+    let options = ClusterOptions {
+        environment: collector.environment(),
+    };
     let cluster = Cluster::start_with(lab, options)?;
     show(&cluster, &["host", "list"])?;
     show(&cluster, &["guest", "list"])?;
@@ -75,10 +86,18 @@ fn run(lab: &mut Lab) -> Result<()> {
     let status = guest.status()?;
     step("What was seen from outside");
     println!("  TCP session   alive, {} lines echoed, none lost", seen.session.lines);
-    println!("  blackout      {} ms (largest gap between replies to a ping every 5 ms)", seen.blackout().as_millis());
-    println!("  two copies    never ({} signed ticks seen on both hosts' taps)", report.verdict.beats);
-    println!("  guest memory  {} complete checks, {} errors; disk: {} writes, {} errors",
-        status.memory_passes, status.memory_errors, status.disk_writes, status.disk_errors);
+    println!(
+        "  blackout      {} ms (largest gap between replies to a ping every 5 ms)",
+        seen.blackout().as_millis()
+    );
+    println!(
+        "  two copies    never ({} signed ticks seen on both hosts' taps)",
+        report.verdict.beats
+    );
+    println!(
+        "  guest memory  {} complete checks, {} errors; disk: {} writes, {} errors",
+        status.memory_passes, status.memory_errors, status.disk_writes, status.disk_errors
+    );
 
     step("Where the time went");
     let list = cluster.drover_json(&["migration", "list"])?;
@@ -96,7 +115,11 @@ fn run(lab: &mut Lab) -> Result<()> {
 /// Runs a command as an operator would and shows what it prints.
 fn show(cluster: &Cluster<'_>, arguments: &[&str]) -> Result<()> {
     println!("\n$ drover {}", arguments.join(" "));
-    let status = cluster.command("alice")?.args(arguments).stdin(Stdio::null()).status()?;
+    let status = cluster
+        .command("alice")?
+        .args(arguments)
+        .stdin(Stdio::null())
+        .status()?;
     ensure!(status.success(), "`drover {}` ended with {status}", arguments.join(" "));
     Ok(())
 }

@@ -71,8 +71,18 @@ impl Cluster<'_> {
 
     /// Runs it to its end; a failing command is no error.
     pub fn drover_as(&self, user: &str, arguments: &[&str]) -> Result<Run> {
-        let Output { status, stdout, stderr, wall } = run_any(self.command(user)?.args(arguments), MIGRATION)?;
-        Ok(Run { code: status.code().unwrap_or(-1), stdout, stderr, wall })
+        let Output {
+            status,
+            stdout,
+            stderr,
+            wall,
+        } = run_any(self.command(user)?.args(arguments), MIGRATION)?;
+        Ok(Run {
+            code: status.code().unwrap_or(-1),
+            stdout,
+            stderr,
+            wall,
+        })
     }
 
     /// Runs it as an admin; a failing command is no error.
@@ -84,7 +94,12 @@ impl Cluster<'_> {
     pub fn drover_json(&self, arguments: &[&str]) -> Result<Value> {
         let run = self.drover(&[arguments, &["-o", "json"]].concat())?;
         if run.code != 0 {
-            bail!("drover {} ended with {}: {}", arguments.join(" "), run.code, run.stderr.trim());
+            bail!(
+                "drover {} ended with {}: {}",
+                arguments.join(" "),
+                run.code,
+                run.stderr.trim()
+            );
         }
         serde_json::from_str(&run.stdout).with_context(|| format!("not JSON: {}", run.stdout))
     }
@@ -94,14 +109,22 @@ impl Cluster<'_> {
         let hosts = self.drover_json(&["host", "list"])?;
         let hosts = hosts["hosts"].as_array().context("no field `hosts`")?;
         let up = hosts.iter().filter(|host| host["state"] == "UP");
-        Ok(up.filter_map(|host| Some(host["name"].as_str()?.trim_start_matches("hosts/").to_string())).collect())
+        Ok(up
+            .filter_map(|host| Some(host["name"].as_str()?.trim_start_matches("hosts/").to_string()))
+            .collect())
     }
 
     /// Moves a guest and waits for the end; anything but success is an error that quotes the command.
     pub fn migrate(&self, guest: &Guest, to: &str) -> Result<(Migration, Run)> {
         let run = self.drover(&["migrate", guest.name(), "--to", to, "-o", "json"])?;
         if run.code != 0 {
-            bail!("drover migrate {} --to {to} ended with {}: {}{}", guest.name(), run.code, run.stderr, run.stdout);
+            bail!(
+                "drover migrate {} --to {to} ended with {}: {}{}",
+                guest.name(),
+                run.code,
+                run.stderr,
+                run.stdout
+            );
         }
         let migration = serde_json::from_str(&run.stdout).with_context(|| format!("not JSON: {}", run.stdout))?;
         Ok((Migration(migration), run))
@@ -109,7 +132,13 @@ impl Cluster<'_> {
 
     /// Starts a move without waiting for its end.
     pub fn begin(&self, guest: &Guest, to: &str) -> Result<Migration> {
-        Ok(Migration(self.drover_json(&["migrate", guest.name(), "--to", to, "--no-wait"])?))
+        Ok(Migration(self.drover_json(&[
+            "migrate",
+            guest.name(),
+            "--to",
+            to,
+            "--no-wait",
+        ])?))
     }
 
     pub fn migration(&self, id: &str) -> Result<Migration> {

@@ -15,8 +15,13 @@ use crate::process::run;
 pub(super) const METRICS_PORT: u16 = 7441;
 
 /// Users of the lab and their roles; `nobody` has a good certificate and no role.
-const USERS: [(&str, &str); 5] =
-    [("alice", "admin"), ("oscar", "operator"), ("vera", "viewer"), ("sam", "scheduler"), ("nobody", "")];
+const USERS: [(&str, &str); 5] = [
+    ("alice", "admin"),
+    ("oscar", "operator"),
+    ("vera", "viewer"),
+    ("sam", "scheduler"),
+    ("nobody", ""),
+];
 
 /// Writes what is not there yet: a cluster that is started a second time in one lab keeps identities and state.
 pub(super) fn write(cluster: &Cluster<'_>) -> Result<()> {

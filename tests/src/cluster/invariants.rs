@@ -45,13 +45,21 @@ impl Cluster<'_> {
                 bail!("a migration is unfinished: {migration}");
             }
             // Newest first.
-            newest.entry(migration["guest_uuid"].as_str().unwrap_or_default()).or_insert(migration);
+            newest
+                .entry(migration["guest_uuid"].as_str().unwrap_or_default())
+                .or_insert(migration);
         }
         for guest in expected {
-            let (Expected::Runs(guest, host) | Expected::Paused(guest, host)) = guest else { continue };
+            let (Expected::Runs(guest, host) | Expected::Paused(guest, host)) = guest else {
+                continue;
+            };
             if let Some(migration) = newest.get(guest.uuid().to_string().as_str()) {
                 let says = migration["guest_host"].as_str().unwrap_or_default();
-                ensure!(says == format!("hosts/{host}"), "{} is on {host}, the store says: {migration}", guest.name());
+                ensure!(
+                    says == format!("hosts/{host}"),
+                    "{} is on {host}, the store says: {migration}",
+                    guest.name()
+                );
             }
         }
         Ok(())
@@ -64,15 +72,27 @@ impl Cluster<'_> {
         match expected {
             Expected::Runs(_, host) => {
                 let right = matches!(copies[..], [copy] if copy.host == *host && copy.state == "running");
-                ensure!(right, "{} must run on {host} and be nowhere else: {copies:#?}", guest.name());
+                ensure!(
+                    right,
+                    "{} must run on {host} and be nowhere else: {copies:#?}",
+                    guest.name()
+                );
                 guest.verify()?;
             }
             Expected::Paused(_, host) => {
                 let right = matches!(copies[..], [copy] if copy.host == *host && copy.state == "paused");
-                ensure!(right, "{} must stand still on {host} and be nowhere else: {copies:#?}", guest.name());
+                ensure!(
+                    right,
+                    "{} must stand still on {host} and be nowhere else: {copies:#?}",
+                    guest.name()
+                );
             }
             Expected::Ended(_) => {
-                ensure!(!copies.iter().any(|copy| copy.is_active()), "{} has ended, yet: {copies:#?}", guest.name());
+                ensure!(
+                    !copies.iter().any(|copy| copy.is_active()),
+                    "{} has ended, yet: {copies:#?}",
+                    guest.name()
+                );
             }
         }
         Ok(())

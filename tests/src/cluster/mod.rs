@@ -48,7 +48,13 @@ impl<'lab> Cluster<'lab> {
 
     pub fn start_with(lab: &'lab Lab, options: ClusterOptions) -> Result<Cluster<'lab>> {
         let folder = lab.layout().folder().join("drover");
-        let mut cluster = Cluster { lab, options, folder, controller: None, agents: BTreeMap::new() };
+        let mut cluster = Cluster {
+            lab,
+            options,
+            folder,
+            controller: None,
+            agents: BTreeMap::new(),
+        };
         cluster.install().context("installing Drover in the lab")?;
         cluster.start_controller()?;
         let names: Vec<String> = lab.hosts().iter().map(|host| host.name().to_string()).collect();
@@ -142,7 +148,11 @@ impl<'lab> Cluster<'lab> {
         let log = self.agent(host)?.log().clone();
         wait_until(&format!("the agent of {host} (log: {})", log.display()), START, || {
             let text = fs::read_to_string(&log)?;
-            anyhow::ensure!(std::path::Path::new(&format!("/proc/{pid}")).exists(), "it ended: {}", last_line(&text));
+            anyhow::ensure!(
+                std::path::Path::new(&format!("/proc/{pid}")).exists(),
+                "it ended: {}",
+                last_line(&text)
+            );
             let hosts = self.hosts()?;
             Ok(hosts.iter().any(|known| known == host).then_some(()))
         })
@@ -150,11 +160,16 @@ impl<'lab> Cluster<'lab> {
 
     /// SIGKILL, as a crash would.
     pub fn kill_agent(&mut self, host: &str) -> Result<()> {
-        self.agents.remove(host).with_context(|| format!("no agent runs on {host}"))?.kill()
+        self.agents
+            .remove(host)
+            .with_context(|| format!("no agent runs on {host}"))?
+            .kill()
     }
 
     pub fn agent(&mut self, host: &str) -> Result<&mut Daemon> {
-        self.agents.get_mut(host).with_context(|| format!("no agent runs on {host}"))
+        self.agents
+            .get_mut(host)
+            .with_context(|| format!("no agent runs on {host}"))
     }
 
     pub fn host(&self, name: &str) -> &'lab Host {

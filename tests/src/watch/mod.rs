@@ -84,21 +84,29 @@ impl Watch {
     pub fn finish(self) -> Result<WatchReport> {
         let mut guests = BTreeMap::new();
         for mut watched in self.guests {
-            let report = GuestReport { session: watched.session.finish()?, pings: watched.pings.finish()? };
+            let report = GuestReport {
+                session: watched.session.finish()?,
+                pings: watched.pings.finish()?,
+            };
             guests.insert(watched.name.clone(), report);
         }
         let mut beats = Vec::new();
         for mut worker in self.beats {
             beats.append(&mut worker.finish()?);
         }
-        Ok(WatchReport { guests, verdict: detector::judge(beats) })
+        Ok(WatchReport {
+            guests,
+            verdict: detector::judge(beats),
+        })
     }
 }
 
 impl WatchReport {
     /// What was seen of a guest; panics when it was not watched, as that is a mistake in the test.
     pub fn guest(&self, name: &str) -> &GuestReport {
-        self.guests.get(name).unwrap_or_else(|| panic!("guest {name} was not watched"))
+        self.guests
+            .get(name)
+            .unwrap_or_else(|| panic!("guest {name} was not watched"))
     }
 
     /// The hosts on which a guest ran, in order.
@@ -113,12 +121,18 @@ impl WatchReport {
         }
         for (name, report) in &self.guests {
             if let Some(why) = &report.session.broken {
-                bail!("the TCP session with {name} broke after {} lines: {why}", report.session.lines);
+                bail!(
+                    "the TCP session with {name} broke after {} lines: {why}",
+                    report.session.lines
+                );
             }
             // A watch that saw nothing proves nothing.
             let stays = self.verdict.stays.get(name).map_or(0, Vec::len);
             if stays == 0 || report.session.lines == 0 || report.pings.answers.len() < 2 {
-                bail!("guest {name} was not seen: {stays} stays, {} lines", report.session.lines);
+                bail!(
+                    "guest {name} was not seen: {stays} stays, {} lines",
+                    report.session.lines
+                );
             }
         }
         Ok(())
@@ -126,7 +140,8 @@ impl WatchReport {
 
     /// [`WatchReport::check`], and that a guest went exactly this way from host to host.
     pub fn check_path(&self, guest: &str, path: &[&str]) -> Result<()> {
-        self.check().with_context(|| format!("guest {guest} on its way {path:?}"))?;
+        self.check()
+            .with_context(|| format!("guest {guest} on its way {path:?}"))?;
         if self.path(guest) != path {
             bail!("guest {guest} went {:?}, not {path:?}", self.path(guest));
         }

@@ -2,7 +2,7 @@
 
 mod channels;
 mod hello;
-mod pki;
+pub(crate) mod pki;
 mod refused;
 
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ fn host(name: &str) -> HostId {
     name.parse().unwrap()
 }
 
-fn agent(name: &str) -> Identity {
+pub(crate) fn agent(name: &str) -> Identity {
     Identity::Agent(host(name))
 }
 

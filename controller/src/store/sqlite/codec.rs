@@ -27,7 +27,11 @@ pub(super) fn labels(labels: &BTreeMap<String, String>) -> String {
 }
 
 pub(super) fn prepared(prepared: &Prepared) -> Vec<u8> {
-    PrepareIncomingResponse { ticket: prepared.ticket.clone(), cookie: prepared.cookie.clone() }.encode_to_vec()
+    PrepareIncomingResponse {
+        ticket: prepared.ticket.clone(),
+        cookie: prepared.cookie.clone(),
+    }
+    .encode_to_vec()
 }
 
 pub(super) fn event(event: &Event) -> Vec<u8> {
@@ -58,7 +62,8 @@ where
     T: FromStr<Err = InvalidId>,
 {
     let text: Option<String> = row.try_get(column)?;
-    text.map(|text| text.parse().map_err(|error| unreadable(column, error))).transpose()
+    text.map(|text| text.parse().map_err(|error| unreadable(column, error)))
+        .transpose()
 }
 
 fn unsigned(row: &SqliteRow, column: &str) -> Result<u64> {
@@ -82,7 +87,9 @@ fn message<M: Message + Default>(row: &SqliteRow, column: &str) -> Result<M> {
 
 fn some_message<M: Message + Default>(row: &SqliteRow, column: &str) -> Result<Option<M>> {
     let bytes: Option<Vec<u8>> = row.try_get(column)?;
-    bytes.map(|bytes| M::decode(bytes.as_slice()).map_err(|error| unreadable(column, error))).transpose()
+    bytes
+        .map(|bytes| M::decode(bytes.as_slice()).map_err(|error| unreadable(column, error)))
+        .transpose()
 }
 
 fn span(row: &SqliteRow, column: &str) -> Result<SpanId> {
@@ -91,7 +98,10 @@ fn span(row: &SqliteRow, column: &str) -> Result<SpanId> {
 }
 
 pub(super) fn term_from(row: &SqliteRow) -> Result<Term> {
-    Ok(Term { number: unsigned(row, "number")?, instance: parse(row, "instance")? })
+    Ok(Term {
+        number: unsigned(row, "number")?,
+        instance: parse(row, "instance")?,
+    })
 }
 
 fn trace_from(row: &SqliteRow) -> Result<Trace> {
@@ -107,8 +117,13 @@ fn trace_from(row: &SqliteRow) -> Result<Trace> {
 fn request_from(row: &SqliteRow) -> Result<Option<RequestKey>> {
     let id: Option<String> = row.try_get("request_id")?;
     let content: Option<Vec<u8>> = row.try_get("request_content")?;
-    let (Some(_), Some(content)) = (id, content) else { return Ok(None) };
-    Ok(Some(RequestKey { id: parse(row, "request_id")?, content }))
+    let (Some(_), Some(content)) = (id, content) else {
+        return Ok(None);
+    };
+    Ok(Some(RequestKey {
+        id: parse(row, "request_id")?,
+        content,
+    }))
 }
 
 pub(super) fn record_from(row: &SqliteRow) -> Result<Record> {
@@ -134,7 +149,10 @@ pub(super) fn record_from(row: &SqliteRow) -> Result<Record> {
         too_late: row.try_get("too_late")?,
         guest_host: parse_some::<HostId>(row, "guest_host")?,
         incarnation: some_message::<Incarnation>(row, "incarnation")?,
-        prepared: prepared.map(|message| Prepared { ticket: message.ticket, cookie: message.cookie }),
+        prepared: prepared.map(|message| Prepared {
+            ticket: message.ticket,
+            cookie: message.cookie,
+        }),
         trace: trace_from(row)?,
         created: time(row, "created")?,
         started: some_time(row, "started")?,

@@ -1,0 +1,154 @@
+//! What an agent answers to looking, and its probe files.
+
+use super::*;
+
+impl Agent {
+    pub(super) async fn do_get_agent_status(
+        &self,
+        _: Request<GetAgentStatusRequest>,
+    ) -> Result<Response<AgentStatus>, Status> {
+        let host = self.host.clone();
+        self.call("GetAgentStatus", None, move |state| {
+            let (highest_term, store_instance) = {
+                let host = state.host(&host);
+                (host.highest_term, host.store_instance.clone())
+            };
+            let host = Some(registration(&host, "127.0.0.1:1"));
+            Ok(AgentStatus {
+                host,
+                highest_term,
+                store_instance,
+                unfinished_journals: Vec::new(),
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn do_inspect_host(&self, _: Request<InspectHostRequest>) -> Result<Response<HostFacts>, Status> {
+        let host = self.host.clone();
+        self.call("InspectHost", None, move |_| {
+            Ok(HostFacts {
+                host_uuid: host,
+                arch: "x86_64".to_owned(),
+                memory_available_bytes: 1 << 40,
+                bridges: vec!["br0".to_owned()],
+                ..HostFacts::default()
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn do_list_guests(
+        &self,
+        _: Request<ListGuestsRequest>,
+    ) -> Result<Response<ListGuestsResponse>, Status> {
+        let host = self.host.clone();
+        self.call("ListGuests", None, move |state| {
+            Ok(ListGuestsResponse {
+                guests: state.host(&host).guests.values().cloned().collect(),
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn do_inspect_guest(
+        &self,
+        request: Request<InspectGuestRequest>,
+    ) -> Result<Response<GuestFacts>, Status> {
+        let (host, uuid) = (self.host.clone(), request.into_inner().guest_uuid);
+        self.call("InspectGuest", None, move |state| {
+            state
+                .host(&host)
+                .guests
+                .get(&uuid)
+                .cloned()
+                .ok_or_else(|| refuse(Reason::GuestNotFound))
+        })
+        .await
+    }
+
+    pub(super) async fn do_check_incoming(
+        &self,
+        _: Request<CheckIncomingRequest>,
+    ) -> Result<Response<CheckIncomingResponse>, Status> {
+        let passed = |id: &str| Check {
+            id: id.to_owned(),
+            result: CheckResult::Passed.into(),
+            ..Check::default()
+        };
+        self.call("CheckIncoming", None, move |_| {
+            Ok(CheckIncomingResponse {
+                checks: vec![passed("machine-type"), passed("cpu")],
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn do_write_storage_probes(
+        &self,
+        request: Request<WriteStorageProbesRequest>,
+    ) -> Result<Response<WriteStorageProbesResponse>, Status> {
+        let (host, request) = (self.host.clone(), request.into_inner());
+        self.call("WriteStorageProbes", request.fence, move |state| {
+            let disks = state.host(&host).guests[&request.guest_uuid].disks.clone();
+            // A repeat replaces what an earlier one left.
+            state.host(&host).probes.clear();
+            let probes = disks.into_iter().map(|disk| {
+                state.host(&host).probes.insert(disk.source.clone());
+                StorageProbe {
+                    image_path: disk.source,
+                    ..StorageProbe::default()
+                }
+            });
+            Ok(WriteStorageProbesResponse {
+                probes: probes.collect(),
+                failures: Vec::new(),
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn do_read_storage_probes(
+        &self,
+        request: Request<ReadStorageProbesRequest>,
+    ) -> Result<Response<ReadStorageProbesResponse>, Status> {
+        let (host, request) = (self.host.clone(), request.into_inner());
+        self.call("ReadStorageProbes", None, move |state| {
+            let shared = state.host(&host).shares;
+            let result = |probe: StorageProbe| StorageProbeResult {
+                image_path: probe.image_path,
+                shared,
+                problem: String::new(),
+            };
+            Ok(ReadStorageProbesResponse {
+                results: request.probes.into_iter().map(result).collect(),
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn do_remove_storage_probes(
+        &self,
+        request: Request<RemoveStorageProbesRequest>,
+    ) -> Result<Response<RemoveStorageProbesResponse>, Status> {
+        let (host, request) = (self.host.clone(), request.into_inner());
+        self.call("RemoveStorageProbes", request.fence, move |state| {
+            for probe in request.probes {
+                state.host(&host).probes.remove(&probe.image_path);
+            }
+            Ok(RemoveStorageProbesResponse {})
+        })
+        .await
+    }
+
+    pub(super) async fn do_get_migration_status(
+        &self,
+        request: Request<GetMigrationStatusRequest>,
+    ) -> Result<Response<MigrationStatus>, Status> {
+        let (host, reference) = (self.host.clone(), request.into_inner().migration.unwrap());
+        self.call("GetMigrationStatus", None, move |state| {
+            Ok(state.status(&host, &reference))
+        })
+        .await
+    }
+}

@@ -1,0 +1,178 @@
+//! `make bench`: Drover against `virsh migrate --live --p2p` (plain TCP), the same idle guest, interleaved in one run.
+//! Wall time as its user waits, blackout by ICMP every 5 ms. Prints medians, quartiles and ratios.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use drover_tests::cluster::{Cluster, ClusterOptions};
+use drover_tests::trace::{Collector, Trace};
+use drover_tests::{Guest, GuestSpec, Lab};
+
+/// Compares Drover with virsh on two hosts of this machine.
+#[derive(Parser)]
+struct Arguments {
+    /// Pairs of migrations, one by each
+    #[arg(long, default_value_t = 15)]
+    pairs: usize,
+    /// Memory of the guest, MiB
+    #[arg(long, default_value_t = 512)]
+    memory: u64,
+}
+
+/// Milliseconds of one migration.
+#[derive(Clone, Copy)]
+struct Sample {
+    wall: f64,
+    blackout: f64,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("drover-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let mut lab = Lab::builder().listen_tcp().start()?;
+    let guest = lab.start_guest("host-a", &GuestSpec::new("idle").memory_mib(arguments.memory))?;
+    let collector = Collector::start(&lab)?;
+    let options = ClusterOptions {
+        environment: collector.environment(),
+    };
+    let mut cluster = Cluster::start_with(&lab, options)?;
+    println!("{} pairs, idle guest of {} MiB", arguments.pairs, arguments.memory);
+    print_memory(&mut cluster, "idle")?;
+
+    let (mut drover, mut virsh, mut journal) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 0..arguments.pairs {
+        // Who goes first changes, and with it the direction that each takes.
+        for by_drover in [pair % 2 == 0, pair % 2 != 0] {
+            let (from, to) = if lab.running_copies(&guest)?.iter().any(|copy| copy.host == "host-a") {
+                ("host-a", "host-b")
+            } else {
+                ("host-b", "host-a")
+            };
+            let sample = if by_drover {
+                let (sample, trace_id) = move_by_drover(&lab, &cluster, &guest, to)?;
+                journal.push(journal_in_blackout(&collector.wait_for_trace(&trace_id)?));
+                drover.push(sample);
+                sample
+            } else {
+                let sample = move_by_virsh(&lab, &guest, from, to)?;
+                virsh.push(sample);
+                sample
+            };
+            let who = if by_drover { "drover" } else { "virsh" };
+            println!(
+                "  {:>2} {who:<7} {from} -> {to}  wall {:>6.0} ms  blackout {:>4.0} ms",
+                pair + 1,
+                sample.wall,
+                sample.blackout
+            );
+        }
+    }
+    println!();
+    report("wall time", "ms", &drover, &virsh, |sample| sample.wall);
+    report("blackout (ICMP)", "ms", &drover, &virsh, |sample| sample.blackout);
+    let (low, middle, high) = quartiles(journal);
+    println!("journal writes within the blackout (three fsyncs): median {middle:.1} ms ({low:.1} to {high:.1})");
+    print_memory(&mut cluster, "after")?;
+    let at = lab.running_copies(&guest)?.pop().context("the guest is nowhere")?.host;
+    // Not against the store: virsh moves guests behind its back.
+    lab.check_at_rest(&[(&guest, &at)])?;
+    Ok(())
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn move_by_drover(lab: &Lab, cluster: &Cluster<'_>, guest: &Guest, to: &str) -> Result<(Sample, String)> {
+    let watch = lab.watch(&[guest])?;
+    let (migration, run) = cluster.migrate(guest, to)?;
+    let report = watch.finish()?;
+    report.check()?;
+    let trace_id = migration.0["trace_id"].as_str().context("no trace id")?.to_string();
+    Ok((
+        Sample {
+            wall: ms(run.wall),
+            blackout: ms(report.guest(guest.name()).blackout()),
+        },
+        trace_id,
+    ))
+}
+
+fn move_by_virsh(lab: &Lab, guest: &Guest, from: &str, to: &str) -> Result<Sample> {
+    let watch = lab.watch(&[guest])?;
+    let outcome = lab.migrate_with_virsh(guest, lab.host(from), lab.host(to), &[])?;
+    let report = watch.finish()?;
+    report.check()?;
+    Ok(Sample {
+        wall: ms(outcome.wall),
+        blackout: ms(report.guest(guest.name()).blackout()),
+    })
+}
+
+/// Milliseconds of journal writes from the stop of the guest until it was told to run.
+fn journal_in_blackout(trace: &Trace) -> f64 {
+    let resumed = trace
+        .named("libvirt.resume")
+        .first()
+        .map_or(u64::MAX, |span| span.start);
+    let within = |id: &str| {
+        trace
+            .spans
+            .iter()
+            .any(|span| span.id == id && (span.name == "switchover" || span.name.ends_with("HandOverGuest")))
+    };
+    let writes = trace.named("journal.write");
+    let counted = writes.iter().filter(|span| within(&span.parent) && span.end <= resumed);
+    counted.map(|span| (span.end - span.start) as f64 / 1e6).sum()
+}
+
+fn report(what: &str, unit: &str, drover: &[Sample], virsh: &[Sample], value: impl Fn(&Sample) -> f64) {
+    let ours = quartiles(drover.iter().map(&value).collect());
+    let theirs = quartiles(virsh.iter().map(&value).collect());
+    println!(
+        "{what:<16}  drover median {:.0} {unit} ({:.0} to {:.0})",
+        ours.1, ours.0, ours.2
+    );
+    println!(
+        "{:<16}  virsh  median {:.0} {unit} ({:.0} to {:.0})",
+        "", theirs.1, theirs.0, theirs.2
+    );
+    println!("{:<16}  ratio of medians {:.2}", "", ours.1 / theirs.1);
+}
+
+/// First quartile, median, third quartile.
+fn quartiles(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let at = |share: f64| {
+        values
+            .get(((values.len().saturating_sub(1)) as f64 * share).round() as usize)
+            .copied()
+    };
+    (at(0.25).unwrap_or(0.0), at(0.5).unwrap_or(0.0), at(0.75).unwrap_or(0.0))
+}
+
+fn print_memory(cluster: &mut Cluster<'_>, when: &str) -> Result<()> {
+    let controller = resident(cluster.controller()?.pid()?)?;
+    let agent = resident(cluster.agent("host-a")?.pid()?)?;
+    println!("resident memory {when}: controller {controller:.1} MiB, agent {agent:.1} MiB");
+    Ok(())
+}
+
+fn resident(pid: i32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<f64>()? / 1024.0)
+}
