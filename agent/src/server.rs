@@ -106,7 +106,13 @@ impl Agent {
         let server =
             tokio::spawn(services.serve_with_incoming_shutdown(incoming, stop_listening.clone().cancelled_owned()));
         if let Some(controller) = options.controller {
-            let registering = keep_registered(options.tls, controller, Arc::clone(&jobs), about, stop_background.clone());
+            let registering = keep_registered(
+                options.tls,
+                controller,
+                Arc::clone(&jobs),
+                about,
+                stop_background.clone(),
+            );
             tokio::spawn(async move {
                 if let Err(error) = registering.await {
                     tracing::error!(%error, "this host cannot register");

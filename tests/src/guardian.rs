@@ -113,7 +113,7 @@ pub(crate) fn make_folder(layout: &Layout, record: &LabRecord) -> Result<()> {
     for folder in [layout.logs(), layout.shared(), layout.nfs_export()] {
         fs::create_dir(folder)?;
     }
-    crate::libvirtd::open_to_agent(&layout.shared())?;
+    crate::storage::open_to_agent(&layout.shared())?;
     let mut names = String::from("127.0.0.1 localhost\n");
     let centre = |network: Network| (network.address(1), network.centre());
     let fixed = [centre(Network::Management), centre(Network::Guests)];

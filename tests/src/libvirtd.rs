@@ -6,7 +6,6 @@ use crate::node::NodeSpec;
 use crate::process::{self, wait_until};
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -111,7 +110,7 @@ pub(crate) fn prepare_host(layout: &Layout, name: &str, host_uuid: &str, listen_
     fs::create_dir_all(etc.join("qemu"))?;
     fs::create_dir_all(folder.join("var-log-libvirt/console"))?;
     fs::create_dir_all(folder.join("local"))?;
-    open_to_agent(&folder.join("local"))?;
+    crate::storage::open_to_agent(&folder.join("local"))?;
     spec.make.push("/run/lock".into());
     spec.binds
         .push((layout.shared().display().to_string(), "/srv/shared".into()));

@@ -4,14 +4,15 @@ use crate::domain::Disk;
 use crate::host::Host;
 use crate::lab::Lab;
 use crate::layout::Layout;
-use crate::libvirtd::add_identity;
+use crate::libvirtd::{AGENT, add_identity};
 use crate::network::{self, Network};
 use crate::node::{Node, NodeSpec};
 use crate::process::wait_until;
 use anyhow::{Context, Result};
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::time::Duration;
 
 /// What QEMU runs as; NFS has no ownership that libvirt could change, so the image belongs to it from the start.
@@ -99,5 +100,13 @@ pub(crate) fn make_image(lab: &Lab, host: &Host, guest: &str, disk: &Disk) -> Re
     if matches!(disk, Disk::Nfs { .. }) {
         chown(&path, Some(QEMU_UID), None).context("giving the image to QEMU")?;
     }
+    Ok(())
+}
+
+/// Agents write probe files beside images, to prove that storage is shared: an administrator lets them.
+pub(crate) fn open_to_agent(folder: &Path) -> Result<()> {
+    let group = nix::unistd::Group::from_name(AGENT)?.context("no group of the agent")?;
+    nix::unistd::chown(folder, None, Some(group.gid))?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o2775))?;
     Ok(())
 }

@@ -51,7 +51,11 @@ impl SimOutgoing {
             beside: self.flags.parallel,
         };
         // QEMU goes on when the caller stops waiting; it ends with the connection, which is this handle.
-        let failing = PerformFails { host, guest, connection };
+        let failing = PerformFails {
+            host,
+            guest,
+            connection,
+        };
         let sending = tokio::spawn(async move {
             let outcome = cut.run_until_cancelled(sender.run()).await;
             if !matches!(outcome, Some(Ok(()))) {
