@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use drover_tests::cluster::{Cluster, ClusterOptions, Expected};
-use drover_tests::trace::Collector;
+use drover_tests::trace::{Collector, Span, Trace};
 use drover_tests::{GuestSpec, Lab, Network};
 
 #[test]
@@ -32,20 +32,30 @@ fn one_migration_is_one_trace_across_controller_and_both_agents() -> Result<()> 
     );
     let trace = collector.wait_for_trace(caller.0)?;
     println!("{}", trace.tree());
-    let one = |name: &str| -> Result<&drover_tests::trace::Span> {
-        let found = trace.named(name);
-        ensure!(!found.is_empty(), "no span {name}");
-        Ok(found[0])
-    };
+    check_phases(&trace)?;
+    check_calls(&trace)?;
+    check_figures(&trace, &migration)
+}
+
+fn one<'trace>(trace: &'trace Trace, name: &str) -> Result<&'trace Span> {
+    trace
+        .named(name)
+        .first()
+        .copied()
+        .with_context(|| format!("no span {name}"))
+}
+
+fn check_phases(trace: &Trace) -> Result<()> {
+    let root = one(trace, "migration")?;
     for phase in ["validate", "prepare", "transfer", "verify", "finalize"] {
-        let root = one("migration")?;
-        let children = trace.named(&format!("phase.{phase}"));
-        ensure!(
-            children.iter().any(|span| span.parent == root.id),
-            "phase {phase} is no child of the root"
-        );
+        let span = one(trace, &format!("phase.{phase}"))?;
+        ensure!(span.parent == root.id, "phase {phase} is no child of the root");
     }
-    // The five calls, each on its own side.
+    Ok(())
+}
+
+/// The five calls, each on its own side, the RPCs, and the rounds.
+fn check_calls(trace: &Trace) -> Result<()> {
     let calls = [
         ("libvirt.begin", "host-a"),
         ("libvirt.prepare", "host-b"),
@@ -54,21 +64,25 @@ fn one_migration_is_one_trace_across_controller_and_both_agents() -> Result<()> 
         ("libvirt.confirm", "host-a"),
     ];
     for (call, host) in calls {
-        let span = one(call)?;
+        let span = one(trace, call)?;
         ensure!(
             span.service.contains(host),
             "{call} came from {}, not {host}",
             span.service
         );
     }
-    ensure!(!trace.named("iteration").is_empty(), "no pre-copy round");
+    one(trace, "iteration")?;
     for rpc in ["BeginOutgoing", "PrepareIncoming", "StartMigrate", "HandOverGuest"] {
         ensure!(
             trace.spans.iter().any(|span| span.name.ends_with(rpc)),
             "no span of {rpc}"
         );
     }
-    let blackout: f64 = one("switchover")?
+    Ok(())
+}
+
+fn check_figures(trace: &Trace, migration: &serde_json::Value) -> Result<()> {
+    let blackout: f64 = one(trace, "switchover")?
         .attributes
         .get("drover.blackout")
         .context("no blackout")?
@@ -80,7 +94,7 @@ fn one_migration_is_one_trace_across_controller_and_both_agents() -> Result<()> 
         (blackout - recorded).abs() < 0.001,
         "trace {blackout} s, record {recorded} s"
     );
-    let sent = one("migration")?
+    let sent = one(trace, "migration")?
         .attributes
         .get("drover.memory.sent")
         .context("no bytes on the root")?;

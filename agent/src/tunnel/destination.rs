@@ -313,7 +313,9 @@ impl Waiting {
     }
 
     /// Becomes true when the source announced the end of the main channel and QEMU was given every byte of it.
-    /// A cut never makes it true.
+    /// A cut, an agent's or a host's death never make it true; the death of the source's QEMU does, because it ends
+    /// a socket like a finished one. So it is evidence of a whole stream only where the source's journal says
+    /// HandedOver.
     pub fn main_complete(&self) -> watch::Receiver<bool> {
         self.migration.main_complete.subscribe()
     }

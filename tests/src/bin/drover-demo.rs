@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use drover_tests::cluster::{Cluster, ClusterOptions, Expected};
 use drover_tests::trace::Collector;
-use drover_tests::{Disk, GuestSpec, Lab};
+use drover_tests::{Disk, Guest, GuestSpec, Lab, WatchReport};
 
 fn main() -> ExitCode {
     match demo() {
@@ -80,24 +80,7 @@ fn run(lab: &mut Lab) -> Result<()> {
     let watch = lab.watch(&[&guest])?;
     show(&cluster, &["migrate", "web-1", "--to", "host-b"])?;
     cluster.check(&[Expected::Runs(&guest, "host-b")])?;
-    let report = watch.finish()?;
-    report.check_path("web-1", &["host-a", "host-b"])?;
-    let seen = report.guest("web-1");
-    let status = guest.status()?;
-    step("What was seen from outside");
-    println!("  TCP session   alive, {} lines echoed, none lost", seen.session.lines);
-    println!(
-        "  blackout      {} ms (largest gap between replies to a ping every 5 ms)",
-        seen.blackout().as_millis()
-    );
-    println!(
-        "  two copies    never ({} signed ticks seen on both hosts' taps)",
-        report.verdict.beats
-    );
-    println!(
-        "  guest memory  {} complete checks, {} errors; disk: {} writes, {} errors",
-        status.memory_passes, status.memory_errors, status.disk_writes, status.disk_errors
-    );
+    seen_from_outside(&guest, &watch.finish()?)?;
 
     step("Where the time went");
     let list = cluster.drover_json(&["migration", "list"])?;
@@ -109,6 +92,29 @@ fn run(lab: &mut Lab) -> Result<()> {
     let trace = collector.wait_for_trace(cluster.migration(id)?.0["trace_id"].as_str().unwrap_or_default())?;
     print!("{}", trace.tree());
     println!("\nDone. `make lab-up` leaves such hosts running for you to play with.");
+    Ok(())
+}
+
+fn seen_from_outside(guest: &Guest, report: &WatchReport) -> Result<()> {
+    report.check_path(guest.name(), &["host-a", "host-b"])?;
+    let seen = report.guest(guest.name());
+    let status = guest.status()?;
+    step("What was seen from outside");
+    println!("  TCP session   alive, {} lines echoed, none lost", seen.session.lines);
+    println!(
+        "  blackout      {} ms (largest gap between replies to a ping every 5 ms)",
+        seen.blackout().as_millis()
+    );
+    println!(
+        "  two copies    never ({} signed ticks seen on both hosts' taps)",
+        report.verdict.beats
+    );
+    let (passes, errors) = (status.memory_passes, status.memory_errors);
+    println!("  guest memory  {passes} complete checks, {errors} errors");
+    println!(
+        "  guest disk    {} writes, {} errors",
+        status.disk_writes, status.disk_errors
+    );
     Ok(())
 }
 

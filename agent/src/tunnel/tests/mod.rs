@@ -125,6 +125,13 @@ impl Drop for Pair {
 
 /// Waits for the first error of a source or of a waiting migration.
 async fn error(mut errors: watch::Receiver<Option<TunnelError>>) -> TunnelError {
-    let found = errors.wait_for(Option::is_some).await.unwrap().clone();
+    let found = soon(errors.wait_for(Option::is_some)).await.unwrap().clone();
     found.unwrap()
+}
+
+/// What does not come is a failure, not a test that hangs.
+async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), work)
+        .await
+        .expect("it does not happen")
 }

@@ -8,7 +8,7 @@ use drover_proto::tls::ALPN_DATA;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-use super::{Pair, agent, error};
+use super::{Pair, agent, error, soon};
 use crate::tunnel::hello::{Channel, Hello, Reply};
 use crate::tunnel::{HelloTemplate, Refusal, Source, SourceOptions, TunnelError};
 
@@ -49,7 +49,7 @@ async fn another_ticket_attempt_or_migration_is_refused_and_the_right_one_still_
     assert!(!*waiting.main_attached().borrow());
     let _source = pair.open();
     let _near = pair.connect().await;
-    qemu.accept().await.unwrap();
+    soon(qemu.accept()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,7 +134,7 @@ async fn a_newer_registration_of_a_migration_replaces_the_older_one() {
     })
     .unwrap();
     let _near = pair.connect().await;
-    qemu.accept().await.unwrap();
+    soon(qemu.accept()).await.unwrap();
     newer.main_attached().wait_for(|attached| *attached).await.unwrap();
 }
 
@@ -247,5 +247,5 @@ async fn silent_connections_beyond_the_limit_are_turned_away_at_once() {
     // They are gone, and there is room again.
     let (qemu, _waiting, _source) = (pair.qemu(), pair.register(), pair.open());
     let _near = pair.connect().await;
-    qemu.accept().await.unwrap();
+    soon(qemu.accept()).await.unwrap();
 }
