@@ -6,13 +6,16 @@
 //! Promise of every call: `Ok` means it is so; `Err` with [`ErrorClass::Ambiguous`] means nobody knows,
 //! and the caller has to look before it acts.
 
+mod facts;
+
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use drover_proto::ids::GuestId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
-use uuid::Uuid;
+
+pub use facts::{CpuAnswer, CpuQuestion, GuestFacts, GuestState, HostFacts, Incarnation, MachineTypes};
 
 pub type Result<T> = std::result::Result<T, HypervisorError>;
 
@@ -173,149 +176,6 @@ pub struct PerformRequest {
     /// Bytes/s; 0 is no limit.
     pub bandwidth: u64,
     pub max_downtime: Option<Duration>,
-}
-
-/// Facts about a host.
-#[derive(Clone, Debug, Default)]
-pub struct HostFacts {
-    /// libvirt's host UUID; two hosts with the same one refuse each other.
-    pub uuid: Uuid,
-    pub hostname: String,
-    /// As libvirt counts: major * 1,000,000 + minor * 1,000 + release.
-    pub libvirt_version: u64,
-    pub qemu_version: u64,
-    pub arch: String,
-    pub cpus: u32,
-    /// Bytes.
-    pub memory_total: u64,
-    /// Bytes that a new guest could take, page cache counted as free.
-    pub memory_available: u64,
-    /// Names of the machine types that each kind of domain (`kvm`, `qemu`) can have here.
-    pub machines: Vec<MachineTypes>,
-    /// Network bridges of this host.
-    pub bridges: Vec<String>,
-    /// libvirt networks that are active.
-    pub networks: Vec<String>,
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct MachineTypes {
-    /// `kvm`, `qemu`.
-    pub domain_type: String,
-    pub arch: String,
-    pub names: Vec<String>,
-}
-
-/// What a host knows of a guest.
-#[derive(Clone, Debug)]
-pub struct GuestFacts {
-    pub id: GuestId,
-    pub name: String,
-    pub state: GuestState,
-    pub persistent: bool,
-    pub autostart: bool,
-    /// The live definition with security-sensitive parts left out; the persistent one where it is shut off.
-    pub xml: String,
-    /// The persistent definition, complete (VIR_DOMAIN_XML_SECURE); `None` for a transient guest.
-    pub inactive_xml: Option<String>,
-    /// Bytes.
-    pub memory: u64,
-    pub vcpus: u32,
-    pub snapshots: u32,
-    /// `None` while it is shut off.
-    pub incarnation: Option<Incarnation>,
-}
-
-/// One life of a guest on one host: a command that was meant for it touches no other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Incarnation {
-    /// /proc/sys/kernel/random/boot_id.
-    pub boot_id: Uuid,
-    pub qemu_pid: u32,
-    /// Clock ticks since boot (field 22 of /proc/PID/stat).
-    pub qemu_start_time: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum GuestState {
-    Running,
-    /// Runs while pages are still missing (destination in post-copy).
-    RunningPostCopy,
-    /// Runs, and the stream that brings its missing pages is broken.
-    RunningPostCopyFailed,
-    /// By a user or a tool.
-    Paused,
-    /// By a migration: all is sent, or it is still being received.
-    PausedMigrating,
-    /// The source in post-copy.
-    PausedPostCopy,
-    PausedPostCopyFailed,
-    /// By an I/O error, a watchdog, a crash: not by anybody's wish.
-    PausedFault,
-    ShuttingDown,
-    Crashed,
-    ShutOff,
-}
-
-impl GuestState {
-    /// Whether the guest's CPUs execute.
-    pub fn runs(self) -> bool {
-        match self {
-            Self::Running
-            | Self::RunningPostCopy
-            | Self::RunningPostCopyFailed
-            | Self::ShuttingDown => true,
-            Self::Paused
-            | Self::PausedMigrating
-            | Self::PausedPostCopy
-            | Self::PausedPostCopyFailed
-            | Self::PausedFault
-            | Self::Crashed
-            | Self::ShutOff => false,
-        }
-    }
-
-    /// Whether there is a QEMU process with the guest's memory.
-    pub fn is_active(self) -> bool {
-        !matches!(self, Self::ShutOff)
-    }
-
-    /// Whether this is one of the states in which the memory lies on two hosts and neither may be destroyed.
-    pub fn is_post_copy(self) -> bool {
-        match self {
-            Self::RunningPostCopy
-            | Self::RunningPostCopyFailed
-            | Self::PausedPostCopy
-            | Self::PausedPostCopyFailed => true,
-            Self::Running
-            | Self::Paused
-            | Self::PausedMigrating
-            | Self::PausedFault
-            | Self::ShuttingDown
-            | Self::Crashed
-            | Self::ShutOff => false,
-        }
-    }
-}
-
-/// Can this host run that CPU? Taken from the guest's live XML.
-#[derive(Clone, Debug, Default)]
-pub struct CpuQuestion {
-    /// `kvm`, `qemu`.
-    pub domain_type: String,
-    pub arch: String,
-    pub machine: String,
-    /// The `<cpu>` element of the live XML; `None` where it has none.
-    pub cpu_xml: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CpuAnswer {
-    Fits,
-    /// What is missing, in libvirt's words where it names it.
-    Lacks(String),
-    /// Nobody can compare it (a CPU passed through, an architecture without comparison), and why.
-    Unknown(String),
 }
 
 /// Progress of a job. Zero where the hypervisor does not say.

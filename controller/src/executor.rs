@@ -286,27 +286,35 @@ impl Inner {
         let pace = saga::pace(record.unknowns);
         let detail = finished.went.detail();
         let (id, phase, unknowns) = (record.id, finished.phase, record.unknowns);
-        if unknowns == saga::PATIENCE {
-            tracing::error!(migration_id = %id, %phase, "the migration asks for attention: {detail}");
-        } else {
-            tracing::info!(migration_id = %id, %phase, unknowns, "looks again in {:?}: {detail}", pace.delay);
-        }
+        trace::tell(record, || {
+            if unknowns == saga::PATIENCE {
+                tracing::error!(migration_id = %id, %phase, "the migration asks for attention: {detail}");
+            } else {
+                tracing::info!(migration_id = %id, %phase, unknowns, "looks again in {:?}: {detail}", pace.delay);
+            }
+        });
         pace.delay
     }
 
     /// What is told once when a migration comes to rest or gets stuck.
     fn note_end(&self, record: &Record) {
-        match record.position {
+        let (id, position) = (record.id, record.position);
+        let why = record.details.error.as_ref().map_or("", |error| error.message.as_str());
+        match position {
             Position::Ended(_) => {
                 trace::write_root(record);
                 self.metrics.ended(record);
                 let state = record.state.as_str_name();
-                let why = record.details.error.as_ref().map_or("", |error| error.message.as_str());
-                tracing::info!(migration_id = %record.id, state, "the migration is at rest {why}");
+                trace::tell(
+                    record,
+                    || tracing::info!(migration_id = %id, state, "the migration is at rest {why}"),
+                );
             }
             Position::Stuck(_) => {
-                let why = record.details.error.as_ref().map_or("", |error| error.message.as_str());
-                tracing::error!(migration_id = %record.id, position = %record.position, "stuck: {why}");
+                trace::tell(
+                    record,
+                    || tracing::error!(migration_id = %id, %position, "stuck: {why}"),
+                );
             }
             Position::At(_) => {}
         }

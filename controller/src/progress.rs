@@ -254,3 +254,6 @@ fn unknown(record: &mut Record, wait: &Wait, detail: &str) {
         remedy,
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,7 +76,10 @@ pub async fn take_up_all(ledger: &Ledger, executor: &Executor) -> Result<()> {
         mark_interrupted(ledger, &record).await?;
         match record.position {
             Position::At(phase) => {
-                tracing::info!(migration_id = %record.id, %phase, "taken up again");
+                trace::tell(
+                    &record,
+                    || tracing::info!(migration_id = %record.id, %phase, "taken up again"),
+                );
                 executor.take_up(record.id);
             }
             Position::Stuck(_) => {

@@ -31,7 +31,7 @@ pub fn begin(caller: &Context) -> Trace {
     }
 }
 
-/// The span of one attempt at a phase, under the root that is written later. Gives its id, to be kept in the step.
+/// The span of one attempt at a phase, under the root that is written later; and its id, to be kept in the step.
 pub fn phase(record: &Record, phase: Phase, attempt: u32) -> (Span, drover_proto::trace::SpanId) {
     let span = tracing::info_span!(
         "phase",
@@ -51,6 +51,12 @@ pub fn phase(record: &Record, phase: Phase, attempt: u32) -> (Span, drover_proto
         .filter(|(trace, _)| *trace == record.trace.id)
         .map_or_else(new_span_id, |(_, id)| id);
     (span, id)
+}
+
+/// Lets what is logged in `say` carry the trace of the migration, where no span of it is open.
+pub fn tell(record: &Record, say: impl FnOnce()) {
+    let _attached = remote_context(record.trace.id, record.trace.root).attach();
+    say();
 }
 
 /// Notes on a phase's span how it came out.

@@ -76,33 +76,54 @@ fn only_the_right_certificate_and_role_may_move_a_guest() -> Result<()> {
 /// Somebody who holds host-a's key, but not the ticket, during a migration from host-a.
 fn intrude(cluster: &Cluster<'_>, migration: &str) -> Result<()> {
     let folder = cluster.pki().join("agent-host-a");
-    let files = TlsFiles { certificate: folder.join("tls.crt"), key: folder.join("tls.key"), ca: folder.join("ca.crt") };
+    let files = TlsFiles {
+        certificate: folder.join("tls.crt"),
+        key: folder.join("tls.key"),
+        ca: folder.join("ca.crt"),
+    };
     let domain: TrustDomain = "drover.local".parse()?;
     let tls = Tls::load(files, domain)?;
     let expected = Identity::Agent("host-b".parse()?);
     let address = format!("{}:{AGENT_PORT}", cluster.host("host-b").address());
     let ticket = Ticket::generate()?;
     let migration: MigrationId = migration.parse()?;
-    let hello = Hello { migration, attempt: Attempt(1), ticket: ticket.clone(), channel: Channel::Main };
+    let hello = Hello {
+        migration,
+        attempt: Attempt(1),
+        ticket: ticket.clone(),
+        channel: Channel::Main,
+    };
     cluster.host("host-a").in_network(|| {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-            let mut stream = tls.connect(&address, ALPN_DATA, &expected).await?;
-            stream.write_all(&hello.encode()).await?;
-            let reply = tokio::time::timeout(Duration::from_secs(10), Reply::read(&mut stream)).await??;
-            ensure!(matches!(reply, Reply::Refused { refusal: Refusal::Ticket, .. }), "{reply:?}");
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(async {
+                let mut stream = tls.connect(&address, ALPN_DATA, &expected).await?;
+                stream.write_all(&hello.encode()).await?;
+                let reply = tokio::time::timeout(Duration::from_secs(10), Reply::read(&mut stream)).await??;
+                ensure!(
+                    matches!(
+                        reply,
+                        Reply::Refused {
+                            refusal: Refusal::Ticket,
+                            ..
+                        }
+                    ),
+                    "{reply:?}"
+                );
 
-            let channel = drover_proto::channel::channel(&tls, &address, expected.clone())?;
-            let request = HandOverGuestRequest {
-                migration_id: migration.to_string(),
-                attempt: 1,
-                ticket: ticket.as_bytes().to_vec().into(),
-                ..HandOverGuestRequest::default()
-            };
-            let answer = PeerServiceClient::new(channel).hand_over_guest(request).await;
-            let refused = answer.err().map(|status| Failure::from_status(&status).reason);
-            ensure!(refused == Some(Reason::TicketRefused), "{refused:?}");
-            Ok(())
-        })
+                let channel = drover_proto::channel::channel(&tls, &address, expected.clone())?;
+                let request = HandOverGuestRequest {
+                    migration_id: migration.to_string(),
+                    attempt: 1,
+                    ticket: ticket.as_bytes().to_vec().into(),
+                    ..HandOverGuestRequest::default()
+                };
+                let answer = PeerServiceClient::new(channel).hand_over_guest(request).await;
+                let refused = answer.err().map(|status| Failure::from_status(&status).reason);
+                ensure!(refused == Some(Reason::TicketRefused), "{refused:?}");
+                Ok(())
+            })
     })
 }
 
@@ -114,7 +135,9 @@ fn a_wrong_ticket_opens_nothing_and_does_not_disturb() -> Result<()> {
     let watch = lab.watch(&[&guest])?;
     cluster.host("host-a").link(Network::Management).limit_mbit(Some(200))?;
     let id = cluster.begin(&guest, "host-b")?.id().to_string();
-    cluster.wait_for(&id, "to send memory", |now| now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20))?;
+    cluster.wait_for(&id, "to send memory", |now| {
+        now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
+    })?;
     intrude(&cluster, &id)?;
     let end = cluster.wait_for_rest(&id)?;
     ensure!(end.state() == "SUCCEEDED", "{}", end.0);

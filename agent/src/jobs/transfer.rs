@@ -125,16 +125,18 @@ struct Transfer {
 
 impl Transfer {
     async fn run(self, cookie: Cookie) {
-        let over = CancellationToken::new();
+        let (sent, over) = (CancellationToken::new(), CancellationToken::new());
         let events = self.jobs.hypervisor.events();
         let watching = Watching {
             job: Arc::clone(&self.job),
             handle: Arc::clone(&self.handle),
+            sent: sent.clone(),
             over: over.clone(),
             started: self.started,
         };
         let watching = tokio::spawn(watching.run(events).in_current_span());
-        let sent = self.perform(cookie).await;
+        let performed = self.perform(cookie).await;
+        sent.cancel();
         let Self {
             jobs,
             job,
@@ -145,7 +147,7 @@ impl Transfer {
         } = self;
         drop(handle);
         let bytes = || tunnel.bytes().sent;
-        match sent {
+        match performed {
             // The tunnel stays until the hand-over has ended: its last bytes may still be on their way.
             Ok(cookie) => {
                 jobs.hand_over_after_perform(&job, &record, cookie, started, bytes)
@@ -211,6 +213,8 @@ pub(super) fn fail(job: &OutgoingJob, problem: Problem) {
 struct Watching {
     job: Arc<OutgoingJob>,
     handle: Arc<dyn Outgoing>,
+    /// Perform has ended, and with it the last round (which begins after the guest was stopped).
+    sent: CancellationToken,
     over: CancellationToken,
     started: Instant,
 }
@@ -227,9 +231,14 @@ impl Watching {
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut round = None;
+        let mut sending = true;
         loop {
             tokio::select! {
                 () = self.over.cancelled() => break,
+                () = self.sent.cancelled(), if sending => {
+                    sending = false;
+                    self.end_round(&mut round, Instant::now());
+                }
                 _ = tick.tick() => self.progress().await,
                 event = events.recv() => match event {
                     Ok(event) if event.guest == self.job.guest => self.event(&event, &mut round).await,

@@ -54,10 +54,11 @@ impl Api {
         tracing::Span::current().record("drover.migration.id", tracing::field::display(record.id));
         let record = match self.ledger.store.create(record).await.map_err(errors::store)? {
             Created::New(record) => {
-                tracing::info!(
-                    migration_id = %record.id, guest = %record.guest, source = %record.source,
-                    destination = %record.destination, by = record.requested_by, "created"
-                );
+                let (id, guest, by) = (record.id, record.guest, &record.requested_by);
+                let (source, destination) = (&record.source, &record.destination);
+                trace::tell(&record, || {
+                    tracing::info!(migration_id = %id, %guest, %source, %destination, by, "created");
+                });
                 self.executor.take_up(record.id);
                 record
             }

@@ -55,7 +55,8 @@ conformance! {
     hosts_are_written_with_generations_and_paged
 }
 
-fn record(guest: u128) -> Record {
+/// A migration of that guest, as it is when it is made.
+pub(crate) fn record(guest: u128) -> Record {
     let time = now();
     Record {
         id: MigrationId::generate(),

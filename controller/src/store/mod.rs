@@ -123,4 +123,4 @@ pub(crate) fn sequence(generation: u64, index: usize) -> u64 {
 pub(crate) const EVENTS_PER_WRITE: u64 = 4;
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;

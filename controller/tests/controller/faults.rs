@@ -1,7 +1,7 @@
 //! Lost requests, lost answers, killed controllers, hosts that go away: the guest moves once, or not at all.
 
 use drover_proto::failure::Reason;
-use drover_proto::v1::{MigrationState, PhaseOutcome, RegisterHostRequest, UnfinishedJournal};
+use drover_proto::v1::{MigrationState, PhaseOutcome, RegisterHostRequest, RetryMigrationRequest, UnfinishedJournal};
 
 use super::agent::registration;
 use super::lab::{Lab, reason, wish};
@@ -245,4 +245,72 @@ async fn a_journal_that_the_store_does_not_know_is_shown() {
         host.problem.contains("0190a1b2-0000-7000-8000-0000000000ff"),
         "{host:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_finalize_is_stuck_keeps_the_guests_place_and_goes_on_by_retry() {
+    let mut lab = Lab::new().await;
+    lab.world.open_gate();
+    lab.world.fault("SettleIncoming", Fault::Refuse(Reason::LibvirtFailed));
+    let created = lab.create().await;
+    until("it is stuck", async || {
+        lab.get(&created.name).await.state() == MigrationState::AttentionRequired
+    })
+    .await;
+    lab.kill();
+    lab.start().await;
+    let stuck = lab.get(&created.name).await;
+    assert_eq!(stuck.waiting_for.unwrap().reason, "RETRY_NEEDED");
+    let mut back = wish();
+    let asked = back.migration.as_mut().unwrap();
+    asked.source_host = "hosts/host-2".to_owned();
+    asked.destination_host = "hosts/host-1".to_owned();
+    let refused = lab.migrations().create_migration(back).await.unwrap_err();
+    assert_eq!(reason(&refused), Reason::MigrationExists);
+    let retry = |etag: &str| RetryMigrationRequest {
+        name: created.name.clone(),
+        etag: etag.to_owned(),
+    };
+    let stale = lab.migrations().retry_migration(retry("0")).await.unwrap_err();
+    assert_eq!(reason(&stale), Reason::EtagMismatch);
+    lab.migrations().retry_migration(retry(&stuck.etag)).await.unwrap();
+    let moved = lab.assert_moved(&created.name).await;
+    assert!(moved.error.is_none());
+    let late = lab.migrations().retry_migration(retry("")).await.unwrap_err();
+    assert_eq!(reason(&late), Reason::MigrationState);
+}
+
+/// A lab in which all was sent and nothing handed over, and its migration.
+async fn stalled() -> (Lab, String) {
+    let lab = Lab::new().await;
+    lab.world.lock().stalled = true;
+    let created = lab.create().await;
+    lab.world.called("WatchOutgoing", 1).await;
+    (lab, created.name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_source_agent_did_not_hand_over_is_handed_over_through_the_controller() {
+    let (lab, name) = stalled().await;
+    lab.world.open_gate();
+    lab.assert_moved(&name).await;
+    assert!(lab.world.was_called("HandOver") > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_copy_is_finished_also_when_somebody_wants_it_undone() {
+    let (lab, name) = stalled().await;
+    lab.world.hold("GetMigrationStatus");
+    lab.cancel(&name).await;
+    lab.world.open_gate();
+    until("all is sent", async || {
+        use drover_proto::agent::v1::LibvirtState;
+        lab.world.guest_state("host-1") == Some(LibvirtState::PausedMigrating)
+    })
+    .await;
+    // The source's QEMU dies: what waits at the destination is the guest.
+    lab.world.lock().host("host-1").guests.clear();
+    lab.world.release("GetMigrationStatus");
+    let moved = lab.assert_moved(&name).await;
+    assert!(moved.cancelled_too_late);
 }

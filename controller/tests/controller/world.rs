@@ -56,6 +56,8 @@ pub(crate) struct State {
     pub(crate) calls: Vec<(String, String)>,
     /// Hosts that answer nothing.
     pub(crate) away: BTreeSet<String>,
+    /// Source agents hand nothing over by themselves: they died, or do not reach the destination.
+    pub(crate) stalled: bool,
     /// Methods whose calls wait at their arrival.
     pub(crate) held: HashMap<String, Arc<Semaphore>>,
     next_pid: u32,
@@ -198,6 +200,15 @@ impl State {
         }
     }
 
+    /// The journal of the other side of a migration.
+    pub(crate) fn other_side(&self, host: &str, id: &str) -> Option<&JournalRecord> {
+        let others = self.hosts.iter().filter(|(name, _)| name.as_str() != host);
+        others
+            .filter_map(|(_, other)| other.journals.get(id))
+            .map(|journal| &journal.record)
+            .next()
+    }
+
     pub(crate) fn assert_one_runs(&self) {
         let runs = |host: &&Host| {
             host.guests
@@ -246,7 +257,9 @@ impl State {
         journal.record.set_state(JournalState::HandedOver);
         let guest = self.host(source).guests.get_mut(GUEST).unwrap();
         guest.set_state(LibvirtState::PausedMigrating);
-        self.hand_over(source, destination, id);
+        if !self.stalled {
+            self.hand_over(source, destination, id);
+        }
     }
 
     pub(crate) fn hand_over(&mut self, source: &str, destination: &str, id: &str) {

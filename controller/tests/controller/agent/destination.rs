@@ -70,6 +70,11 @@ impl Agent {
         let (name, request) = (self.host.clone(), request.into_inner());
         self.call("RevokeIncoming", request.fence, move |state| {
             let reference = request.migration.unwrap();
+            let source = state.other_side(&name, &reference.migration_id);
+            assert!(
+                source.is_some_and(|source| source.tombstoned),
+                "revoked before the source was tombstoned"
+            );
             let host = state.host(&name);
             let journal = host.journals.entry(reference.migration_id.clone()).or_default();
             match journal.record.state() {

@@ -169,6 +169,20 @@ impl Agent {
         let (name, request) = (self.host.clone(), request.into_inner());
         self.call("SettleOutgoing", request.fence.clone(), move |state| {
             let (verdict, reference) = (request.verdict(), request.migration.clone().unwrap());
+            let there = state
+                .other_side(&name, &reference.migration_id)
+                .map(JournalRecord::state);
+            let here = state.hosts[&name].journals.get(&reference.migration_id);
+            let here = here.map(|journal| (journal.record.state(), journal.record.tombstoned));
+            match verdict {
+                Verdict::Ran => assert_eq!(there, Some(JournalState::Ran), "removed before the guest ran there"),
+                Verdict::NeverRan => assert!(
+                    matches!(there, Some(JournalState::Revoked | JournalState::Failed))
+                        || matches!(here, Some((JournalState::Sending | JournalState::Unspecified, true))),
+                    "given back without a verdict: {here:?} {there:?}"
+                ),
+                Verdict::Unspecified => {}
+            }
             let host = state.host(&name);
             let journal = host
                 .journals
