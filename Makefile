@@ -38,7 +38,7 @@ test-unit: setup ## Tests that need no host
 test-lab: build $(VENV)/.ready ## Tests on real hosts, in namespaces (root)
 	@scripts/test-lab
 
-test-all: test ## Everything, also what takes long; resumable (root)
+test-all: test-unit build $(VENV)/.ready ## Everything, also what takes long; resumable (root)
 	@scripts/test-lab --all
 
 bench: build $(VENV)/.ready ## Figures: Drover against virsh, interleaved (root)
@@ -47,8 +47,8 @@ bench: build $(VENV)/.ready ## Figures: Drover against virsh, interleaved (root)
 lab-up: build ## Bring up two hosts and leave them (root)
 	@target/debug/drover-lab up --guest
 
-lab-down: ## Take all labs down (root)
-	@target/debug/drover-lab down --all
+lab-down: ## Take these hosts down again (root)
+	@target/debug/drover-lab down
 
 lab-shell: ## A shell in one of the lab's hosts: make lab-shell HOST=host-a (root)
 	@target/debug/drover-lab shell $(HOST)

@@ -110,6 +110,20 @@ impl Report {
         }
     }
 
+    /// Somebody has to look at once.
+    pub(super) fn alarm(found: &str, learned: Learned) -> Self {
+        let wait = Wait {
+            reason: WaitReason::ResolveNeeded,
+            host: None,
+            remedy: found.to_owned(),
+        };
+        Self {
+            answer: Answer::Unknown(wait),
+            detail: found.to_owned(),
+            learned,
+        }
+    }
+
     /// Only this host can say.
     pub(super) fn wait_for(side: Side, record: &Record, look: &Look) -> Self {
         let (host, failure) = match side {

@@ -61,9 +61,9 @@ pub(super) async fn run(work: &Work) -> Report {
                 report.learned = report.learned.with_guest_nowhere_known();
                 return report;
             }
-            Open::RecoverPostCopy => return Report::again("post-copy has to be recovered", look.learned()),
-            Open::GuestLost => return Report::again("the guest is lost: the source died in post-copy", look.learned()),
-            Open::SuspendSource => return Report::again("the source has to be stopped at once", look.learned()),
+            Open::RecoverPostCopy => return Report::alarm("post-copy has to be recovered", look.learned()),
+            Open::GuestLost => return Report::alarm("the guest is lost: the source died in post-copy", look.learned()),
+            Open::SuspendSource => return Report::alarm("the source runs and must not: suspend it", look.learned()),
         };
         last_failure = acted.err();
     }

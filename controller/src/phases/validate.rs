@@ -26,13 +26,13 @@ pub struct Examined {
 
 /// Makes every check. An error is a missing answer, or an agent that refuses to answer.
 pub async fn examine(guest: GuestId, source: &Agent, destination: &Agent) -> Result<Examined, Failure> {
-    let found = match inspect(guest, source).await {
-        Ok(found) => found,
-        Err(failure) if failure.reason == Reason::GuestNotFound && failure.is_evidence() => {
-            return Ok(absent(guest, source));
-        }
-        Err(failure) => return Err(failure),
-    };
+    match find(guest, source).await? {
+        Some(found) => examine_found(found, source, destination).await,
+        None => Ok(absent(guest, source)),
+    }
+}
+
+async fn examine_found(found: GuestFacts, source: &Agent, destination: &Agent) -> Result<Examined, Failure> {
     let facts = ask(found, source, destination).await?;
     let mut all = vec![checks::passed(
         "guest-present",
@@ -70,12 +70,16 @@ fn absent(guest: GuestId, source: &Agent) -> Examined {
     }
 }
 
-async fn inspect(guest: GuestId, source: &Agent) -> Result<GuestFacts, Failure> {
-    source
-        .inspect_guest(InspectGuestRequest {
-            guest_uuid: guest.to_string(),
-        })
-        .await
+/// The guest at its source; none where libvirt does not know it.
+async fn find(guest: GuestId, source: &Agent) -> Result<Option<GuestFacts>, Failure> {
+    let request = InspectGuestRequest {
+        guest_uuid: guest.to_string(),
+    };
+    match source.inspect_guest(request).await {
+        Ok(found) => Ok(Some(found)),
+        Err(failure) if failure.reason == Reason::GuestNotFound && failure.is_evidence() => Ok(None),
+        Err(failure) => Err(failure),
+    }
 }
 
 async fn ask(guest: GuestFacts, source: &Agent, destination: &Agent) -> Result<Facts, Failure> {
@@ -103,15 +107,25 @@ async fn ask(guest: GuestFacts, source: &Agent, destination: &Agent) -> Result<F
 }
 
 pub(super) async fn run(work: &Work) -> Report {
-    match look(work).await {
+    let mut learned = Learned::default();
+    match look(work, &mut learned).await {
         Ok(examined) => report(work, examined),
-        Err(failure) => Report::of(&failure, Learned::default()),
+        Err(failure) => Report::of(&failure, learned),
     }
 }
 
-async fn look(work: &Work) -> Result<Examined, Failure> {
-    let (source, destination) = (work.source().await?, work.destination().await?);
-    examine(work.record.guest, &source, &destination).await
+/// What the source says counts also where the destination says nothing.
+async fn look(work: &Work, learned: &mut Learned) -> Result<Examined, Failure> {
+    let source = work.source().await?;
+    let Some(found) = find(work.record.guest, &source).await? else {
+        return Ok(absent(work.record.guest, &source));
+    };
+    *learned = Learned {
+        guest_name: Some(found.name.clone()),
+        ..Learned::default()
+    }
+    .with_guest_at(&work.record.source);
+    examine_found(found, &source, &work.destination().await?).await
 }
 
 fn report(work: &Work, examined: Examined) -> Report {

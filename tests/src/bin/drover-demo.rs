@@ -1,6 +1,7 @@
 //! `make demo`: two hosts with real libvirtd and QEMU, a controller and two agents, a running guest, one migration
 //! that its TCP session survives, the timeline and the trace of it.
 
+use std::io::IsTerminal;
 use std::process::{ExitCode, Stdio};
 use std::time::Instant;
 
@@ -35,16 +36,23 @@ fn demo() -> Result<()> {
 }
 
 fn step(text: &str) {
-    println!("\n\x1b[1m{text}\x1b[0m");
+    let (bold, plain) = if std::io::stdout().is_terminal() {
+        ("\x1b[1m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
+    println!("\n{bold}{text}{plain}");
 }
 
 fn run(lab: &mut Lab) -> Result<()> {
     step("Two hosts with libvirtd and QEMU, each with a network, processes and a /run of its own");
     for host in lab.hosts() {
-        let version = host.virsh(&["version"])?;
-        let versions: Vec<&str> = version
+        let said = host.virsh(&["version"])?;
+        let wanted = |line: &&str| line.starts_with("Using library") || line.starts_with("Running hypervisor");
+        let versions: Vec<&str> = said
             .lines()
-            .filter_map(|line| line.split_once(": ").map(|(_, version)| version))
+            .filter(wanted)
+            .filter_map(|line| Some(line.split_once(": ")?.1))
             .collect();
         println!("  {:<8} {:<12} {}", host.name(), host.address(), versions.join(", "));
     }
