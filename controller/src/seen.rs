@@ -106,9 +106,13 @@ fn source_copy(status: &MigrationStatus, record: &JournalRecord, journal: Source
     match guest.state() {
         LibvirtState::PausedPostCopy => SourceCopy::PostCopy,
         LibvirtState::PausedPostCopyFailed => SourceCopy::PostCopyFailed,
-        LibvirtState::PausedMigrating if !status.performing => SourceCopy::AllSent,
-        // A guest that its user had paused stays paused that way when all is sent.
-        LibvirtState::Paused | LibvirtState::PausedFault if sent && !status.performing => SourceCopy::AllSent,
+        // Only Perform's success says that all is sent: a guest may stand still by one that failed, and libvirt may yet
+        // resume it. One that its user had paused stays paused that way.
+        LibvirtState::PausedMigrating | LibvirtState::Paused | LibvirtState::PausedFault
+            if sent && !status.performing =>
+        {
+            SourceCopy::AllSent
+        }
         LibvirtState::Unspecified
         | LibvirtState::Running
         | LibvirtState::RunningPostCopy

@@ -288,8 +288,9 @@ fn destination_busy(source: Seen<Source>, destination: Destination) -> Open {
         }
         DestinationCopy::Still => {}
     }
+    // It left Waiting because all was handed over, and cannot go back: it may finish alone.
     let Seen::Journal(source) = source else {
-        return Open::Settling;
+        return Open::FinishInPlace;
     };
     match (source.journal, source.copy) {
         (SourceJournal::NotBegun | SourceJournal::Sending, _) => Open::Settling,
@@ -298,15 +299,12 @@ fn destination_busy(source: Seen<Source>, destination: Destination) -> Open {
         }
         // A repeat joins the call that is under way, or gets its journaled result.
         (SourceJournal::HandedOver, SourceCopy::AllSent | SourceCopy::Gone) if !source.tombstoned => Open::HandOver,
-        (
-            SourceJournal::HandedOver,
-            SourceCopy::AllSent
-            | SourceCopy::Gone
-            | SourceCopy::EndedByUser
-            | SourceCopy::Another
-            | SourceCopy::PostCopy
-            | SourceCopy::PostCopyFailed,
-        ) => Open::Settling,
+        // The source may not ask any more, or has nothing left.
+        (SourceJournal::HandedOver, SourceCopy::AllSent | SourceCopy::Gone | SourceCopy::EndedByUser) => {
+            Open::FinishInPlace
+        }
+        (SourceJournal::HandedOver, SourceCopy::Another) => Open::Resolve(Undecidable::AnotherGuest),
+        (SourceJournal::HandedOver, SourceCopy::PostCopy | SourceCopy::PostCopyFailed) => Open::Settling,
     }
 }
 

@@ -179,7 +179,13 @@ impl Jobs {
         job.hold(handle);
         let job = Arc::new(job);
         lock(&self.outgoing).insert(record.migration, Arc::clone(&job));
-        page.change(|record| record.calls = job.calls.all()).await?;
+        let instance = self.instance;
+        page.change(|record| {
+            record.calls = job.calls.all();
+            // The job lock is this agent's now, also where a former one made the record.
+            record.agent_instance = instance;
+        })
+        .await?;
         self.expire_unclaimed(&job, record);
         Ok(answer(part, begun))
     }

@@ -132,6 +132,7 @@ impl Jobs {
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
             self.still_ours_to_ask(record)?;
+            self.keep_still(record.migration).await?;
         }
     }
 
@@ -237,15 +238,14 @@ impl Jobs {
         summary
     }
 
-    /// All must be sent: the guest stands still by its migration, or is gone after it was handed over.
+    /// All must be sent: Perform said so, now or before HandedOver was written. That the guest stands still is no
+    /// proof of it: libvirt may have stopped it for a Perform that failed, and may yet resume it.
     async fn stands_still(&self, record: &Record, sent: bool) -> Result<(), Failure> {
-        use crate::hypervisor::GuestState::{PausedMigrating, PausedPostCopy};
         let handed_over = record
             .source()
             .is_some_and(|part| part.state == crate::journal::SourceState::HandedOver);
         match self.look(record).await? {
-            Seen::Ours(guest) if matches!(guest.state, PausedMigrating | PausedPostCopy) => Ok(()),
-            // One that its user had paused, that this agent stopped, or whose reason was lost with libvirtd.
+            // Whatever the reason: by the migration, by its user before, by this agent, or lost with libvirtd.
             Seen::Ours(guest) if (handed_over || sent) && !guest.state.runs() => Ok(()),
             Seen::Unknown | Seen::ShutOff(_) if handed_over => Ok(()),
             Seen::Ours(guest) => {

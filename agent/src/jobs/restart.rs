@@ -64,7 +64,27 @@ impl Jobs {
         if guest.state.is_post_copy() {
             return Ok(());
         }
-        if guest.state.runs() {
+        self.suspend_if_running(page, record).await?;
+        let Some(part) = record.source() else { return Ok(()) };
+        let job = self.adopt(record);
+        let request = BeginRequest {
+            guest: record.guest,
+            flags: part.flags,
+        };
+        let handle = job
+            .calls
+            .call(span::LIBVIRT_BEGIN, self.hypervisor.begin(request))
+            .await;
+        job.hold(handle.map_err(errors::unsure)?);
+        Ok(())
+    }
+
+    /// Journals that this agent does it, then suspends. The record must be handed over, without a verdict.
+    pub(super) async fn suspend_if_running(&self, page: &mut OpenPage, record: &Record) -> Result<(), Failure> {
+        let Seen::Ours(guest) = self.look(record).await? else {
+            return Ok(());
+        };
+        if guest.state.runs() && !guest.state.is_post_copy() {
             tracing::error!(
                 migration_id = %record.migration,
                 "the guest runs here though it was handed over and nobody has decided: it is suspended"
@@ -77,17 +97,6 @@ impl Jobs {
             .await?;
             self.hypervisor.suspend(record.guest).await.map_err(errors::unsure)?;
         }
-        let Some(part) = record.source() else { return Ok(()) };
-        let job = self.adopt(record);
-        let request = BeginRequest {
-            guest: record.guest,
-            flags: part.flags,
-        };
-        let handle = job
-            .calls
-            .call(span::LIBVIRT_BEGIN, self.hypervisor.begin(request))
-            .await;
-        job.hold(handle.map_err(errors::unsure)?);
         Ok(())
     }
 }

@@ -129,7 +129,7 @@ impl Jobs {
         // A guest that has left again by a later migration is not ours to define.
         if !self.has_later(&record) {
             self.put_definition_right(part, found.as_deref()).await?;
-            if part.autostart_before && part.inactive_xml.is_some() {
+            if part.autostart_before && part.inactive_xml.is_some() && found.is_some() {
                 self.autostart(&record).await?;
             }
         }
@@ -145,10 +145,10 @@ impl Jobs {
     /// A persistent guest keeps its definition, a transient one gets none.
     async fn put_definition_right(&self, part: &DestinationPart, found: Option<&GuestFacts>) -> Result<(), Failure> {
         match (&part.inactive_xml, found) {
-            (Some(xml), None) => self.hypervisor.define(xml).await.map_err(errors::unsure),
             (Some(xml), Some(guest)) if !guest.persistent => self.hypervisor.define(xml).await.map_err(errors::unsure),
             (None, Some(guest)) if guest.persistent => self.hypervisor.undefine(guest.id).await.map_err(errors::unsure),
-            (Some(_) | None, Some(_)) | (None, None) => Ok(()),
+            // It was defined before it ran: whoever removed it since meant it.
+            (Some(_) | None, Some(_) | None) => Ok(()),
         }
     }
 

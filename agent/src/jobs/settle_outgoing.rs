@@ -147,7 +147,8 @@ impl Jobs {
             | GuestState::Crashed
             | GuestState::ShutOff => false,
         };
-        if held && part.state_before.runs() {
+        // One that this agent stopped was running too, whoever had started it.
+        if held && (part.state_before.runs() || part.suspended_by_agent) {
             let resume = self.hypervisor.resume(record.guest);
             resume.await.map_err(errors::unsure)?;
             tracing::info!(migration_id = %record.migration, "the guest runs here again");

@@ -34,22 +34,40 @@ pub struct Status {
     pub read: SystemTime,
 }
 
+/// A journal that changes at every look is shown as it is, with a call in flight.
+const LOOKS: u32 = 3;
+
 impl Jobs {
-    /// The journal is read before libvirt, and again after: a change in between shows as a call in flight.
-    pub async fn status(&self, reference: Reference) -> Result<Status, Failure> {
-        let before = self.journal.read(reference.migration);
-        let busy_before = self.is_busy(reference);
+    async fn ask_libvirt(&self, reference: Reference) -> Result<(Option<GuestFacts>, bool), Failure> {
         let guest = self.hypervisor.guest(reference.guest).await.map_err(errors::unsure)?;
-        let job_active = match &guest {
-            Some(found) if found.state.is_active() => match self.hypervisor.job(reference.guest).await {
-                Ok(job) => job.is_some(),
-                // It ended between the two questions.
-                Err(error) if error.class == ErrorClass::NoGuest => false,
-                Err(error) => return Err(errors::unsure(error)),
-            },
-            Some(_) | None => false,
+        let active = guest.as_ref().is_some_and(|found| found.state.is_active());
+        if !active {
+            return Ok((guest, false));
+        }
+        let job_active = match self.hypervisor.job(reference.guest).await {
+            Ok(job) => job.is_some(),
+            // It ended between the two questions.
+            Err(error) if error.class == ErrorClass::NoGuest => false,
+            Err(error) => return Err(errors::unsure(error)),
         };
-        let record = self.journal.read(reference.migration);
+        Ok((guest, job_active))
+    }
+
+    /// The journal is read before libvirt, and again after: where it changed in between libvirt is asked anew, so that
+    /// a guest from before a step is not shown with a journal from after it.
+    pub async fn status(&self, reference: Reference) -> Result<Status, Failure> {
+        let mut before = self.journal.read(reference.migration);
+        let busy_before = self.is_busy(reference);
+        let (mut guest, mut job_active) = self.ask_libvirt(reference).await?;
+        let mut record = self.journal.read(reference.migration);
+        for _ in 0..LOOKS {
+            if record == before {
+                break;
+            }
+            before = record;
+            (guest, job_active) = self.ask_libvirt(reference).await?;
+            record = self.journal.read(reference.migration);
+        }
         let call_in_flight = busy_before || self.is_busy(reference) || record != before;
         let outgoing = self.outgoing_job(reference.migration);
         let incoming = self.incoming_job(reference.migration);

@@ -153,3 +153,12 @@ fn a_verdict_is_never_changed() {
         }
     }
 }
+
+#[test]
+fn a_repeat_joins_or_gets_the_journaled_result() {
+    for post_copy in [false, true] {
+        assert_eq!(DestinationState::Finishing.finish(post_copy), Ok(FinishStep::Join));
+        assert_eq!(DestinationState::Resuming.finish(post_copy), Ok(FinishStep::Join));
+        assert_eq!(DestinationState::Ran.finish(post_copy), Ok(FinishStep::Ran));
+    }
+}

@@ -228,3 +228,81 @@ async fn both_die_after_all_was_sent() {
     scene.rest(Verdict::NeverRan).await;
     assert_eq!(scene.runs_on(), ["a"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_writes_resuming_before_it_resumes() {
+    let scene = Scene::new(SimGuest::named("web")).await;
+    let go_on = CancellationToken::new();
+    scene.b.host.script(Call::Finish, Fault::LoseAnswer);
+    scene.b.host.script(Call::Resume, Fault::Until(go_on.clone()));
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    scene.until_state(&scene.b, JournalState::Resuming).await;
+    assert!(scene.runs_on().is_empty());
+    go_on.cancel();
+    scene.until_state(&scene.b, JournalState::Ran).await;
+    scene.until_quiet(&scene.a).await;
+    scene.rest(Verdict::Ran).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_verdict_is_taken_between_resuming_and_ran() {
+    let (mut scene, _, _go_on) = held_at(Call::Resume, JournalState::Resuming).await;
+    scene.a.kill().await;
+    scene.b.restart().await;
+    assert_eq!(reason(scene.settle_b(Verdict::NeverRan).await), Reason::TooLate);
+    assert_eq!(reason(scene.settle_b(Verdict::Ran).await), Reason::MigrationState);
+    let status = scene.status(&scene.b).await;
+    assert_eq!(journal_state(&status), JournalState::Resuming);
+    assert!(status.guest.is_some(), "the copy that may have run is kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_life_at_the_destination_is_not_taken_for_the_copy() {
+    let (mut scene, ready, _go_on) = held_at(Call::Resume, JournalState::Resuming).await;
+    scene.a.kill().await;
+    scene.b.kill().await;
+    scene.another_life(&scene.b, &SimGuest::named("web")).await;
+    scene.b.start().await;
+    assert_eq!(journal_state(&scene.status(&scene.b).await), JournalState::Resuming);
+    let order = HandOverGuestRequest {
+        migration_id: scene.migration.to_string(),
+        attempt: 1,
+        ticket: ready.prepared.ticket.clone(),
+        cookie: Vec::new().into(),
+    };
+    assert!(scene.peer_of_b("agent/a").hand_over_guest(order).await.is_err());
+    assert_eq!(journal_state(&scene.status(&scene.b).await), JournalState::Resuming);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_life_of_a_guest_that_was_handed_over_is_not_stopped() {
+    let (mut scene, _, _go_on) = held_at(Call::Finish, JournalState::Finishing).await;
+    scene.a.kill().await;
+    scene.another_life(&scene.a, &SimGuest::named("web")).await;
+    scene.a.start().await;
+    assert_eq!(scene.runs_on(), ["a"]);
+    assert!(!scene.status(&scene.a).await.journal.unwrap().suspended_by_agent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_verdict_removes_no_other_life() {
+    let scene = Scene::new(SimGuest::named("web")).await;
+    scene.a.host.script(Call::ConfirmMoved, Fault::Refuse);
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    scene.until_state(&scene.b, JournalState::Ran).await;
+    scene.until_quiet(&scene.a).await;
+    assert_eq!(
+        reason(scene.close(&scene.a).await),
+        Reason::MigrationState,
+        "decided, not carried out"
+    );
+    scene
+        .b
+        .host
+        .kill(scene.guest, drover_agent::hypervisor::StopReason::Destroyed);
+    scene.another_life(&scene.a, &SimGuest::named("web")).await;
+    scene.settle_a(Verdict::Ran).await.unwrap();
+    assert_eq!(scene.runs_on(), ["a"]);
+}

@@ -164,3 +164,59 @@ async fn sigterm_waits_for_a_hand_over_and_refuses_new_migrations() {
     scene.b.stop().await;
     scene.holds();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn autostart_is_written_down_before_it_is_cleared() {
+    use drover_agent::sim::{Call, Fault};
+    let scene = Scene::new(SimGuest {
+        autostart: true,
+        ..SimGuest::named("web")
+    })
+    .await;
+    let go_on = tokio_util::sync::CancellationToken::new();
+    scene.a.host.script(Call::SetAutostart, Fault::Until(go_on.clone()));
+    let written = async {
+        let known = |status: &MigrationStatus| status.journal.as_ref().is_some_and(|journal| journal.autostart_before);
+        scene.until(&scene.a, "it is written down", known).await;
+        assert!(scene.autostart(&scene.a));
+        go_on.cancel();
+    };
+    let (begun, ()) = tokio::join!(scene.begin(), written);
+    begun.unwrap();
+    assert!(!scene.autostart(&scene.a));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ran_is_written_before_it_is_carried_out_on_either_side() {
+    use drover_agent::sim::{Call, Fault};
+    let scene = Scene::new(SimGuest {
+        autostart: true,
+        ..SimGuest::named("web")
+    })
+    .await;
+    let (at_source, at_destination) = (
+        tokio_util::sync::CancellationToken::new(),
+        tokio_util::sync::CancellationToken::new(),
+    );
+    scene.a.host.script(Call::ConfirmMoved, Fault::Until(at_source.clone()));
+    scene
+        .b
+        .host
+        .script(Call::SetAutostart, Fault::Until(at_destination.clone()));
+    let decided = |status: &MigrationStatus| status.journal.as_ref().unwrap().verdict() == Verdict::Ran;
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    let source = scene.until(&scene.a, "the source's verdict is written", decided).await;
+    assert!(source.guest.is_some(), "before the copy goes");
+    at_source.cancel();
+    scene.until_quiet(&scene.a).await;
+    let written = async {
+        scene
+            .until(&scene.b, "the destination's verdict is written", decided)
+            .await;
+        at_destination.cancel();
+    };
+    let (settled, ()) = tokio::join!(scene.settle_b(Verdict::Ran), written);
+    settled.unwrap();
+    scene.rest(Verdict::Ran).await;
+}

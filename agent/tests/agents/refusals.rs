@@ -207,3 +207,61 @@ async fn a_source_is_finished_in_its_place_only_when_all_has_come() {
         "the guest runs"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_settled_while_it_is_sent() {
+    let scene = Scene::new(SimGuest {
+        dirty_mib_per_second: 100_000,
+        ..SimGuest::named("web")
+    })
+    .await;
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    scene.until(&scene.a, "performing", |status| status.performing).await;
+    assert_eq!(
+        reason(scene.settle_a(Verdict::NeverRan).await),
+        Reason::DeadlineExceeded
+    );
+    let journal = scene.status(&scene.a).await.journal.unwrap();
+    assert_eq!(journal.verdict(), Verdict::Unspecified);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_a_journal_removes_no_copy() {
+    let scene = scene().await;
+    assert_eq!(reason(scene.settle_a(Verdict::Ran).await), Reason::MigrationNotFound);
+    assert_eq!(reason(scene.settle_b(Verdict::Ran).await), Reason::MigrationNotFound);
+    assert_eq!(scene.runs_on(), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_was_taken_over_is_not_obeyed() {
+    let scene = scene().await;
+    scene.begin().await.unwrap();
+    let abort = |lease| AbortOutgoingRequest {
+        fence: scene.fence().map(|fence| Fence { lease, ..fence }),
+        migration: scene.reference(),
+        reason: "test".to_owned(),
+    };
+    scene.ask_a().abort_outgoing(abort(2)).await.unwrap();
+    let late = scene.ask_a().abort_outgoing(abort(1)).await.map_err(Failure::from);
+    assert_eq!(reason(late), Reason::StaleTerm);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_commands() {
+    let scene = scene().await;
+    for identity in ["agent/a", "agent/b", "user/alice"] {
+        let request = RevokeIncomingRequest {
+            fence: scene.fence(),
+            migration: scene.reference(),
+        };
+        let refused = scene.ask_b_as(identity).revoke_incoming(request).await;
+        assert_eq!(
+            reason(refused.map_err(Failure::from)),
+            Reason::PermissionDenied,
+            "{identity}"
+        );
+    }
+    assert!(scene.status(&scene.b).await.journal.is_none());
+}

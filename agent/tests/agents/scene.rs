@@ -94,6 +94,12 @@ impl Scene {
         self.ask(&self.b)
     }
 
+    /// Somebody's way to what only the controller may ask of b.
+    pub(crate) fn ask_b_as(&self, identity: &str) -> AgentServiceClient<Channel> {
+        let tls = self.pki.tls(self.folder.path(), identity);
+        AgentServiceClient::new(Self::channel(&tls, &self.b))
+    }
+
     /// Somebody's way to b, as another agent.
     pub(crate) fn peer_of_b(&self, identity: &str) -> PeerServiceClient<Channel> {
         let tls = self.pki.tls(self.folder.path(), identity);
@@ -287,6 +293,14 @@ impl Scene {
     /// At most one copy ran, at every moment.
     pub(crate) fn holds(&self) {
         assert!(self.world.violations().is_empty(), "{:?}", self.world.violations());
+    }
+
+    /// Another life of the guest on a host, by whatever way it came there.
+    pub(crate) async fn another_life(&self, node: &Node, guest: &SimGuest) {
+        use drover_agent::hypervisor::{Hypervisor, StopReason};
+        node.host.kill(self.guest, StopReason::Destroyed);
+        node.host.undefine(self.guest).await.unwrap();
+        node.host.add(guest).unwrap();
     }
 
     pub(crate) fn runs_on(&self) -> Vec<String> {

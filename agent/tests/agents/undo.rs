@@ -145,3 +145,76 @@ async fn an_abort_after_the_switch_changes_nothing() {
     scene.until_quiet(&scene.a).await;
     scene.rest(Verdict::Ran).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_life_that_its_user_paused_is_not_resumed_by_an_undo() {
+    let scene = Scene::new(SimGuest::named("web")).await;
+    scene.ready().await;
+    let paused = SimGuest {
+        paused: true,
+        ..SimGuest::named("web")
+    };
+    scene.another_life(&scene.a, &paused).await;
+    scene.abort().await.unwrap();
+    assert!(scene.settle_a(Verdict::NeverRan).await.unwrap().guest_ended);
+    assert!(scene.runs_on().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revoked_is_written_before_the_copy_is_let_go() {
+    let scene = Scene::new(SimGuest::named("web")).await;
+    let go_on = tokio_util::sync::CancellationToken::new();
+    scene.b.host.script(Call::CancelIncoming, Fault::Until(go_on.clone()));
+    scene.ready().await;
+    scene.abort().await.unwrap();
+    let written = async {
+        scene.until_state(&scene.b, JournalState::Revoked).await;
+        go_on.cancel();
+    };
+    let (revoked, ()) = tokio::join!(scene.revoke(), written);
+    revoked.unwrap();
+    scene.rest(Verdict::NeverRan).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn never_ran_is_written_before_it_is_carried_out() {
+    let scene = Scene::new(SimGuest::named("web")).await;
+    let go_on = tokio_util::sync::CancellationToken::new();
+    scene.a.host.script(Call::ConfirmCancelled, Fault::Until(go_on.clone()));
+    scene.ready().await;
+    scene.abort().await.unwrap();
+    scene.revoke().await.unwrap();
+    let written = async {
+        let decided = |status: &MigrationStatus| status.journal.as_ref().unwrap().verdict() == Verdict::NeverRan;
+        scene.until(&scene.a, "the verdict is written", decided).await;
+        go_on.cancel();
+    };
+    let (settled, ()) = tokio::join!(scene.settle_a(Verdict::NeverRan), written);
+    settled.unwrap();
+    scene.rest(Verdict::NeverRan).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_that_comes_as_perform_ends_is_not_followed_by_a_hand_over() {
+    let scene = Scene::new(SimGuest::named("web")).await;
+    let go_on = tokio_util::sync::CancellationToken::new();
+    scene.a.host.script(Call::Perform, Fault::Until(go_on.clone()));
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    {
+        let mut page = scene.a.jobs().journal.lock(scene.migration).await.unwrap();
+        page.change(|record| {
+            record.tombstone = Some(drover_agent::journal::Tombstone {
+                up_to: record.attempt,
+                reason: "test".to_owned(),
+            });
+        })
+        .await
+        .unwrap();
+    }
+    go_on.cancel();
+    let source = scene.until_quiet(&scene.a).await;
+    assert_eq!(source.perform_outcome(), PerformOutcome::Sent);
+    assert_eq!(journal_state(&source), JournalState::Sending);
+    assert_eq!(journal_state(&scene.status(&scene.b).await), JournalState::Waiting);
+}

@@ -7,7 +7,7 @@ use drover_proto::v1::TransferSummary;
 use super::{Learned, Work};
 use crate::agents::Agent;
 use crate::seen;
-use crate::verdict::{self, Destination, Judgement, Seen, Source};
+use crate::verdict::{self, Destination, DestinationCopy, Judgement, Seen, Source, SourceCopy, SourceJournal};
 
 /// What both agents said, or why one did not.
 pub(super) struct Look {
@@ -53,6 +53,27 @@ impl Look {
         self.destination
             .as_ref()
             .map_or(Seen::Unreachable, |status| seen::destination(status, self.prepared))
+    }
+
+    /// Whether the destination may finish without the source's agent: all was handed over, and all has arrived.
+    pub(super) fn may_finish_alone(&self) -> bool {
+        let source = matches!(
+            self.seen_source(),
+            Seen::Journal(Source {
+                journal: SourceJournal::HandedOver,
+                copy: SourceCopy::AllSent | SourceCopy::Gone,
+                ..
+            })
+        );
+        let destination = matches!(
+            self.seen_destination(),
+            Seen::Journal(Destination {
+                copy: DestinationCopy::Still,
+                stream_complete: true,
+                ..
+            })
+        );
+        source && destination
     }
 
     pub(super) fn judgement(&self) -> Judgement {

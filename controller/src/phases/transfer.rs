@@ -3,7 +3,7 @@
 //! It decides by the verdict alone, from both hosts' answers, never from what a stream said or did not say. The
 //! stream only tells when to look again, and carries the progress.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use drover_proto::agent::v1::watch_outgoing_response::Event;
 use drover_proto::agent::v1::{
@@ -11,7 +11,7 @@ use drover_proto::agent::v1::{
 };
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::time::std_duration;
-use drover_proto::v1::TransferSummary;
+use drover_proto::v1::{TransferStage, TransferSummary};
 use tonic::Streaming;
 
 use super::look::{self, Look};
@@ -24,11 +24,15 @@ use crate::verdict::{Job, Judgement, Open, Seen, Source, SourceCopy};
 /// A source that says nothing for so long is looked at.
 const SILENCE: Duration = Duration::from_secs(15);
 
+/// A hand-over takes milliseconds. One that takes so long is looked at: the guest stands still meanwhile.
+const HAND_OVER: Duration = Duration::from_secs(5);
+
 /// So often one attempt looks before it is written down as one that does not know.
 const LOOKS: u32 = 12;
 
 pub(super) async fn run(work: &Work) -> Report {
     let mut last_failure = None;
+    let mut stalled = false;
     for _ in 0..LOOKS {
         let look = look::both(work).await;
         let open = match look.judgement() {
@@ -45,12 +49,18 @@ pub(super) async fn run(work: &Work) -> Report {
                 return Report::refused(&late, look.learned());
             }
             Open::ContinueTransfer => match start_if_held(work, &look).await {
-                Ok(()) => follow(work).await,
+                Ok(()) => follow(work)
+                    .await
+                    .map(|followed| stalled = followed == Followed::Stalled),
                 // It was never told to send, and never will: the safe way is back.
                 Err(refused) if is_final(&refused) => return Report::refused(&refused, look.learned()),
                 Err(silent) => Err(silent),
             },
-            Open::HandOver if is_under_way(&look) => follow(work).await,
+            // The agents do not reach each other: in the place of the source, which has handed over and stands still.
+            Open::HandOver if stalled && look.may_finish_alone() => finish_at_destination(work).await,
+            Open::HandOver if is_under_way(&look) => follow(work)
+                .await
+                .map(|followed| stalled = followed == Followed::Stalled),
             Open::HandOver => hand_over(work).await,
             Open::FinishInPlace => finish_in_place(work, &look).await,
             Open::Abort => return Report::refused(&look.why_not(), look.learned()),
@@ -138,6 +148,10 @@ async fn finish_in_place(work: &Work, look: &Look) -> Result<(), Failure> {
     if !tombstoned && hand_over(work).await.is_ok() {
         return Ok(());
     }
+    finish_at_destination(work).await
+}
+
+async fn finish_at_destination(work: &Work) -> Result<(), Failure> {
     let destination = work.destination().await?;
     let request = FinishIncomingRequest {
         fence: destination.fence()?,
@@ -173,7 +187,7 @@ fn time_left(work: &Work) -> Option<Duration> {
 }
 
 /// Follows the source until its stream ends, for whatever reason, or the deadline expires: then it is time to look.
-async fn follow(work: &Work) -> Result<(), Failure> {
+async fn follow(work: &Work) -> Result<Followed, Failure> {
     let stream = work.source().await?;
     let stream = stream
         .watch_outgoing(WatchOutgoingRequest {
@@ -181,18 +195,40 @@ async fn follow(work: &Work) -> Result<(), Failure> {
         })
         .await?;
     match time_left(work) {
-        Some(left) => tokio::time::timeout(left, read(work, stream)).await.unwrap_or(Ok(())),
+        Some(left) => tokio::time::timeout(left, read(work, stream))
+            .await
+            .unwrap_or(Ok(Followed::Ended)),
         None => read(work, stream).await,
     }
 }
 
-async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Result<(), Failure> {
+/// Why it is time to look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Followed {
+    /// The stream ended, or fell silent.
+    Ended,
+    /// All is sent, and the destination has not answered the source for too long.
+    Stalled,
+}
+
+async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Result<Followed, Failure> {
     let mut well = false;
+    let mut sent_at: Option<Instant> = None;
     loop {
-        let Ok(next) = tokio::time::timeout(SILENCE, stream.message()).await else {
-            return Ok(());
+        let patience = sent_at.map_or(SILENCE, |sent| HAND_OVER.saturating_sub(sent.elapsed()));
+        let Ok(next) = tokio::time::timeout(patience, stream.message()).await else {
+            return Ok(if sent_at.is_some() {
+                Followed::Stalled
+            } else {
+                Followed::Ended
+            });
         };
-        let Some(message) = next? else { return Ok(()) };
+        let Some(message) = next? else {
+            return Ok(Followed::Ended);
+        };
+        if is_all_sent(&message) {
+            sent_at.get_or_insert_with(Instant::now);
+        }
         if !well {
             well = true;
             goes_well(work).await?;
@@ -210,6 +246,14 @@ async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Resu
             // What they tell is in the status as well, and read from there.
             Some(Event::AllSent(_) | Event::Iteration(_) | Event::Call(_)) | None => {}
         }
+    }
+}
+
+fn is_all_sent(message: &WatchOutgoingResponse) -> bool {
+    match &message.event {
+        Some(Event::AllSent(_)) => true,
+        Some(Event::Progress(progress)) => progress.stage() == TransferStage::Switching,
+        Some(Event::Switched(_) | Event::Failed(_) | Event::Iteration(_) | Event::Call(_)) | None => false,
     }
 }
 

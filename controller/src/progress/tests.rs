@@ -182,3 +182,11 @@ fn who_is_not_in_office_refuses_nothing() {
     let silence = Report::of(&Failure::new(Reason::HostUnreachable, ""), Learned::default());
     assert_eq!(silence.answer.outcome(), Outcome::Unknown);
 }
+
+#[test]
+fn only_what_an_undo_copes_with_is_left_in_the_middle() {
+    for phase in Phase::ALL {
+        let left = matches!(phase, Phase::Prepare | Phase::Transfer);
+        assert_eq!(can_be_left(phase), left, "{phase}");
+    }
+}

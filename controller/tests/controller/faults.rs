@@ -135,6 +135,7 @@ async fn a_controller_that_is_stopped_leaves_the_transfer_and_takes_it_up_again(
             .iter()
             .any(|phase| phase.outcome() == PhaseOutcome::Interrupted)
     );
+    lab.world.called("WatchOutgoing", 2).await;
     lab.world.open_gate();
     lab.assert_moved(&created.name).await;
     assert_eq!(lab.world.was_called("StartMigrate"), 1, "it looked before it acted");
@@ -313,4 +314,62 @@ async fn the_only_copy_is_finished_also_when_somebody_wants_it_undone() {
     lab.world.release("GetMigrationStatus");
     let moved = lab.assert_moved(&name).await;
     assert!(moved.cancelled_too_late);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_was_handed_over_is_not_given_back_before_the_destination_was_revoked() {
+    use drover_proto::agent::v1::LibvirtState;
+    let (lab, name) = stalled().await;
+    lab.world.hold("GetMigrationStatus");
+    lab.cancel(&name).await;
+    lab.world.open_gate();
+    let still = || lab.world.guest_state("host-1") == Some(LibvirtState::PausedMigrating);
+    until("all is sent", async || still()).await;
+    lab.world.lock().away.insert("host-2".to_owned());
+    lab.world.release("GetMigrationStatus");
+    until("it waits for the destination", async || {
+        let waiting = lab.get(&name).await.waiting_for;
+        waiting.is_some_and(|waiting| waiting.host == "hosts/host-2")
+    })
+    .await;
+    assert!(still(), "the source copy was let run");
+    assert_eq!(lab.world.was_called("SettleOutgoing"), 0);
+    lab.world.lock().away.clear();
+    lab.assert_unmoved(&name, MigrationState::Cancelled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_dies_while_it_is_tombstoned_leaves_the_only_copy_which_is_finished_in_its_place() {
+    use drover_proto::agent::v1::LibvirtState;
+    let (lab, name) = stalled().await;
+    lab.world.hold("AbortOutgoing");
+    lab.cancel(&name).await;
+    lab.world.called("AbortOutgoing", 1).await;
+    lab.world.open_gate();
+    until("all is sent", async || {
+        lab.world.guest_state("host-1") == Some(LibvirtState::PausedMigrating)
+    })
+    .await;
+    lab.world.lock().host("host-1").guests.clear();
+    lab.world.release("AbortOutgoing");
+    let moved = lab.assert_moved(&name).await;
+    assert!(moved.cancelled_too_late);
+    assert_eq!(lab.world.was_called("RevokeIncoming"), 0);
+    assert!(lab.world.was_called("FinishIncoming") > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_failed_to_finish_gives_the_guest_back_to_the_source() {
+    use drover_proto::agent::v1::JournalState;
+    let (lab, name) = stalled().await;
+    {
+        let mut state = lab.world.lock();
+        let host = state.host("host-2");
+        host.guests.clear();
+        for journal in host.journals.values_mut() {
+            journal.record.set_state(JournalState::Failed);
+        }
+    }
+    lab.world.open_gate();
+    lab.assert_unmoved(&name, MigrationState::Failed).await;
 }

@@ -202,7 +202,7 @@ fn a_source_resumed_behind_our_back_after_the_hand_over_is_never_finished() {
 }
 
 #[test]
-fn a_destination_under_way_is_asked_again_through_the_source_or_waited_for() {
+fn a_destination_that_left_waiting_is_asked_again_through_the_source_or_finishes_alone() {
     for journal in [Finishing, Resuming] {
         expect_open(
             source(HandedOver, Here::AllSent),
@@ -212,9 +212,14 @@ fn a_destination_under_way_is_asked_again_through_the_source_or_waited_for() {
         expect_open(
             tombstoned(HandedOver, Here::AllSent),
             received(journal, There::Still),
-            Open::Settling,
+            Open::FinishInPlace,
         );
-        expect_open(UNREACHABLE_SOURCE, received(journal, There::Still), Open::Settling);
+        expect_open(
+            source(HandedOver, Here::EndedByUser),
+            received(journal, There::Still),
+            Open::FinishInPlace,
+        );
+        expect_open(UNREACHABLE_SOURCE, received(journal, There::Still), Open::FinishInPlace);
     }
 }
 

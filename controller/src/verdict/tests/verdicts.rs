@@ -130,3 +130,15 @@ fn opposite_proofs_are_a_persons_business() {
         Open::Resolve(Undecidable::Contradiction),
     );
 }
+
+#[test]
+fn a_waiting_copy_that_vanished_proves_nothing_before_it_is_revoked() {
+    for seen in [
+        running(Job::Held),
+        source(HandedOver, Here::AllSent),
+        UNREACHABLE_SOURCE,
+    ] {
+        let judged = judge(seen, destination(Waiting, There::Absent));
+        assert!(matches!(judged, Judgement::Open(_)), "{seen:?}: {judged:?}");
+    }
+}
