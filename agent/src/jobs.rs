@@ -13,6 +13,7 @@ pub mod arrive;
 pub mod begin;
 pub mod calls;
 pub mod close;
+mod downtime;
 pub mod ended;
 pub mod errors;
 pub mod fence;

@@ -16,6 +16,7 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::Jobs;
+use super::downtime::allowed;
 use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep};
 use super::progress::{Iteration, Problem, Progress, Stage, What};
@@ -130,6 +131,7 @@ impl Transfer {
         let watching = Watching {
             job: Arc::clone(&self.job),
             handle: Arc::clone(&self.handle),
+            limit: self.record.source().and_then(|part| part.limits.max_downtime),
             sent: sent.clone(),
             over: over.clone(),
             started: self.started,
@@ -178,7 +180,7 @@ impl Transfer {
             socket: self.jobs.sockets.source(self.record.migration),
             persistent_xml: part.inactive_xml.clone(),
             bandwidth: part.limits.bandwidth,
-            max_downtime: part.limits.max_downtime,
+            max_downtime: Some(allowed(0, part.limits.max_downtime)),
         };
         let performed = self
             .job
@@ -213,6 +215,8 @@ pub(super) fn fail(job: &OutgoingJob, problem: Problem) {
 struct Watching {
     job: Arc<OutgoingJob>,
     handle: Arc<dyn Outgoing>,
+    /// The longest blackout that the caller accepts.
+    limit: Option<Duration>,
     /// Perform has ended, and with it the last round (which begins after the guest was stopped).
     sent: CancellationToken,
     over: CancellationToken,
@@ -258,6 +262,7 @@ impl Watching {
             }
             Happened::Iteration(number) => {
                 self.end_round(round, event.instant);
+                self.allow_longer(number).await;
                 *round = Some(self.begin_round(number, event).await);
             }
             Happened::Started
@@ -265,6 +270,16 @@ impl Watching {
             | Happened::Stopped(_)
             | Happened::JobCompleted(_)
             | Happened::Changed => {}
+        }
+    }
+
+    async fn allow_longer(&self, number: u64) {
+        let now = allowed(number, self.limit);
+        if now != allowed(number.saturating_sub(1), self.limit)
+            && let Err(error) = self.handle.set_max_downtime(now).await
+        {
+            // The next round tries again, with more.
+            tracing::warn!(%error, "the longest blackout could not be set to {now:?}");
         }
     }
 
