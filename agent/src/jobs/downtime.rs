@@ -17,7 +17,9 @@ const LIMIT: Duration = Duration::from_millis(500);
 
 /// What a round may use; rounds count from 1, and 0 is before the first.
 pub(super) fn allowed(round: u64, limit: Option<Duration>) -> Duration {
-    let doublings = u32::try_from(round.saturating_sub(PATIENT_ROUNDS)).unwrap_or(u32::MAX).min(16);
+    let doublings = u32::try_from(round.saturating_sub(PATIENT_ROUNDS))
+        .unwrap_or(u32::MAX)
+        .min(16);
     (FIRST * (1 << doublings)).min(limit.unwrap_or(LIMIT))
 }
 
