@@ -48,6 +48,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Lets a paused guest run; done when it runs. Never called without a verdict that this copy may.
     async fn resume(&self, guest: GuestId) -> Result<()>;
 
+    /// Starts a guest that is only defined, in a new life; done when it is active already. Never called without a
+    /// verdict that it belongs to this host.
+    async fn start(&self, guest: GuestId) -> Result<()>;
+
     /// Stops a guest's CPUs; allowed at any time. Done when it is already still.
     async fn suspend(&self, guest: GuestId) -> Result<()>;
 

@@ -109,6 +109,14 @@ pub(super) fn completed_job(domain: &Domain) -> Result<Option<JobStats>> {
     Ok((kind == virt_sys::VIR_DOMAIN_JOB_COMPLETED).then(|| stats::job_stats(&values)))
 }
 
+/// Starts what is only defined; done when it is active already.
+pub(super) fn start(domain: &Domain) -> Result<()> {
+    domain.start().or_else(|error| match state(domain) {
+        Ok(state) if state.is_active() => Ok(()),
+        Ok(_) | Err(_) => Err(error),
+    })
+}
+
 /// Stops the CPUs; done when they are still already.
 pub(super) fn suspend(domain: &Domain) -> Result<()> {
     domain.suspend().or_else(|error| match state(domain) {

@@ -142,6 +142,10 @@ impl Hypervisor for Libvirt {
         self.act_on(guest, guest::resume).await
     }
 
+    async fn start(&self, guest: GuestId) -> Result<()> {
+        self.act_on(guest, guest::start).await
+    }
+
     async fn suspend(&self, guest: GuestId) -> Result<()> {
         self.act_on(guest, guest::suspend).await
     }

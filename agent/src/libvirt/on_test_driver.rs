@@ -60,6 +60,17 @@ fn a_definition_is_forgotten_and_absent_is_done() {
 }
 
 #[test]
+fn a_guest_is_started_from_its_definition_and_active_is_done() {
+    let connection = connect();
+    let domain = guest_of(&connection, "started");
+    assert_eq!(guest::state(&domain).unwrap(), GuestState::ShutOff);
+    guest::start(&domain).unwrap();
+    assert_eq!(guest::state(&domain).unwrap(), GuestState::Running);
+    assert!(domain.start().is_err(), "libvirt refuses to start it twice");
+    guest::start(&domain).unwrap();
+}
+
+#[test]
 fn every_guest_is_listed() {
     let connection = connect();
     let domain = guest_of(&connection, "listed");

@@ -59,6 +59,10 @@ impl Hypervisor for SimHost {
         self.call(Call::Resume, async { self.lock().resume(guest) }).await
     }
 
+    async fn start(&self, guest: GuestId) -> Result<()> {
+        self.call(Call::Start, async { self.lock().start_defined(guest) }).await
+    }
+
     async fn suspend(&self, guest: GuestId) -> Result<()> {
         self.call(Call::Suspend, async { self.lock().suspend(guest) }).await
     }

@@ -18,6 +18,7 @@ pub enum Call {
     ConfirmMoved,
     ConfirmCancelled,
     Resume,
+    Start,
     Suspend,
     SetAutostart,
     Define,
@@ -35,6 +36,10 @@ pub enum Fault {
     Delay(Duration),
     /// It is done when the token is cancelled.
     Until(CancellationToken),
+    /// It is done at once, and answered when the token is cancelled.
+    AnswerAfter(CancellationToken),
+    /// The agent's own code panics in it.
+    Panic,
     /// libvirtd dies before it does anything, and is started again at once.
     Die,
 }

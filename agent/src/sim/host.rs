@@ -51,6 +51,12 @@ impl SimHost {
                 token.cancelled().await;
                 work.await
             }
+            Some(Fault::AnswerAfter(token)) => {
+                let answer = work.await;
+                token.cancelled().await;
+                answer
+            }
+            Some(Fault::Panic) => panic!("the simulation's script wanted it so"),
             Some(Fault::Die) => {
                 self.restart_libvirtd();
                 Err(error::disconnected())

@@ -134,6 +134,14 @@ impl State {
         self.tell(guest, Happened::Started);
     }
 
+    /// Done when it is active already, as at the seam.
+    pub(super) fn start_defined(&mut self, guest: GuestId) -> Result<()> {
+        if !self.find(guest)?.state.is_active() {
+            self.start(guest, GuestState::Running);
+        }
+        Ok(())
+    }
+
     /// The only place where a copy's state changes: the watch sees every start and stop.
     pub(super) fn set_state(&mut self, guest: GuestId, state: GuestState) {
         let Some(domain) = self.domains.get_mut(&guest) else {

@@ -199,6 +199,13 @@ impl Domain {
         self.check(done, Call::Act).map(drop)
     }
 
+    /// Starts a guest from its definition.
+    pub(in crate::libvirt) fn start(&self) -> Result<()> {
+        // SAFETY: the handle is ours.
+        let done = unsafe { virt_sys::virDomainCreate(self.raw()) };
+        self.check(done, Call::Act).map(drop)
+    }
+
     pub(in crate::libvirt) fn undefine(&self, flags: c_uint) -> Result<()> {
         // SAFETY: the handle is ours.
         let done = unsafe { virt_sys::virDomainUndefineFlags(self.raw(), flags) };

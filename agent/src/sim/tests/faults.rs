@@ -47,6 +47,31 @@ async fn a_held_call_is_done_when_it_is_let_go() {
 }
 
 #[tokio::test]
+async fn a_held_answer_means_that_it_was_done() {
+    let lab = Lab::new();
+    let token = CancellationToken::new();
+    lab.a.script(Call::Suspend, Fault::AnswerAfter(token.clone()));
+    let suspend = lab.a.suspend(lab.guest);
+    tokio::pin!(suspend);
+    assert!(futures::poll!(&mut suspend).is_pending());
+    assert!(lab.running().is_empty());
+    token.cancel();
+    suspend.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_only_defined_is_started_and_active_is_done() {
+    let lab = Lab::new();
+    lab.a.shut_down(lab.guest);
+    assert!(lab.running().is_empty());
+    lab.a.start(lab.guest).await.unwrap();
+    let life = lab.a.look(lab.guest).unwrap().incarnation;
+    lab.a.start(lab.guest).await.unwrap();
+    assert_eq!(lab.a.look(lab.guest).unwrap().incarnation, life);
+    assert_eq!(lab.running(), ["a"]);
+}
+
+#[tokio::test]
 async fn a_libvirtd_that_dies_before_all_is_sent_cancels_and_the_guest_runs_on() {
     let lab = Lab::restless();
     let (outgoing, _incoming) = lab.both().await;
