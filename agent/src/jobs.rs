@@ -165,9 +165,11 @@ impl Jobs {
         Critical(Arc::clone(self))
     }
 
-    /// Refuses new migrations from now on, and waits until nothing critical is under way.
+    /// Refuses new migrations from now on, and waits until nothing critical is under way, nor can come to be: what
+    /// still sends stays here, what was sent is handed over. May be called again.
     pub async fn stop(&self) {
         self.stopping.send_replace(true);
+        self.end_transfers().await;
         // The sender is part of `self`: the wait cannot fail.
         let _ = self.critical.subscribe().wait_for(|count| *count == 0).await;
     }
@@ -198,6 +200,10 @@ impl Jobs {
         lock(&self.outgoing).get(&migration).cloned()
     }
 
+    fn outgoing_jobs(&self) -> Vec<Arc<OutgoingJob>> {
+        lock(&self.outgoing).values().cloned().collect()
+    }
+
     pub fn incoming_job(&self, migration: MigrationId) -> Option<Arc<IncomingJob>> {
         lock(&self.incoming).get(&migration).cloned()
     }
@@ -225,7 +231,7 @@ impl Jobs {
         let later = |other: &Arc<Record>| {
             other.guest == record.guest
                 && other.migration != record.migration
-                && other.created > record.created
+                && other.serial > record.serial
                 && !matches!(other.part, crate::journal::Part::Nothing)
         };
         self.journal.records().iter().any(later)

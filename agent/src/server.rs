@@ -146,6 +146,8 @@ impl Agent {
         if tokio::time::timeout(LAST_CALLS, &mut server).await.is_err() {
             server.abort();
         }
+        // What was asked for while it closed runs to its end as well.
+        self.jobs.stop().await;
         // Data channels end with their migrations; what is still there is cut by the end of the process.
         let _ = tokio::time::timeout(LAST_CALLS, self.port.closed()).await;
         Ok(())

@@ -203,6 +203,7 @@ impl AgentService for AgentServer {
         let delivery = Delivery {
             ticket: convert::ticket(&request.ticket)?,
             addresses: request.destination_addresses,
+            management: request.destination_management_address,
         };
         let reference = about(request.migration)?;
         let order = StartOrder {

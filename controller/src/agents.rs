@@ -49,6 +49,8 @@ pub struct Agent {
     pub host: HostId,
     /// Where other agents dial it for data, best first.
     pub migration_addresses: Vec<String>,
+    /// Where the controller dials it.
+    pub management_address: String,
     client: AgentServiceClient<Channel>,
     office: Arc<Office>,
     /// For spans: which migration the calls are about.
@@ -85,6 +87,7 @@ impl Agents {
         Ok(Agent {
             host: host.clone(),
             migration_addresses,
+            management_address: address.clone(),
             client,
             office: Arc::clone(&self.office),
             migration: None,

@@ -92,6 +92,26 @@ impl Jobs {
         Ok(())
     }
 
+    /// Before the process ends: a Perform that came to its end afterwards would leave a guest between two hosts.
+    pub(super) async fn end_transfers(&self) {
+        let deadline = Instant::now() + self.limits.abort;
+        for job in self.outgoing_jobs() {
+            while job.is_busy() {
+                // A hand-over ends by itself: it asks the destination once more at most.
+                let sends = job.course().step == super::outgoing::TransferStep::Performing;
+                if sends && Instant::now() >= deadline {
+                    tracing::warn!(migration_id = %job.migration, "it still sends; the end of the agent cuts it off");
+                    break;
+                }
+                if let Err(error) = self.abort_once(&job).await {
+                    tracing::warn!(%error, migration_id = %job.migration, "what it sends could not be stopped");
+                    break;
+                }
+                job.settled_within(ABORT_AGAIN).await;
+            }
+        }
+    }
+
     /// After a restart of the agent libvirt may still be busy with letting go of what the former one held.
     async fn await_lost_job(&self, reference: &Reference, deadline: Instant) -> Result<(), Failure> {
         let sending = |record: &Record| record.source().is_some_and(|part| part.state == SourceState::Sending);

@@ -141,6 +141,7 @@ impl Jobs {
             migration: reference.migration,
             attempt: reference.attempt,
             guest: reference.guest,
+            serial: 0,
             created: SystemTime::now(),
             boot_id: self.boot_id,
             agent_instance: self.instance,

@@ -120,3 +120,7 @@ fn concerns(record: &Record) -> bool {
         Part::Nothing => false,
     }
 }
+
+#[cfg(test)]
+#[path = "ended_tests.rs"]
+mod tests;

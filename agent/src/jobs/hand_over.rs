@@ -90,8 +90,10 @@ impl Jobs {
             .source()
             .and_then(|part| Some((part, part.delivery.as_ref()?)))
             .ok_or_else(|| Failure::new(Reason::MigrationState, "nobody has said where the guest goes"))?;
-        let Delivery { ticket, addresses } = delivery;
-        let peer = PeerClient::new(&self.tls, part.peer.clone(), addresses.clone());
+        let Delivery { ticket, management, .. } = delivery;
+        let addresses = delivery.hand_over_addresses();
+        let ways = addresses.len();
+        let peer = PeerClient::new(&self.tls, part.peer.clone(), addresses);
         let mut pause = Duration::from_millis(50);
         let mut call = 0;
         loop {
@@ -122,6 +124,9 @@ impl Jobs {
                 return Err(failure);
             }
             tracing::warn!(%failure, "the destination's agent did not say who has the guest; asking again");
+            if call == ways && management.is_empty() {
+                tracing::warn!("no migration address answers, and the management address is not known here: not tried");
+            }
             if job
                 .give_up
                 .run_until_cancelled(tokio::time::sleep(pause))
@@ -216,7 +221,7 @@ impl Jobs {
         self.stands_still(&record, sent).await?;
         let record = write_handed_over(&mut page).await?;
         let job = job.unwrap_or_else(|| self.adopt(&record));
-        job.change_course(|course| course.step = TransferStep::HandingOver);
+        let under_way = job.under_way(TransferStep::HandingOver);
         drop(page);
         let cookie = match job.course().outcome {
             Some(PerformOutcome::Sent(cookie)) => cookie,
@@ -233,7 +238,7 @@ impl Jobs {
             }
             Err(failure) => Err(failure),
         };
-        job.change_course(|course| course.step = TransferStep::Over);
+        drop(under_way);
         self.forget_if_settled(&job);
         summary
     }

@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use drover_proto::failure::Failure;
 use drover_proto::ids::{GuestId, MigrationId};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,27 @@ struct Observed {
     stopped: Option<Instant>,
 }
 
+/// A task works on the job. However the task ends, by a panic too, the job is not busy afterwards.
+pub struct UnderWay(Arc<OutgoingJob>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let broke_off = std::thread::panicking();
+        if broke_off {
+            tracing::error!(migration_id = %self.0.migration, "the transfer broke off by a fault of Drover's own");
+        }
+        self.0.change_course(|course| {
+            if broke_off {
+                let failure = Failure::internal("the transfer broke off by a fault of Drover's own");
+                course.problem.get_or_insert_with(|| Problem::from(&failure));
+                // Nobody took its result, if there is one: nothing may be handed over on the strength of it.
+                course.outcome.get_or_insert(PerformOutcome::Failed);
+            }
+            course.step = TransferStep::Over;
+        });
+    }
+}
+
 impl OutgoingJob {
     pub fn new(
         migration: MigrationId,
@@ -119,6 +141,12 @@ impl OutgoingJob {
 
     pub fn change_course(&self, change: impl FnOnce(&mut Course)) {
         self.course.send_modify(change);
+    }
+
+    /// Busy with this step, until what is returned is dropped.
+    pub fn under_way(self: &Arc<Self>, step: TransferStep) -> UnderWay {
+        self.change_course(|course| course.step = step);
+        UnderWay(Arc::clone(self))
     }
 
     /// Whether a task works on it.

@@ -85,6 +85,11 @@ impl Jobs {
                     Seen::Ours(guest) if guest.state.runs() && !guest.state.is_post_copy() => {
                         self.write_seen_running(page).await?;
                     }
+                    // It was seen to run, which is why the verdict is Ran, and has ended since: nothing is left here
+                    // that anybody could resume.
+                    Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) if part.state == DestinationState::Resuming => {
+                        self.write_seen_running(page).await?;
+                    }
                     Seen::Ours(_) | Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) => {
                         return Err(Forbidden::TooEarly.into());
                     }

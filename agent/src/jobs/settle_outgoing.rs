@@ -1,6 +1,7 @@
 //! Source: the verdict is journaled, then carried out.
 //!
 //! - NeverRan: the job lock goes, the guest is given back as it was: running only if it ran, autostart if it had it.
+//!   One that its host would have started after a reboot, but for the autostart that was cleared, is started.
 //! - Ran: the copy goes by Confirm(0), whatever its state; it is never resumed and never destroyed.
 //!
 //! If the process dies between the two, the repeat carries out what is written. What was carried out once is never
@@ -15,7 +16,7 @@ use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::{OutgoingJob, TransferStep};
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::{BeginRequest, Cookie, ErrorClass, GuestFacts, GuestState};
-use crate::journal::{Decision, Forbidden, OpenPage, Part, Record, SourcePart, Step, Tombstone, Verdict};
+use crate::journal::{Decision, Forbidden, OpenPage, Part, Record, SourcePart, SourceState, Step, Tombstone, Verdict};
 
 impl Jobs {
     /// The controller's verdict, from the destination's evidence.
@@ -31,6 +32,7 @@ impl Jobs {
                 let message = "this host's journal knows nothing of this migration: it removes no copy";
                 return Err(Failure::new(Reason::MigrationNotFound, message));
             }
+            self.refuse_orphan(&reference).await?;
             // Nothing was begun here, and nothing will be.
             let tombstone = Tombstone {
                 up_to: reference.attempt,
@@ -47,7 +49,40 @@ impl Jobs {
             return Ok(());
         };
         concerns(&record, &reference, Side::Source)?;
+        if verdict == Verdict::Ran && record.decision == Decision::Open && never_left(&record) {
+            let message = "this host has not handed the guest over, so it cannot have run elsewhere: its copy stays";
+            return Err(Failure::new(Reason::VerdictConflict, message).at_host(self.host.clone()));
+        }
+        let carried_out = matches!(record.decision, Decision::Settled(_)) || record.closed.is_some();
+        if matches!(record.part, Part::Nothing) && verdict == Verdict::NeverRan && !carried_out {
+            self.refuse_orphan(&reference).await?;
+        }
         self.decide_and_settle_source(&mut page, verdict).await
+    }
+
+    /// Without a record of the source nobody knows which copy stands still here, and for whom: it is not resumed, and
+    /// not said to be given back.
+    async fn refuse_orphan(&self, reference: &Reference) -> Result<(), Failure> {
+        let found = self.hypervisor.guest(reference.guest).await.map_err(errors::unsure)?;
+        let by_migration =
+            |guest: &GuestFacts| guest.state.is_post_copy() || guest.state == GuestState::PausedMigrating;
+        let Some(guest) = found.filter(by_migration) else {
+            return Ok(());
+        };
+        tracing::error!(
+            migration_id = %reference.migration,
+            "the guest is {:?} here and this host's journal knows nothing of it: it stays so until somebody decides",
+            guest.state
+        );
+        let message = format!(
+            "the guest is {:?} at the source, whose journal of this migration is lost: it is not resumed",
+            guest.state
+        );
+        let remedy = "make sure that it runs nowhere else and that its disks were not used since, then `virsh resume` \
+                      it at the source; the migration goes on by itself";
+        Err(Failure::new(Reason::NoVerdict, message)
+            .with_remedy(remedy)
+            .at_host(self.host.clone()))
     }
 
     /// Journal, then act. Refused, as no evidence of anything, while Perform goes on.
@@ -115,10 +150,19 @@ impl Jobs {
             job.let_go();
         }
         let ended = match self.look(&record).await? {
+            // A later migration has its own word about when this life runs.
+            Seen::Ours(_) if self.has_later(&record) => false,
             Seen::Ours(guest) => {
                 self.run_as_before(&record, part, &guest).await?;
                 false
             }
+            Seen::ShutOff(_) if self.starts_again(&record, part) => {
+                self.hypervisor.start(record.guest).await.map_err(errors::unsure)?;
+                tracing::info!(migration_id = %record.migration, "the guest is started again after its host's reboot");
+                false
+            }
+            // An earlier try of this has started it, or its user has.
+            Seen::Another(_) if self.starts_again(&record, part) => false,
             Seen::Unknown | Seen::ShutOff(_) | Seen::Another(_) => true,
         };
         self.restore_autostart(&record, part).await?;
@@ -131,6 +175,12 @@ impl Jobs {
         })
         .await?;
         Ok(())
+    }
+
+    /// Only where libvirt would have started it at the host's reboot, had this migration not cleared its autostart.
+    fn starts_again(&self, record: &Record, part: &SourcePart) -> bool {
+        let rebooted = record.boot_id != self.boot_id;
+        rebooted && part.flags.persistent && part.autostart_before && !record.guest_ended && !self.has_later(record)
     }
 
     /// Running again only if it ran before; a fault that happened meanwhile is not run over.
@@ -246,4 +296,11 @@ impl Jobs {
             Seen::Ours(_) | Seen::Another(_) | Seen::Unknown => Ok(()),
         }
     }
+}
+
+/// HandedOver is written before anybody may finish. In post-copy the switch comes first.
+fn never_left(record: &Record) -> bool {
+    record
+        .source()
+        .is_some_and(|part| part.state == SourceState::Sending && !part.flags.post_copy)
 }

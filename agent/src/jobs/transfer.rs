@@ -18,7 +18,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::Jobs;
 use super::downtime::allowed;
 use super::fence::{Fence, Reference, Side, concerns};
-use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep};
+use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep, UnderWay};
 use super::progress::{Iteration, Problem, Progress, Stage, What};
 use crate::hypervisor::{Cookie, GuestEvent, Happened, Outgoing, PerformRequest};
 use crate::journal::{Delivery, Forbidden, Record, SourceState};
@@ -73,7 +73,7 @@ impl Jobs {
         self.sockets.make(migration).await?;
         let tunnel = Source::open(self.tunnel_options(&record, &order))?;
         job.claimed.cancel();
-        job.change_course(|course| course.step = TransferStep::Performing);
+        let under_way = job.under_way(TransferStep::Performing);
         let transfer = Transfer {
             jobs: Arc::clone(self),
             job,
@@ -81,6 +81,7 @@ impl Jobs {
             tunnel,
             record,
             started: Instant::now(),
+            under_way,
         };
         let under = tracing::info_span!("transfer", drover.migration.id = %migration, drover.host.id = %self.host);
         tokio::spawn(transfer.run(order.cookie).instrument(under));
@@ -122,11 +123,14 @@ struct Transfer {
     tunnel: Source,
     record: Arc<Record>,
     started: Instant,
+    /// The last to go: the tunnel is cut by then.
+    under_way: UnderWay,
 }
 
 impl Transfer {
     async fn run(self, cookie: Cookie) {
         let (sent, over) = (CancellationToken::new(), CancellationToken::new());
+        let watched = over.clone().drop_guard();
         let events = self.jobs.hypervisor.events();
         let watching = Watching {
             job: Arc::clone(&self.job),
@@ -140,6 +144,7 @@ impl Transfer {
         let performed = self.perform(cookie).await;
         sent.cancel();
         let Self {
+            under_way,
             jobs,
             job,
             handle,
@@ -161,11 +166,11 @@ impl Transfer {
             attribute::TUNNEL_BYTES,
             i64::try_from(tunnel.bytes().sent).unwrap_or(i64::MAX),
         );
-        over.cancel();
+        drop(watched);
         // It only watches: a panic in it was reported by the runtime.
         let _ = watching.await;
         tunnel.close().await;
-        job.change_course(|course| course.step = TransferStep::Over);
+        drop(under_way);
         jobs.forget_if_settled(&job);
     }
 

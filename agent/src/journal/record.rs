@@ -15,6 +15,10 @@ pub struct Record {
     pub migration: MigrationId,
     pub attempt: Attempt,
     pub guest: GuestId,
+    /// Given by the journal when the record is made: in which order this host came to know of its migrations, whatever
+    /// its clock said.
+    #[serde(default)]
+    pub serial: u64,
     pub created: SystemTime,
     /// Of the host when the record was made: another one means that the host was started anew since.
     pub boot_id: Uuid,
@@ -79,6 +83,9 @@ pub struct Delivery {
     pub ticket: Ticket,
     /// `host:port` each, best first.
     pub addresses: Vec<String>,
+    /// `host:port`; for the hand-over alone, where no other address answers. Empty where it is not known.
+    #[serde(default)]
+    pub management: String,
 }
 
 /// What Perform may use.
@@ -128,6 +135,17 @@ pub struct Call {
     pub duration: Duration,
     /// Empty where it succeeded.
     pub error: String,
+}
+
+impl Delivery {
+    /// Where the destination's agent may be told that the guest is its own, best first.
+    pub fn hand_over_addresses(&self) -> Vec<String> {
+        let mut addresses = self.addresses.clone();
+        if !self.management.is_empty() && !addresses.contains(&self.management) {
+            addresses.push(self.management.clone());
+        }
+        addresses
+    }
 }
 
 impl Record {

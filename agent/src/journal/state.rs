@@ -203,3 +203,7 @@ impl Decision {
 #[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "sequences_tests.rs"]
+mod sequences;

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -46,6 +47,8 @@ pub enum JournalError {
 pub struct Journal {
     directory: PathBuf,
     pages: Mutex<BTreeMap<MigrationId, Arc<Page>>>,
+    /// Of the record that was made last.
+    last: Arc<AtomicU64>,
 }
 
 /// One migration's page.
@@ -64,6 +67,7 @@ struct Page {
 pub struct OpenPage {
     page: Arc<Page>,
     file: OwnedMutexGuard<Option<Slots>>,
+    last: Arc<AtomicU64>,
 }
 
 impl Journal {
@@ -72,9 +76,12 @@ impl Journal {
         let directory = state_dir.join("journal");
         let read = directory.clone();
         let pages = blocking(move || read_directory(&read)).await?;
+        let serials = pages.values().filter_map(|page| Some(page.published()?.serial));
+        let last = Arc::new(AtomicU64::new(serials.max().unwrap_or(0)));
         Ok(Self {
             directory,
             pages: Mutex::new(pages),
+            last,
         })
     }
 
@@ -109,7 +116,8 @@ impl Journal {
             });
         }
         let file = Arc::clone(&page.file).lock_owned().await;
-        Ok(OpenPage { page, file })
+        let last = Arc::clone(&self.last);
+        Ok(OpenPage { page, file, last })
     }
 
     fn pages(&self) -> MutexGuard<'_, BTreeMap<MigrationId, Arc<Page>>> {
@@ -143,8 +151,11 @@ impl OpenPage {
         self.page.published()
     }
 
-    /// The first record of a migration, or of a new try: takes all the space that it will ever need.
-    pub async fn create(&mut self, record: Record) -> Result<Arc<Record>, JournalError> {
+    /// The first record of a migration, or of a new try: takes all the space that it will ever need, and the next
+    /// serial number.
+    pub async fn create(&mut self, mut record: Record) -> Result<Arc<Record>, JournalError> {
+        // One that is lost with a write that fails is missed by nobody.
+        record.serial = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let payload = encode_new(&record, room(SLOT_SIZE))?;
         let path = self.page.path.clone();
         *self.file = None;

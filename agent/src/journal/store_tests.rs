@@ -14,6 +14,7 @@ fn record() -> Record {
         migration: MigrationId::generate(),
         attempt: Attempt(1),
         guest: GuestId::from_uuid(Uuid::now_v7()),
+        serial: 0,
         created: SystemTime::now(),
         boot_id: Uuid::nil(),
         agent_instance: Uuid::nil(),
@@ -29,14 +30,24 @@ fn record() -> Record {
 
 async fn created(journal: &Journal) -> Record {
     let record = record();
-    journal
-        .lock(record.migration)
-        .await
-        .unwrap()
-        .create(record.clone())
-        .await
-        .unwrap();
-    record
+    let mut page = journal.lock(record.migration).await.unwrap();
+    Record::clone(&*page.create(record).await.unwrap())
+}
+
+#[tokio::test]
+async fn records_are_numbered_in_the_order_in_which_they_were_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = Journal::open(directory.path()).await.unwrap();
+    let (first, second) = (created(&journal).await, created(&journal).await);
+    assert!(first.serial < second.serial);
+    let journal = Journal::open(directory.path()).await.unwrap();
+    assert_eq!(journal.read(first.migration).unwrap().serial, first.serial);
+    let third = created(&journal).await;
+    assert!(second.serial < third.serial, "also after a restart");
+    // A new try takes the place of an older one, and comes after what was made meanwhile.
+    let mut page = journal.lock(first.migration).await.unwrap();
+    let again = page.create(first).await.unwrap();
+    assert!(third.serial < again.serial);
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ fn record() -> Record {
         migration: MigrationId::generate(),
         attempt: Attempt(1),
         guest: GuestId::from_uuid(Uuid::now_v7()),
+        serial: 0,
         created: SystemTime::now(),
         boot_id: Uuid::nil(),
         agent_instance: Uuid::nil(),

@@ -2,12 +2,19 @@
 //! for, what it must never get, and what is true after a death at each point.
 
 mod crashes;
+mod ends;
+mod every_call;
 mod expiry;
 mod full_disk;
+mod hand_overs;
+mod late;
 mod moves;
 mod node;
 mod pki;
+mod reboots;
 mod refusals;
 mod repeats;
 mod scene;
+mod still;
 mod undo;
+mod verdicts;

@@ -9,17 +9,6 @@ use tokio_stream::StreamExt;
 
 use crate::scene::Scene;
 
-async fn move_it(scene: &Scene) {
-    let ready = scene.ready().await;
-    scene.send(&ready).await.unwrap();
-    scene.until_state(&scene.b, JournalState::Ran).await;
-    scene
-        .until(&scene.a, "the source copy is gone", |status| {
-            status.guest.is_none() && !status.call_in_flight
-        })
-        .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_guest_moves_and_leaves_nothing() {
     let scene = Scene::new(SimGuest {
@@ -27,7 +16,7 @@ async fn a_running_guest_moves_and_leaves_nothing() {
         ..SimGuest::named("web")
     })
     .await;
-    move_it(&scene).await;
+    scene.moves().await;
     assert_eq!(scene.runs_on(), ["b"]);
     let source = scene.status(&scene.a).await;
     assert_eq!(
@@ -100,7 +89,7 @@ async fn a_transient_guest_stays_transient() {
         ..SimGuest::named("web")
     })
     .await;
-    move_it(&scene).await;
+    scene.moves().await;
     scene.rest(Verdict::Ran).await;
     assert!(!scene.b.host.look(scene.guest).unwrap().persistent);
 }

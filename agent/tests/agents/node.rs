@@ -98,6 +98,12 @@ impl Node {
         runtime.shutdown_background();
     }
 
+    /// The folder with journal and term is lost, while the agent is dead.
+    pub(crate) fn lose_state(&self) {
+        assert!(self.alive.is_none(), "a living agent holds its files open");
+        std::fs::remove_dir_all(self.folder.join("state")).unwrap();
+    }
+
     pub(crate) fn jobs(&self) -> Arc<Jobs> {
         Arc::clone(self.alive.as_ref().unwrap().1.jobs())
     }

@@ -136,7 +136,7 @@ impl Scene {
         let request = BeginOutgoingRequest {
             fence: self.fence(),
             migration: self.reference(),
-            destination_host: "hosts/b".to_owned(),
+            destination_host: format!("hosts/{}", self.b.name),
             incarnation,
             policy: Some(TransferPolicy::default()),
         };
@@ -147,7 +147,7 @@ impl Scene {
         let request = PrepareIncomingRequest {
             fence: self.fence(),
             migration: self.reference(),
-            source_host: "hosts/a".to_owned(),
+            source_host: format!("hosts/{}", self.a.name),
             guest_name: begun.guest_name.clone(),
             xml: begun.xml.clone(),
             inactive_xml: begun.inactive_xml.clone(),
@@ -166,12 +166,23 @@ impl Scene {
     }
 
     pub(crate) async fn send(&self, ready: &Ready) -> Result<(), Failure> {
+        self.send_to(ready, vec![self.b.address()], String::new()).await
+    }
+
+    /// Sends to these addresses; the last one is where b is managed.
+    pub(crate) async fn send_to(
+        &self,
+        ready: &Ready,
+        addresses: Vec<String>,
+        management: String,
+    ) -> Result<(), Failure> {
         let request = StartMigrateRequest {
             fence: self.fence(),
             migration: self.reference(),
             ticket: ready.prepared.ticket.clone(),
             cookie: ready.prepared.cookie.clone(),
-            destination_addresses: vec![self.b.address()],
+            destination_addresses: addresses,
+            destination_management_address: management,
         };
         self.ask_a().start_migrate(request).await?;
         Ok(())
@@ -216,6 +227,27 @@ impl Scene {
             !status.call_in_flight && !status.performing
         })
         .await
+    }
+
+    /// The whole way there, but for the controller's verdict.
+    pub(crate) async fn moves(&self) {
+        let ready = self.ready().await;
+        self.send(&ready).await.unwrap();
+        self.until_moved().await;
+    }
+
+    pub(crate) async fn until_moved(&self) {
+        self.until_state(&self.b, JournalState::Ran).await;
+        self.until(&self.a, "the source copy is gone", |status| {
+            status.guest.is_none() && !status.call_in_flight
+        })
+        .await;
+    }
+
+    /// Another migration, the other way round: what was the destination is the source now. Gives back the former one.
+    pub(crate) fn turn_round(&mut self) -> MigrationId {
+        std::mem::swap(&mut self.a, &mut self.b);
+        std::mem::replace(&mut self.migration, MigrationId::generate())
     }
 
     pub(crate) async fn abort(&self) -> Result<MigrationStatus, Failure> {

@@ -85,6 +85,7 @@ async fn a_guest_that_was_handed_over_in_vain_runs_again() {
     assert_eq!(source.error.unwrap().reason, "NEVER_RAN");
     assert!(scene.runs_on().is_empty(), "it does not resume by itself");
     scene.abort().await.unwrap();
+    assert!(scene.runs_on().is_empty(), "an undo decides nothing");
     scene.rest(Verdict::NeverRan).await;
     assert_eq!(scene.runs_on(), ["a"]);
 }

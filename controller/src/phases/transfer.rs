@@ -126,6 +126,7 @@ async fn start_if_held(work: &Work, look: &Look) -> Result<(), Failure> {
         ticket: prepared.ticket,
         cookie: prepared.cookie,
         destination_addresses: destination.migration_addresses,
+        destination_management_address: destination.management_address,
     };
     source.start_migrate(request).await?;
     Ok(())
