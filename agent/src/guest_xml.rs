@@ -1,6 +1,14 @@
 //! What a destination has to offer a guest, read from the guest's live definition. Pure: text in, facts out.
 
-use roxmltree::{Document, Node};
+#[cfg(test)]
+pub(crate) mod corpus_tests;
+mod document;
+mod edit;
+pub mod overrides;
+
+use roxmltree::Node;
+
+pub use document::{MAX_BYTES, Unreadable};
 
 /// The parts of a definition that matter for a migration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,14 +52,9 @@ pub struct Interface {
     pub source: String,
 }
 
-/// The definition is not what libvirt writes.
-#[derive(Debug, thiserror::Error)]
-#[error("the guest's definition cannot be read: {0}")]
-pub struct Unreadable(#[from] roxmltree::Error);
-
 /// Reads a definition.
 pub fn read(xml: &str) -> Result<GuestShape, Unreadable> {
-    let document = Document::parse(xml)?;
+    let document = document::parse(xml)?;
     let domain = document.root_element();
     let kind = child(domain, "os").and_then(|os| child(os, "type"));
     let devices = child(domain, "devices");
@@ -69,8 +72,10 @@ pub fn read(xml: &str) -> Result<GuestShape, Unreadable> {
     })
 }
 
+/// Elements of libvirt's own; those of other namespaces are nobody's business here.
 fn children<'a>(node: Node<'a, 'a>, name: &'static str) -> impl Iterator<Item = Node<'a, 'a>> {
-    node.children().filter(move |child| child.has_tag_name(name))
+    let own = move |child: &Node<'a, 'a>| child.has_tag_name(name) && child.tag_name().namespace().is_none();
+    node.children().filter(own)
 }
 
 fn child<'a>(node: Node<'a, 'a>, name: &'static str) -> Option<Node<'a, 'a>> {

@@ -4,6 +4,7 @@
 
 mod convert;
 mod inspect;
+mod limits;
 mod peer;
 pub(crate) mod report;
 mod watch;
@@ -19,7 +20,7 @@ use futures::Stream;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
-use crate::hypervisor::{Cookie, MigrateFlags};
+use crate::hypervisor::MigrateFlags;
 use crate::jobs::Jobs;
 use crate::jobs::begin::BeginOrder;
 use crate::jobs::fence::Reference;
@@ -111,7 +112,7 @@ impl AgentService for AgentServer {
     }
 
     async fn inspect_guest(&self, request: Request<agent::InspectGuestRequest>) -> Reply<agent::GuestFacts> {
-        Ok(Response::new(self.one_guest(&request.into_inner().guest_uuid).await?))
+        Ok(Response::new(self.one_guest(&request.into_inner()).await?))
     }
 
     async fn check_incoming(
@@ -134,7 +135,9 @@ impl AgentService for AgentServer {
         &self,
         request: Request<agent::ReadStorageProbesRequest>,
     ) -> Reply<agent::ReadStorageProbesResponse> {
-        Ok(Response::new(inspect::read_probes(request.into_inner().probes).await?))
+        Ok(Response::new(
+            inspect::read_probes(limits::probes("probes", request.into_inner().probes)?).await?,
+        ))
     }
 
     async fn remove_storage_probes(
@@ -143,7 +146,7 @@ impl AgentService for AgentServer {
     ) -> Reply<agent::RemoveStorageProbesResponse> {
         let request = request.into_inner();
         self.jobs.obey(&convert::fence(request.fence)?).await?;
-        self.remove_probes(request.probes).await?;
+        self.remove_probes(limits::probes("probes", request.probes)?).await?;
         Ok(Response::new(agent::RemoveStorageProbesResponse {}))
     }
 
@@ -159,6 +162,7 @@ impl AgentService for AgentServer {
             incarnation: convert::incarnation(request.incarnation)?,
             flags: flags(request.policy.as_ref(), false),
             limits: convert::limits(request.policy.as_ref()),
+            overrides: convert::overrides(request.destination_overrides.as_ref())?,
         };
         let jobs = Arc::clone(&self.jobs);
         let answer = self
@@ -174,17 +178,18 @@ impl AgentService for AgentServer {
     ) -> Reply<agent::PrepareIncomingResponse> {
         let request = request.into_inner();
         let fence = convert::fence(request.fence)?;
-        let inactive_xml = Some(request.inactive_xml).filter(|xml| !xml.is_empty());
+        let inactive_xml = limits::xml("inactive_xml", request.inactive_xml)?;
+        let inactive_xml = Some(inactive_xml).filter(|xml| !xml.is_empty());
         let order = PrepareOrder {
             reference: about(request.migration)?,
             source: convert::host_id("source_host", &request.source_host)?,
             guest_name: request.guest_name,
-            xml: request.xml,
+            xml: limits::xml("xml", request.xml)?,
             state_before: convert::state_from(request.state_before)?,
             autostart_before: request.autostart_before,
             flags: flags(request.policy.as_ref(), inactive_xml.is_some()),
             inactive_xml,
-            cookie: Cookie(request.cookie.to_vec()),
+            cookie: limits::cookie("cookie", &request.cookie)?,
         };
         let jobs = Arc::clone(&self.jobs);
         let answer = self
@@ -202,14 +207,14 @@ impl AgentService for AgentServer {
         let fence = convert::fence(request.fence)?;
         let delivery = Delivery {
             ticket: convert::ticket(&request.ticket)?,
-            addresses: request.destination_addresses,
-            management: request.destination_management_address,
+            addresses: limits::addresses("destination_addresses", request.destination_addresses)?,
+            management: limits::address("destination_management_address", request.destination_management_address)?,
         };
         let reference = about(request.migration)?;
         let order = StartOrder {
             reference,
             delivery,
-            cookie: Cookie(request.cookie.to_vec()),
+            cookie: limits::cookie("cookie", &request.cookie)?,
         };
         let jobs = Arc::clone(&self.jobs);
         self.jobs
@@ -267,7 +272,7 @@ impl AgentService for AgentServer {
         let request = request.into_inner();
         let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
         let jobs = Arc::clone(&self.jobs);
-        let reason = request.reason;
+        let reason = limits::reason(request.reason);
         self.jobs
             .detached(async move { jobs.abort_outgoing(fence, reference, reason).await })
             .await?;

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use drover_proto::v1::{DiskOverride, InterfaceOverride};
+
+use crate::overrides;
 
 /// Moves virtual machines between KVM/QEMU hosts.
 #[derive(Debug, Parser)]
@@ -126,12 +129,29 @@ pub(crate) struct Migrate {
     /// Label for the record; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
     /// Return as soon as the migration is accepted
     #[arg(long)]
     pub(crate) no_wait: bool,
     /// A UUID of your own: the same request sent twice makes one migration
     #[arg(long, value_name = "UUID")]
     pub(crate) request_id: Option<uuid::Uuid>,
+}
+
+/// What must be different at the destination. All else in the guest's definition stays as it is.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Different at the destination")]
+pub(crate) struct Overrides {
+    /// Path at which a disk lies there (the same storage, proved); may be given several times
+    #[arg(long = "disk", value_name = "TARGET=PATH", value_parser = overrides::disk)]
+    pub(crate) disks: Vec<DiskOverride>,
+    /// Bridge or tap device there of the interface with this MAC address; may be given several times
+    #[arg(long = "interface", value_name = "MAC=bridge:NAME|device:NAME", value_parser = overrides::interface)]
+    pub(crate) interfaces: Vec<InterfaceOverride>,
+    /// IP address on which VNC, SPICE and RDP listen there
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) graphics_listen: Option<std::net::IpAddr>,
 }
 
 #[derive(Debug, Subcommand)]

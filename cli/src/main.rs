@@ -12,6 +12,7 @@ mod live;
 mod migrate;
 mod migration;
 mod out;
+mod overrides;
 mod pki;
 mod render;
 

@@ -22,6 +22,7 @@ pub struct Found {
 pub async fn find(agents: &Agents, hosts: &[HostId], guest: GuestId) -> Found {
     let request = || InspectGuestRequest {
         guest_uuid: guest.to_string(),
+        destination_overrides: None,
     };
     let answers = join_all(hosts.iter().map(|host| {
         ask(agents, host, async move |agent: Agent| {

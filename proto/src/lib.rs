@@ -8,6 +8,7 @@ pub mod failure;
 pub mod identity;
 pub mod ids;
 mod log;
+pub mod overrides;
 pub mod reason;
 pub mod roles;
 pub mod serve;

@@ -72,6 +72,8 @@ pub struct GuestSpec {
     pub disk: Option<Disk>,
     pub transient: bool,
     pub autostart: bool,
+    /// Address on which its VNC listens; `None`: it has none.
+    pub graphics: Option<std::net::Ipv4Addr>,
 }
 
 impl GuestSpec {
@@ -85,6 +87,7 @@ impl GuestSpec {
             disk: None,
             transient: false,
             autostart: false,
+            graphics: None,
         }
     }
 
@@ -118,6 +121,11 @@ impl GuestSpec {
         self
     }
 
+    pub fn graphics(mut self, listen: std::net::Ipv4Addr) -> Self {
+        self.graphics = Some(listen);
+        self
+    }
+
     /// The guest's MAC address, which follows from its number.
     pub fn mac(number: u8) -> String {
         format!("52:54:00:d2:0f:{number:02x}")
@@ -127,6 +135,11 @@ impl GuestSpec {
     pub(crate) fn xml(&self, number: u8, image: &BootImage, accelerator: Accelerator) -> String {
         let (name, uuid, memory) = (&self.name, self.uuid, self.memory_mib);
         let disk = self.disk.as_ref().map_or(String::new(), |disk| disk.xml(name));
+        let graphics = self.graphics.map_or(String::new(), |address| {
+            format!(
+                "<graphics type='vnc' port='-1' autoport='yes' listen='{address}'/><video><model type='none'/></video>"
+            )
+        });
         format!(
             "<domain type='{kind}'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>\
@@ -136,7 +149,7 @@ impl GuestSpec {
              <on_crash>destroy</on_crash><devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{disk}\
              <interface type='bridge'><mac address='{mac}'/><source bridge='br0'/><model type='virtio'/></interface>\
              <serial type='file'><source path='/var/log/libvirt/console/{name}.log' append='on'/></serial>\
-             <memballoon model='none'/>{random}<controller type='usb' model='none'/></devices></domain>",
+             {graphics}<memballoon model='none'/>{random}<controller type='usb' model='none'/></devices></domain>",
             kernel = image.kernel.display(),
             initrd = image.initrd.display(),
             cmdline = self.cmdline(number),

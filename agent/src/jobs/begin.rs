@@ -8,12 +8,14 @@ use std::time::SystemTime;
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::HostId;
+use drover_proto::overrides::Overrides;
 use drover_proto::trace::names::span;
 use tracing::Instrument;
 
 use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::OutgoingJob;
 use super::{Jobs, Seen, lock, see};
+use crate::guest_xml::overrides::{self, Definition, Unfit};
 use crate::hypervisor::{BeginRequest, Begun, GuestFacts, GuestState, Incarnation, MigrateFlags};
 use crate::journal::{Decision, Limits, OpenPage, Part, Record, SourcePart, SourceState};
 
@@ -27,9 +29,11 @@ pub struct BeginOrder {
     /// `persistent` is set by what libvirt says.
     pub flags: MigrateFlags,
     pub limits: Limits,
+    /// What is different at the destination.
+    pub overrides: Overrides,
 }
 
-/// What the destination needs to know.
+/// What the destination needs to know: definitions as it is to have them.
 #[derive(Clone, Debug)]
 pub struct BeginAnswer {
     pub begun: Begun,
@@ -63,7 +67,9 @@ impl Jobs {
             return Err(Failure::new(Reason::GuestBusy, message));
         }
         let found = self.fit_to_leave(&order).await?;
-        let record = page.create(self.source_record(&fence, &order, found)).await?;
+        // Also the live one, though libvirt will say it anew: what does not fit is refused before anything is touched.
+        adapted(&found.xml, &order.overrides, Definition::Live)?;
+        let record = page.create(self.source_record(&fence, &order, found)?).await?;
         self.clear_autostart_and_begin(&mut page, &record).await
     }
 
@@ -84,7 +90,7 @@ impl Jobs {
             return Err(Failure::new(Reason::MigrationState, message));
         };
         if let Some(handle) = self.outgoing_job(record.migration).and_then(|job| job.handle()) {
-            return Ok(answer(part, handle.begun().clone()));
+            return answer(part, handle.begun().clone());
         }
         self.refuse_while_stopping()?;
         match self.look(record).await? {
@@ -115,14 +121,17 @@ impl Jobs {
         }
     }
 
-    fn source_record(&self, fence: &Fence, order: &BeginOrder, guest: GuestFacts) -> Record {
+    fn source_record(&self, fence: &Fence, order: &BeginOrder, guest: GuestFacts) -> Result<Record, Failure> {
+        let definition = guest.inactive_xml.filter(|_| guest.persistent);
+        let definition = definition.map(|xml| adapted(&xml, &order.overrides, Definition::Persistent));
         let part = SourcePart {
             state: SourceState::Sending,
             peer: order.destination.clone(),
             guest_name: guest.name,
             state_before: guest.state,
             autostart_before: guest.autostart,
-            inactive_xml: guest.inactive_xml.filter(|_| guest.persistent),
+            inactive_xml: definition.transpose()?,
+            overrides: order.overrides.clone(),
             incarnation: order.incarnation.clone(),
             flags: MigrateFlags {
                 persistent: guest.persistent,
@@ -132,7 +141,7 @@ impl Jobs {
             suspended_by_agent: false,
             delivery: None,
         };
-        self.new_record(fence, order.reference, Part::Source(Box::new(part)))
+        Ok(self.new_record(fence, order.reference, Part::Source(Box::new(part))))
     }
 
     /// A record in which nothing has happened yet.
@@ -188,7 +197,7 @@ impl Jobs {
         })
         .await?;
         self.expire_unclaimed(&job, record);
-        Ok(answer(part, begun))
+        answer(part, begun)
     }
 
     /// A Begin that no StartMigrate came for is given up: the destination's ticket has expired long before.
@@ -213,14 +222,28 @@ impl Jobs {
     }
 }
 
-fn answer(part: &SourcePart, begun: Begun) -> BeginAnswer {
-    BeginAnswer {
-        begun,
+fn answer(part: &SourcePart, begun: Begun) -> Result<BeginAnswer, Failure> {
+    Ok(BeginAnswer {
+        begun: Begun {
+            xml: adapted(&begun.xml, &part.overrides, Definition::Live)?,
+            ..begun
+        },
         inactive_xml: part.inactive_xml.clone(),
         guest_name: part.guest_name.clone(),
         state_before: part.state_before,
         autostart_before: part.autostart_before,
-    }
+    })
+}
+
+/// A definition as the destination is to have it.
+fn adapted(xml: &str, overrides: &Overrides, definition: Definition) -> Result<String, Failure> {
+    overrides::apply(xml, overrides, definition).map_err(|unfit| {
+        let mut failure = Failure::new(Reason::ChecksFailed, format!("overrides: {unfit}"));
+        if let Unfit::Problems(problems) = unfit {
+            failure.fields = problems;
+        }
+        failure
+    })
 }
 
 fn may_leave(state: GuestState) -> Result<(), Failure> {

@@ -17,6 +17,7 @@ fn source(state: SourceState, decision: Decision, closed: bool) -> Record {
         state_before: GuestState::Running,
         autostart_before: false,
         inactive_xml: None,
+        overrides: drover_proto::overrides::Overrides::default(),
         incarnation: Incarnation {
             boot_id: Uuid::nil(),
             qemu_pid: 1,

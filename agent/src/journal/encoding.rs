@@ -3,6 +3,7 @@
 //! Promise: once a record was accepted by [`encode_new`], every later state of it fits. What may grow (calls, the
 //! cookie for Confirm) is left out before anything is refused.
 
+use drover_proto::overrides::Overrides;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Part, Record};
@@ -82,6 +83,7 @@ pub(super) fn encode_closed(record: &mut Record) -> Result<Vec<u8>, JournalError
         Part::Nothing => {}
         Part::Source(part) => {
             part.inactive_xml = None;
+            part.overrides = Overrides::default();
             part.delivery = None;
         }
         Part::Destination(part) => {

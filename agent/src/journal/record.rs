@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use drover_proto::ids::{Attempt, GuestId, HostId, MigrationId, Ticket};
+use drover_proto::overrides::Overrides;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -66,8 +67,11 @@ pub struct SourcePart {
     pub state_before: GuestState,
     /// Recorded once, before it was cleared.
     pub autostart_before: bool,
-    /// `None` for a transient guest.
+    /// As the destination is to have it; `None` for a transient guest.
     pub inactive_xml: Option<String>,
+    /// What is different there: a repeated Begin gives the same definition again.
+    #[serde(default)]
+    pub overrides: Overrides,
     pub incarnation: Incarnation,
     pub flags: MigrateFlags,
     pub limits: Limits,

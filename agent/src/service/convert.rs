@@ -5,11 +5,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use drover_proto::agent::v1 as agent;
-use drover_proto::failure::Failure;
+use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::{Attempt, GuestId, HostId, MigrationId, Ticket};
+use drover_proto::overrides::{Overrides, Problem};
 use drover_proto::time::std_duration;
+use drover_proto::v1;
 
-use crate::guest_xml::GuestShape;
+use crate::guest_xml::{self, GuestShape};
 use crate::hypervisor::{GuestFacts, GuestState, HostFacts, Incarnation};
 use crate::jobs::begin::BeginAnswer;
 use crate::jobs::fence::{Fence, Reference};
@@ -166,21 +168,6 @@ pub(super) fn incarnation_message(incarnation: &Incarnation) -> agent::Incarnati
 
 pub(super) fn guest(guest: &GuestFacts, shape: Option<GuestShape>, job_active: bool) -> agent::GuestFacts {
     let shape = shape.unwrap_or_default();
-    let disk = |disk: crate::guest_xml::Disk| agent::DiskFacts {
-        target: disk.target,
-        source_type: disk.source_type,
-        source: disk.source,
-        format: disk.format,
-        read_only: disk.read_only,
-        shareable: disk.shareable,
-        cache: disk.cache,
-        backing: disk.backing,
-    };
-    let interface = |interface: crate::guest_xml::Interface| agent::InterfaceFacts {
-        mac_address: interface.mac_address,
-        source_type: interface.source_type,
-        source: interface.source,
-    };
     agent::GuestFacts {
         guest_uuid: guest.id.to_string(),
         name: guest.name.clone(),
@@ -199,7 +186,57 @@ pub(super) fn guest(guest: &GuestFacts, shape: Option<GuestShape>, job_active: b
         disks: shape.disks.into_iter().map(disk).collect(),
         interfaces: shape.interfaces.into_iter().map(interface).collect(),
         blockers: shape.blockers,
+        ..agent::GuestFacts::default()
     }
+}
+
+fn disk(disk: guest_xml::Disk) -> agent::DiskFacts {
+    agent::DiskFacts {
+        target: disk.target,
+        source_type: disk.source_type,
+        source: disk.source,
+        format: disk.format,
+        read_only: disk.read_only,
+        shareable: disk.shareable,
+        cache: disk.cache,
+        backing: disk.backing,
+    }
+}
+
+fn interface(interface: guest_xml::Interface) -> agent::InterfaceFacts {
+    agent::InterfaceFacts {
+        mac_address: interface.mac_address,
+        source_type: interface.source_type,
+        source: interface.source,
+    }
+}
+
+/// Adds what overrides make of the guest, or why they do not fit it.
+pub(super) fn add_destination(facts: &mut agent::GuestFacts, shape: Result<GuestShape, Vec<Problem>>) {
+    match shape {
+        Ok(shape) => {
+            facts.destination_disks = shape.disks.into_iter().map(disk).collect();
+            facts.destination_interfaces = shape.interfaces.into_iter().map(interface).collect();
+        }
+        Err(problems) => {
+            let problem = |(field, problem)| agent::OverrideProblem { field, problem };
+            facts.override_problems = problems.into_iter().map(problem).collect();
+        }
+    }
+}
+
+/// What is different at the destination; unset is nothing.
+pub(super) fn overrides(message: Option<&v1::DestinationOverrides>) -> Result<Overrides, Failure> {
+    let Some(message) = message else {
+        return Ok(Overrides::default());
+    };
+    Overrides::read(message).map_err(|problems| {
+        let mut failure = Failure::new(Reason::InvalidArgument, "destination_overrides");
+        for (field, why) in problems {
+            failure = failure.with_field(format!("destination_overrides.{field}"), why);
+        }
+        failure
+    })
 }
 
 pub(super) fn probe(probe: Probe) -> agent::StorageProbe {
@@ -210,13 +247,21 @@ pub(super) fn probe(probe: Probe) -> agent::StorageProbe {
         content: probe.content.into(),
         image_inode: probe.inode,
         image_size_bytes: probe.size,
+        destination_image_path: String::new(),
     }
 }
 
+/// What this side has to look for: where the image lies here.
 pub(super) fn probe_from(message: agent::StorageProbe) -> Probe {
+    let (directory, image) = if message.destination_image_path.is_empty() {
+        (message.directory.into(), message.image_path.into())
+    } else {
+        let image = PathBuf::from(message.destination_image_path);
+        (image.parent().map(PathBuf::from).unwrap_or_default(), image)
+    };
     Probe {
-        directory: PathBuf::from(message.directory),
-        image: PathBuf::from(message.image_path),
+        directory,
+        image,
         file_name: message.file_name,
         content: message.content.to_vec(),
         inode: message.image_inode,

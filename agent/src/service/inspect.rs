@@ -2,10 +2,12 @@
 
 use drover_proto::agent::v1 as agent;
 use drover_proto::failure::{Failure, Reason};
+use drover_proto::overrides::{Overrides, Problem};
 
 use super::{AgentServer, convert};
 use crate::checks::{Candidate, all};
-use crate::guest_xml::{self, GuestShape};
+use crate::guest_xml::overrides::{Definition, Unfit, apply};
+use crate::guest_xml::{self, GuestShape, Unreadable};
 use crate::hypervisor::{CpuQuestion, GuestFacts};
 use crate::probe::{self, ProbeError};
 
@@ -22,12 +24,17 @@ impl AgentServer {
         })
     }
 
-    pub(super) async fn one_guest(&self, uuid: &str) -> Result<agent::GuestFacts, Failure> {
-        let guest = self.known_guest(uuid).await?;
+    pub(super) async fn one_guest(&self, request: &agent::InspectGuestRequest) -> Result<agent::GuestFacts, Failure> {
+        let overrides = convert::overrides(request.destination_overrides.as_ref())?;
+        let guest = self.known_guest(&request.guest_uuid).await?;
         let active = guest.state.is_active();
         let job_active = active && self.jobs.hypervisor.job(guest.id).await?.is_some();
         let shape = shape(&guest)?;
-        Ok(convert::guest(&guest, Some(shape), job_active))
+        let mut facts = convert::guest(&guest, Some(shape), job_active);
+        if !overrides.is_empty() {
+            convert::add_destination(&mut facts, at_destination(&guest, &overrides)?);
+        }
+        Ok(facts)
     }
 
     async fn known_guest(&self, uuid: &str) -> Result<GuestFacts, Failure> {
@@ -121,7 +128,25 @@ fn result_of(image_path: String, result: Result<(), ProbeError>) -> agent::Stora
 }
 
 fn shape(guest: &GuestFacts) -> Result<GuestShape, Failure> {
-    guest_xml::read(&guest.xml).map_err(|error| Failure::new(Reason::LibvirtFailed, error.to_string()))
+    guest_xml::read(&guest.xml).map_err(unreadable)
+}
+
+// By value, so that it can be named in `map_err`.
+#[allow(clippy::needless_pass_by_value)]
+fn unreadable(error: Unreadable) -> Failure {
+    Failure::new(Reason::LibvirtFailed, error.to_string())
+}
+
+/// The guest as it would be at the destination, or what of the overrides does not fit it. Nothing is changed.
+fn at_destination(guest: &GuestFacts, overrides: &Overrides) -> Result<Result<GuestShape, Vec<Problem>>, Failure> {
+    let persistent = guest.inactive_xml.as_deref().unwrap_or("<domain/>");
+    let adapted = apply(persistent, overrides, Definition::Persistent)
+        .and_then(|_| apply(&guest.xml, overrides, Definition::Live));
+    match adapted {
+        Ok(xml) => guest_xml::read(&xml).map(Ok).map_err(unreadable),
+        Err(Unfit::Problems(problems)) => Ok(Err(problems)),
+        Err(Unfit::Unreadable(error)) => Err(unreadable(error)),
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {

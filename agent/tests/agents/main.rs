@@ -10,6 +10,7 @@ mod hand_overs;
 mod late;
 mod moves;
 mod node;
+mod overrides;
 mod pki;
 mod reboots;
 mod refusals;

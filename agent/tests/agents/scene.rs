@@ -11,6 +11,7 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::identity::Identity;
 use drover_proto::ids::{GuestId, MigrationId};
 use drover_proto::tls::Tls;
+use drover_proto::v1::DestinationOverrides;
 use tonic::transport::Channel;
 
 use crate::node::{Node, PATIENCE};
@@ -25,6 +26,8 @@ pub(crate) struct Scene {
     pub(crate) attempt: u32,
     pub(crate) term: u64,
     pub(crate) store: &'static str,
+    /// What is different at b.
+    pub(crate) overrides: Option<DestinationOverrides>,
     controller: Tls,
     folder: tempfile::TempDir,
     pki: Pki,
@@ -70,6 +73,7 @@ impl Scene {
             attempt: 1,
             term: 1,
             store: "store-1",
+            overrides: None,
             controller,
             folder,
             pki,
@@ -127,6 +131,7 @@ impl Scene {
             .ask_a()
             .inspect_guest(InspectGuestRequest {
                 guest_uuid: self.guest.to_string(),
+                destination_overrides: None,
             })
             .await?;
         self.begin_life(facts.into_inner().incarnation).await
@@ -139,6 +144,7 @@ impl Scene {
             destination_host: format!("hosts/{}", self.b.name),
             incarnation,
             policy: Some(TransferPolicy::default()),
+            destination_overrides: self.overrides.clone(),
         };
         Ok(self.ask_a().begin_outgoing(request).await?.into_inner())
     }

@@ -144,6 +144,9 @@ pub(crate) fn record(migration: &Migration) -> String {
         .collect();
     labels.sort();
     add("labels", words::one_line(&labels.join(" ")));
+    for different in migration.destination_overrides.iter().flat_map(crate::overrides::words) {
+        add("override", words::one_line(&different));
+    }
     add("created", migration.create_time.map(units::moment).unwrap_or_default());
     add("ended", migration.end_time.map(units::moment).unwrap_or_default());
     for phase in &migration.phases {

@@ -10,6 +10,7 @@ mod discard;
 mod finalize;
 mod learned;
 mod look;
+mod overrides;
 mod policy;
 mod prepare;
 mod storage;
@@ -31,7 +32,7 @@ use crate::store::Record;
 pub use answer::{Answer, Report, Wait};
 pub use learned::Learned;
 pub use policy::{refuse_unmade, transfer_policy};
-pub use validate::{Examined, examine};
+pub use validate::{Examined, examine, find};
 
 /// What a phase works on.
 pub struct Work {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use drover_proto::agent::v1::TransferPolicy;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::time::proto_duration;
-use drover_proto::v1::{Compression, DeadlineAction, DestinationOverrides, MigrationMode, MigrationPolicy, Transport};
+use drover_proto::v1::{Compression, DeadlineAction, MigrationMode, MigrationPolicy, Transport};
 
 /// The longest blackout where the caller names none.
 const DEFAULT_MAX_DOWNTIME: Duration = Duration::from_millis(500);
@@ -29,13 +29,9 @@ pub fn transfer_policy(policy: Option<&MigrationPolicy>) -> TransferPolicy {
 }
 
 /// Refuses what a caller may ask for by the API but this version cannot do.
-pub fn refuse_unmade(
-    policy: Option<&MigrationPolicy>,
-    overrides: Option<&DestinationOverrides>,
-) -> Result<(), Failure> {
+pub fn refuse_unmade(policy: Option<&MigrationPolicy>) -> Result<(), Failure> {
     let policy = policy.cloned().unwrap_or_default();
     let storage = policy.storage.clone().unwrap_or_default();
-    let overrides = overrides.cloned().unwrap_or_default();
     let unmade = [
         (
             "policy.mode",
@@ -65,11 +61,6 @@ pub fn refuse_unmade(
             "policy.storage",
             "copying or deleting disks",
             storage.copy_unshared || storage.delete_source || !storage.copy_disks.is_empty(),
-        ),
-        (
-            "destination_overrides",
-            "a different definition at the destination",
-            overrides != DestinationOverrides::default(),
         ),
     ];
     match unmade.into_iter().find(|(_, _, asked)| *asked) {

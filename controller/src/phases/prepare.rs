@@ -54,6 +54,7 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
             destination_host: work.record.destination.resource_name(),
             incarnation: work.record.incarnation.clone(),
             policy: Some(policy),
+            destination_overrides: work.record.details.destination_overrides.clone(),
         })
         .await?;
     let BeginOutgoingResponse {

@@ -13,6 +13,7 @@ use drover_proto::failure::Failure;
 use drover_proto::v1::Check;
 
 use super::checks::{failed, passed};
+use super::overrides;
 use crate::agents::Agent;
 
 const ID: &str = "storage-shared";
@@ -34,14 +35,22 @@ enum Proof {
     None(&'static str),
 }
 
-/// One check over all disks.
-pub(super) async fn check(guest: &GuestFacts, source: &Agent, destination: &Agent) -> Result<Check, Failure> {
+/// One check over all disks. `there` are the disks as they will be at the destination.
+pub(super) async fn check(
+    guest: &GuestFacts,
+    there: &[DiskFacts],
+    source: &Agent,
+    destination: &Agent,
+) -> Result<Check, Failure> {
+    if let Some(problem) = overrides::other_kind(&guest.disks, there) {
+        return Ok(failed(ID, problem, REMEDY));
+    }
     let by_probe = guest
         .disks
         .iter()
         .any(|disk| places(disk).any(|(_, proof)| proof == Proof::ByProbe));
     let results = if by_probe {
-        probe(&guest.guest_uuid, source, destination).await?
+        probe(guest, there, source, destination).await?
     } else {
         Vec::new()
     };
@@ -49,15 +58,20 @@ pub(super) async fn check(guest: &GuestFacts, source: &Agent, destination: &Agen
 }
 
 /// Writes on one side, reads on the other, removes.
-async fn probe(guest: &str, source: &Agent, destination: &Agent) -> Result<Vec<StorageProbeResult>, Failure> {
+async fn probe(
+    guest: &GuestFacts,
+    there: &[DiskFacts],
+    source: &Agent,
+    destination: &Agent,
+) -> Result<Vec<StorageProbeResult>, Failure> {
     let request = WriteStorageProbesRequest {
         fence: source.fence()?,
-        guest_uuid: guest.to_owned(),
+        guest_uuid: guest.guest_uuid.clone(),
     };
     let written = source.write_storage_probes(request).await?;
     let read = destination
         .read_storage_probes(ReadStorageProbesRequest {
-            probes: written.probes.clone(),
+            probes: overrides::where_they_lie(written.probes.clone(), &guest.disks, there),
         })
         .await;
     remove(source, written.probes).await?;

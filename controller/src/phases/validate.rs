@@ -6,10 +6,11 @@ use drover_proto::agent::v1::{
 };
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::GuestId;
+use drover_proto::overrides::Overrides;
 use drover_proto::v1::Check;
 
 use super::checks::{self, Facts};
-use super::{Learned, Report, Work, storage};
+use super::{Learned, Report, Work, overrides, storage};
 use crate::agents::Agent;
 use crate::saga::Guest;
 
@@ -25,23 +26,40 @@ pub struct Examined {
 }
 
 /// Makes every check. An error is a missing answer, or an agent that refuses to answer.
-pub async fn examine(guest: GuestId, source: &Agent, destination: &Agent) -> Result<Examined, Failure> {
-    match find(guest, source).await? {
-        Some(found) => examine_found(found, source, destination).await,
+pub async fn examine(
+    guest: GuestId,
+    overrides: &Overrides,
+    source: &Agent,
+    destination: &Agent,
+) -> Result<Examined, Failure> {
+    match find(guest, overrides, source).await? {
+        Some(found) => examine_found(found, overrides, source, destination).await,
         None => Ok(absent(guest, source)),
     }
 }
 
-async fn examine_found(found: GuestFacts, source: &Agent, destination: &Agent) -> Result<Examined, Failure> {
-    let facts = ask(found, source, destination).await?;
+async fn examine_found(
+    found: GuestFacts,
+    overrides: &Overrides,
+    source: &Agent,
+    destination: &Agent,
+) -> Result<Examined, Failure> {
+    // What the destination must have is what the guest will be there.
+    let facts = ask(overrides::at_destination(&found, overrides), source, destination).await?;
     let mut all = vec![checks::passed(
         "guest-present",
         format!("{} on {}", facts.guest.name, source.host),
     )];
+    all.extend(overrides::check(
+        &found,
+        overrides,
+        &facts.source_agent,
+        &facts.destination_agent,
+    ));
     all.extend(checks::compare(&facts));
     // A guest that cannot move anyway needs no probe files.
     if checks::acceptable(&all) {
-        all.push(storage::check(&facts.guest, source, destination).await?);
+        all.push(storage::check(&found, &facts.guest.disks, source, destination).await?);
     } else {
         all.push(checks::not_checked("storage-shared", "other checks failed before"));
     }
@@ -70,10 +88,11 @@ fn absent(guest: GuestId, source: &Agent) -> Examined {
     }
 }
 
-/// The guest at its source; none where libvirt does not know it.
-async fn find(guest: GuestId, source: &Agent) -> Result<Option<GuestFacts>, Failure> {
+/// The guest at its source, and what overrides make of it; none where libvirt does not know it.
+pub async fn find(guest: GuestId, overrides: &Overrides, source: &Agent) -> Result<Option<GuestFacts>, Failure> {
     let request = InspectGuestRequest {
         guest_uuid: guest.to_string(),
+        destination_overrides: (!overrides.is_empty()).then(|| overrides.message()),
     };
     match source.inspect_guest(request).await {
         Ok(found) => Ok(Some(found)),
@@ -117,7 +136,8 @@ pub(super) async fn run(work: &Work) -> Report {
 /// What the source says counts also where the destination says nothing.
 async fn look(work: &Work, learned: &mut Learned) -> Result<Examined, Failure> {
     let source = work.source().await?;
-    let Some(found) = find(work.record.guest, &source).await? else {
+    let overrides = overrides::of(&work.record)?;
+    let Some(found) = find(work.record.guest, &overrides, &source).await? else {
         return Ok(absent(work.record.guest, &source));
     };
     *learned = Learned {
@@ -125,7 +145,7 @@ async fn look(work: &Work, learned: &mut Learned) -> Result<Examined, Failure> {
         ..Learned::default()
     }
     .with_guest_at(&work.record.source);
-    examine_found(found, &source, &work.destination().await?).await
+    examine_found(found, &overrides, &source, &work.destination().await?).await
 }
 
 fn report(work: &Work, examined: Examined) -> Report {

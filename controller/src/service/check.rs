@@ -2,6 +2,7 @@
 
 use drover_proto::failure::Failure;
 use drover_proto::ids::{GuestId, HostId};
+use drover_proto::overrides::Overrides;
 use drover_proto::v1::{Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks};
 use futures::{StreamExt, stream};
 
@@ -21,17 +22,18 @@ impl Api {
         let guest = fields.required("guest_uuid", &request.guest_uuid, str::parse::<GuestId>);
         let source = fields.optional("source_host", &request.source_host, HostId::from_resource_name);
         let mut destinations = Vec::new();
-        for name in &request.destination_hosts {
-            destinations.extend(fields.required("destination_hosts", name, HostId::from_resource_name));
-        }
         if request.destination_hosts.len() > MOST_DESTINATIONS {
             fields.bad("destination_hosts", format!("at most {MOST_DESTINATIONS}"));
+        }
+        for name in request.destination_hosts.iter().take(MOST_DESTINATIONS) {
+            destinations.extend(fields.required("destination_hosts", name, HostId::from_resource_name));
         }
         if let Some(policy) = &request.policy {
             fields.policy("policy", policy);
         }
+        let overrides = fields.overrides("destination_overrides", request.destination_overrides.as_ref());
         fields.check()?;
-        refuse_unmade(request.policy.as_ref(), request.destination_overrides.as_ref())?;
+        refuse_unmade(request.policy.as_ref())?;
         let Some(guest) = guest else {
             return Err(Failure::invalid("guest_uuid", "is required"));
         };
@@ -42,7 +44,10 @@ impl Api {
             let others = self.all_hosts().await?.into_iter().map(|host| host.id);
             destinations = others.filter(|host| *host != source).collect();
         }
-        let checks = stream::iter(destinations).map(|destination| self.check_one(guest, source.clone(), destination));
+        self.refuse_misfits("destination_overrides", guest, &source, &overrides)
+            .await?;
+        let one = |destination| self.check_one(guest, source.clone(), destination, &overrides);
+        let checks = stream::iter(destinations).map(one);
         Ok(CheckMigrationResponse {
             destinations: checks.buffered(AT_ONCE).collect().await,
         })
@@ -72,7 +77,13 @@ impl Api {
         }
     }
 
-    async fn check_one(&self, guest: GuestId, source: HostId, destination: HostId) -> DestinationChecks {
+    async fn check_one(
+        &self,
+        guest: GuestId,
+        source: HostId,
+        destination: HostId,
+        overrides: &Overrides,
+    ) -> DestinationChecks {
         let name = destination.resource_name();
         let examined = async {
             if source == destination {
@@ -80,7 +91,7 @@ impl Api {
             }
             let cordoned = self.host(&destination).await?.cordoned;
             let (from, to) = (self.agents.of(&source).await?, self.agents.of(&destination).await?);
-            Ok((cordoned, examine(guest, &from, &to).await?))
+            Ok((cordoned, examine(guest, overrides, &from, &to).await?))
         };
         match examined.await {
             Ok((cordoned, mut examined)) => {

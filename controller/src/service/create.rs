@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::{Attempt, GuestId, HostId, MigrationId};
+use drover_proto::overrides::Overrides;
 use drover_proto::trace::Context;
 use drover_proto::v1::{self, HostState, MigrationState};
 use prost::Message;
@@ -11,11 +12,14 @@ use prost::Message;
 use super::validation::Fields;
 use super::{Api, errors};
 use crate::inventory;
-use crate::phases::{examine, refuse_unmade};
+use crate::phases::{examine, find, refuse_unmade};
 use crate::saga::{Phase, Position};
 use crate::store::record::Details;
 use crate::store::{Created, Record, RequestKey, now};
 use crate::trace;
+
+/// Where overrides are in the request.
+const OVERRIDES: &str = "migration.destination_overrides";
 
 /// Who asks, and in which trace.
 pub(super) struct Asker {
@@ -25,12 +29,13 @@ pub(super) struct Asker {
 }
 
 /// A request whose fields are good.
-struct Wish {
+pub(super) struct Wish {
     guest: GuestId,
     source: Option<HostId>,
     destination: HostId,
     labels: BTreeMap<String, String>,
     policy: Option<v1::MigrationPolicy>,
+    overrides: Overrides,
     request: Option<RequestKey>,
 }
 
@@ -47,6 +52,8 @@ impl Api {
         }
         self.office.fence()?;
         let source = self.usable(&wish).await?;
+        self.refuse_misfits(OVERRIDES, wish.guest, &source, &wish.overrides)
+            .await?;
         if validate_only {
             return self.validated(wish, source).await;
         }
@@ -140,15 +147,37 @@ impl Api {
         }
     }
 
+    /// Refuses overrides that do not fit the guest, where its source can say so now; else Validate finds out.
+    pub(super) async fn refuse_misfits(
+        &self,
+        prefix: &str,
+        guest: GuestId,
+        source: &HostId,
+        overrides: &Overrides,
+    ) -> Result<(), Failure> {
+        if overrides.is_empty() {
+            return Ok(());
+        }
+        let Ok(Some(found)) = find(guest, overrides, &self.agents.of(source).await?).await else {
+            return Ok(());
+        };
+        let mut fields = Fields::default();
+        for problem in found.override_problems {
+            fields.bad(&format!("{prefix}.{}", problem.field), problem.problem);
+        }
+        fields.check()
+    }
+
     /// What a migration would be refused for, and nothing is created.
     async fn validated(&self, wish: Wish, source: HostId) -> Result<v1::Migration, Failure> {
         let (from, to) = (self.agents.of(&source).await?, self.agents.of(&wish.destination).await?);
-        let examined = examine(wish.guest, &from, &to).await?;
+        let examined = examine(wish.guest, &wish.overrides, &from, &to).await?;
         Ok(v1::Migration {
             guest_uuid: wish.guest.to_string(),
             guest_name: examined.guest_name,
             source_host: source.resource_name(),
             destination_host: wish.destination.resource_name(),
+            destination_overrides: message(&wish.overrides),
             policy: wish.policy,
             labels: wish.labels.into_iter().collect(),
             checks: examined.checks,
@@ -164,7 +193,7 @@ impl Api {
     }
 }
 
-fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure> {
+pub(super) fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure> {
     let Some(asked) = request.migration else {
         return Err(Failure::invalid("migration", "is required"));
     };
@@ -183,16 +212,22 @@ fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure> {
     if let Some(policy) = &asked.policy {
         fields.policy("migration.policy", policy);
     }
+    let overrides = fields.overrides(OVERRIDES, asked.destination_overrides.as_ref());
     let request_id = fields.request_id(&request.request_id);
     fields.check()?;
-    refuse_unmade(asked.policy.as_ref(), asked.destination_overrides.as_ref())?;
+    refuse_unmade(asked.policy.as_ref())?;
     let (Some(guest), Some(destination)) = (guest, destination) else {
         return Err(Failure::internal("a field that was checked is not there"));
     };
     let labels: BTreeMap<_, _> = asked.labels.into_iter().collect();
     let request = request_id.map(|id| RequestKey {
         id,
-        content: content(guest, source.as_ref(), &destination, &labels, asked.policy.as_ref()),
+        content: content(
+            (guest, source.as_ref(), &destination),
+            &labels,
+            asked.policy.as_ref(),
+            &overrides,
+        ),
     });
     Ok(Wish {
         guest,
@@ -200,17 +235,22 @@ fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure> {
         destination,
         labels,
         policy: asked.policy,
+        overrides,
         request,
     })
 }
 
+/// Overrides as they go into a record: none is unset.
+fn message(overrides: &Overrides) -> Option<v1::DestinationOverrides> {
+    (!overrides.is_empty()).then(|| overrides.message())
+}
+
 /// All that is asked for, spelled in one way.
 fn content(
-    guest: GuestId,
-    source: Option<&HostId>,
-    destination: &HostId,
+    (guest, source, destination): (GuestId, Option<&HostId>, &HostId),
     labels: &BTreeMap<String, String>,
     policy: Option<&v1::MigrationPolicy>,
+    overrides: &Overrides,
 ) -> Vec<u8> {
     let words = (
         guest.to_string(),
@@ -220,7 +260,12 @@ fn content(
     );
     let policy = policy.map(Message::encode_to_vec);
     // Strings, maps of strings and bytes are always JSON.
-    serde_json::to_vec(&(words, policy)).unwrap_or_default()
+    let written = match message(overrides) {
+        // As it was spelled before there were overrides: a request is repeated across an update.
+        None => serde_json::to_vec(&(words, policy)),
+        Some(overrides) => serde_json::to_vec(&(words, policy, overrides.encode_to_vec())),
+    };
+    written.unwrap_or_default()
 }
 
 fn record(wish: Wish, source: HostId, asker: Asker) -> Record {
@@ -253,6 +298,7 @@ fn record(wish: Wish, source: HostId, asker: Asker) -> Record {
         updated: time,
         details: Details {
             policy: wish.policy,
+            destination_overrides: message(&wish.overrides),
             ..Details::default()
         },
     }

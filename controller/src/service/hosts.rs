@@ -114,6 +114,7 @@ impl Api {
         if said.agent_instance.is_empty() {
             fields.bad("host.agent_instance", "is required");
         }
+        fields.registration(&said, request.unfinished_journals.len());
         fields.check()?;
         let Some(id) = id else {
             return Err(Failure::invalid("host.name", "is required"));

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::{GuestId, HostId, InvalidId, MigrationId};
+use drover_proto::overrides::Overrides;
 use drover_proto::time::std_duration;
-use drover_proto::v1::MigrationPolicy;
+use drover_proto::v1::{DestinationOverrides, Host, MigrationAddress, MigrationPolicy};
 use uuid::Uuid;
 
 /// Collects what is wrong.
@@ -98,6 +99,42 @@ impl Fields {
         }
         if !(-100..=100).contains(&policy.priority) {
             self.bad(&format!("{prefix}.priority"), "from -100 to 100");
+        }
+    }
+
+    /// What must be different at the destination; nothing where it is not said, or not valid.
+    pub(super) fn overrides(&mut self, prefix: &str, message: Option<&DestinationOverrides>) -> Overrides {
+        let read = message.map(Overrides::read).unwrap_or_else(|| Ok(Overrides::default()));
+        read.unwrap_or_else(|problems| {
+            for (field, why) in problems {
+                self.bad(&format!("{prefix}.{field}"), why);
+            }
+            Overrides::default()
+        })
+    }
+
+    /// What an agent says of its host is kept and shown: it has bounds.
+    pub(super) fn registration(&mut self, host: &Host, journals: usize) {
+        let texts = [
+            &host.management_address,
+            &host.boot_id,
+            &host.agent_instance,
+            &host.agent_version,
+            &host.libvirt_version,
+            &host.qemu_version,
+        ];
+        if texts.into_iter().chain(&host.features).any(|text| text.len() > 300) || host.problem.len() > 4000 {
+            self.bad("host", "texts have at most 300 bytes, `problem` at most 4000");
+        }
+        if host.features.len() > 64 {
+            self.bad("host.features", "at most 64");
+        }
+        let address = |address: &MigrationAddress| address.address.len() <= 300 && address.network.len() <= 300;
+        if host.migration_addresses.len() > 16 || !host.migration_addresses.iter().all(address) {
+            self.bad("host.migration_addresses", "at most 16 of 300 bytes each");
+        }
+        if journals > 10_000 {
+            self.bad("unfinished_journals", "at most 10000");
         }
     }
 

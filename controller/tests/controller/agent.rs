@@ -16,7 +16,7 @@ use drover_proto::roles::Roles;
 use drover_proto::serve::{GrpcStream, accept};
 use drover_proto::time::now;
 use drover_proto::tls::{ALPN_H2, Tls};
-use drover_proto::v1::{Check, CheckResult};
+use drover_proto::v1::{Check, CheckResult, DestinationOverrides};
 use futures::StreamExt;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +52,7 @@ pub(crate) fn registration(host: &str, address: &str) -> drover_proto::v1::Host 
         agent_instance: "first".to_owned(),
         protocol_min: 1,
         protocol_max: 1,
-        features: vec!["live".to_owned(), "tunnel".to_owned()],
+        features: ["live", "tunnel", "overrides"].map(str::to_owned).to_vec(),
         ..drover_proto::v1::Host::default()
     }
 }

@@ -5,6 +5,7 @@ mod api;
 mod faults;
 mod lab;
 mod moves;
+mod overrides;
 mod pki;
 mod watches;
 mod world;

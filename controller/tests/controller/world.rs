@@ -10,7 +10,7 @@ use drover_proto::agent::v1::{
     MigrationStatus, PerformOutcome, Verdict,
 };
 use drover_proto::time::{now, proto_duration};
-use drover_proto::v1::{CallRecord, Progress, TransferSummary};
+use drover_proto::v1::{CallRecord, DestinationOverrides, Progress, TransferSummary};
 use tokio::sync::Semaphore;
 
 pub(crate) const GUEST: &str = "0190a1b2-0000-7000-8000-00000000000a";
@@ -60,6 +60,10 @@ pub(crate) struct State {
     pub(crate) stalled: bool,
     /// Methods whose calls wait at their arrival.
     pub(crate) held: HashMap<String, Arc<Semaphore>>,
+    /// What each BeginOutgoing brought.
+    pub(crate) begun_with: Vec<Option<DestinationOverrides>>,
+    /// Paths at the destination in the probes that were looked for.
+    pub(crate) looked_for: Vec<String>,
     next_pid: u32,
 }
 

@@ -13,7 +13,7 @@ const BEAT_PORT: u16 = 7401;
 /// Direction of a captured frame, from linux/if_packet.h.
 const PACKET_OUTGOING: u8 = 4;
 /// Interfaces of a host that are the lab's; every other one is a guest's tap.
-const NO_TAPS: [&str; 4] = ["lo", "br0", "mgmt0", "guest0"];
+const NO_TAPS: [&str; 5] = ["lo", "br0", "br1", "mgmt0", "guest0"];
 
 /// Starts collecting on one host; a host that is powered off is not watched from then on.
 pub(crate) fn start(host: &Host) -> Result<Worker<Vec<Beat>>> {

@@ -2,6 +2,24 @@
 
 use super::*;
 
+/// What the agent says of a guest whose disks are overridden.
+fn override_disks(guest: &mut GuestFacts, overrides: &DestinationOverrides) {
+    let mut disks = guest.disks.clone();
+    for (at, wanted) in overrides.disks.iter().enumerate() {
+        match disks.iter_mut().find(|disk| disk.target == wanted.target) {
+            Some(disk) => disk.source.clone_from(&wanted.source),
+            None => guest.override_problems.push(OverrideProblem {
+                field: format!("disks[{at}].target"),
+                problem: format!("the guest has no disk {}", wanted.target),
+            }),
+        }
+    }
+    if guest.override_problems.is_empty() {
+        guest.destination_disks = disks;
+        guest.destination_interfaces.clone_from(&guest.interfaces);
+    }
+}
+
 impl Agent {
     pub(super) async fn do_get_agent_status(
         &self,
@@ -55,14 +73,14 @@ impl Agent {
         &self,
         request: Request<InspectGuestRequest>,
     ) -> Result<Response<GuestFacts>, Status> {
-        let (host, uuid) = (self.host.clone(), request.into_inner().guest_uuid);
+        let (host, request) = (self.host.clone(), request.into_inner());
         self.call("InspectGuest", None, move |state| {
-            state
-                .host(&host)
-                .guests
-                .get(&uuid)
-                .cloned()
-                .ok_or_else(|| refuse(Reason::GuestNotFound))
+            let found = state.host(&host).guests.get(&request.guest_uuid).cloned();
+            let mut guest = found.ok_or_else(|| refuse(Reason::GuestNotFound))?;
+            if let Some(overrides) = &request.destination_overrides {
+                override_disks(&mut guest, overrides);
+            }
+            Ok(guest)
         })
         .await
     }
@@ -115,6 +133,8 @@ impl Agent {
         let (host, request) = (self.host.clone(), request.into_inner());
         self.call("ReadStorageProbes", None, move |state| {
             let shared = state.host(&host).shares;
+            let paths = request.probes.iter().map(|probe| probe.destination_image_path.clone());
+            state.looked_for.extend(paths);
             let result = |probe: StorageProbe| StorageProbeResult {
                 image_path: probe.image_path,
                 shared,

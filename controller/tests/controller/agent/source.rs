@@ -9,6 +9,7 @@ impl Agent {
     ) -> Result<Response<BeginOutgoingResponse>, Status> {
         let (name, request) = (self.host.clone(), request.into_inner());
         self.call("BeginOutgoing", request.fence, move |state| {
+            state.begun_with.push(request.destination_overrides.clone());
             let reference = request.migration.unwrap();
             let host = state.host(&name);
             let guest = host
