@@ -2,7 +2,7 @@
 //!
 //! - leaving: [`begin`] → [`transfer`] → [`hand_over`] → [`settle_outgoing`], and [`abort`]
 //! - arriving: [`prepare`] → [`arrive`] → [`settle_incoming`], and [`revoke`]
-//! - both: [`status`], [`close`], [`restart`], [`ended`]
+//! - both: [`status`], [`close`], [`restart`], [`resolve`], [`ended`]
 //!
 //! Promise of every operation: it looks first and may be repeated; what it announces is in the journal before it
 //! is done; it acts only on the life of the guest that it was meant for. Operations hold the migration's lock and
@@ -22,6 +22,7 @@ pub mod incoming;
 pub mod outgoing;
 pub mod prepare;
 pub mod progress;
+pub mod resolve;
 pub mod restart;
 pub mod revoke;
 pub mod settle_incoming;

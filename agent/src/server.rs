@@ -29,7 +29,7 @@ use crate::jobs::{Jobs, Parts, Timing};
 use crate::journal::{Journal, Terms};
 use crate::port::Port;
 use crate::probe::Probes;
-use crate::registration::keep_registered;
+use crate::registration::Registration;
 use crate::service::{AgentServer, PeerServer};
 use crate::tunnel::Destination;
 
@@ -68,7 +68,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Looks after unfinished migrations first, then serves.
+    /// Looks after unfinished migrations first, adopts what was decided meanwhile, then serves.
     pub async fn start(options: AgentOptions) -> anyhow::Result<Self> {
         let address = options.listener.local_addr()?;
         let tunnel = Destination::new();
@@ -98,26 +98,17 @@ impl Agent {
             .await
             .context("libvirt does not tell about this host")?;
         let about = about(&options, &jobs, &facts);
-        let agent = AgentServer::new(Arc::clone(&jobs), probes, Arc::clone(&about), options.unfit);
+        let agent = AgentServer::new(Arc::clone(&jobs), probes, Arc::clone(&about), options.unfit.clone());
+
+        let registration = register_first(&options, &jobs, &about).await?;
 
         let stop_listening = CancellationToken::new();
         let (port, incoming) = Port::open(options.listener, options.tls.clone(), tunnel, stop_listening.clone());
         let services = services(agent, PeerServer::new(Arc::clone(&jobs)))?;
         let server =
             tokio::spawn(services.serve_with_incoming_shutdown(incoming, stop_listening.clone().cancelled_owned()));
-        if let Some(controller) = options.controller {
-            let registering = keep_registered(
-                options.tls,
-                controller,
-                Arc::clone(&jobs),
-                about,
-                stop_background.clone(),
-            );
-            tokio::spawn(async move {
-                if let Err(error) = registering.await {
-                    tracing::error!(%error, "this host cannot register");
-                }
-            });
+        if let Some(registration) = registration {
+            tokio::spawn(registration.keep(stop_background.clone()));
         }
         Ok(Self {
             jobs,
@@ -152,6 +143,21 @@ impl Agent {
         let _ = tokio::time::timeout(LAST_CALLS, self.port.closed()).await;
         Ok(())
     }
+}
+
+/// What an operator decided while this host was away is adopted before anything is served.
+async fn register_first(
+    options: &AgentOptions,
+    jobs: &Arc<Jobs>,
+    about: &Arc<dyn Fn() -> Host + Send + Sync>,
+) -> anyhow::Result<Option<Registration>> {
+    let Some(controller) = options.controller.clone() else {
+        return Ok(None);
+    };
+    let registration = Registration::new(&options.tls, controller, Arc::clone(jobs), Arc::clone(about));
+    let mut registration = registration.context("this host cannot register")?;
+    registration.first_word().await;
+    Ok(Some(registration))
 }
 
 type Layers = tower::layer::util::Stack<

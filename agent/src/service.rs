@@ -25,6 +25,7 @@ use crate::jobs::Jobs;
 use crate::jobs::begin::BeginOrder;
 use crate::jobs::fence::Reference;
 use crate::jobs::prepare::PrepareOrder;
+use crate::jobs::resolve::By;
 use crate::jobs::transfer::StartOrder;
 use crate::journal::Delivery;
 use crate::probe::Probes;
@@ -93,7 +94,10 @@ fn flags(policy: Option<&agent::TransferPolicy>, persistent: bool) -> MigrateFla
 
 #[tonic::async_trait]
 impl AgentService for AgentServer {
-    async fn get_agent_status(&self, _: Request<agent::GetAgentStatusRequest>) -> Reply<agent::AgentStatus> {
+    async fn get_agent_status(&self, request: Request<agent::GetAgentStatusRequest>) -> Reply<agent::AgentStatus> {
+        if let Some(fence) = request.into_inner().fence {
+            self.jobs.obey(&convert::fence(Some(fence))?).await?;
+        }
         let term = self.jobs.terms.known();
         Ok(Response::new(agent::AgentStatus {
             host: Some((self.about)()),
@@ -291,22 +295,22 @@ impl AgentService for AgentServer {
 
     async fn settle_outgoing(&self, request: Request<agent::SettleOutgoingRequest>) -> Reply<agent::MigrationStatus> {
         let request = request.into_inner();
-        let verdict = convert::verdict_from(request.verdict)?;
+        let (verdict, by) = (convert::verdict_from(request.verdict)?, By::from_fenced(request.fenced));
         let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
         let jobs = Arc::clone(&self.jobs);
         self.jobs
-            .detached(async move { jobs.settle_outgoing(fence, reference, verdict).await })
+            .detached(async move { jobs.settle_outgoing(fence, reference, verdict, by).await })
             .await?;
         Ok(Response::new(self.status(reference).await?))
     }
 
     async fn settle_incoming(&self, request: Request<agent::SettleIncomingRequest>) -> Reply<agent::MigrationStatus> {
         let request = request.into_inner();
-        let verdict = convert::verdict_from(request.verdict)?;
+        let (verdict, by) = (convert::verdict_from(request.verdict)?, By::from_fenced(request.fenced));
         let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
         let jobs = Arc::clone(&self.jobs);
         self.jobs
-            .detached(async move { jobs.settle_incoming(fence, reference, verdict).await })
+            .detached(async move { jobs.settle_incoming(fence, reference, verdict, by).await })
             .await?;
         Ok(Response::new(self.status(reference).await?))
     }

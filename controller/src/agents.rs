@@ -94,6 +94,14 @@ impl Agents {
         })
     }
 
+    /// A host is heard of again: a connection from before may lead nowhere.
+    pub fn dial_again(&self, host: &HostId) {
+        self.channels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(host);
+    }
+
     /// The channel to a host: the one there is, unless its agent has moved.
     fn channel(&self, host: &HostId, address: &str) -> Result<Channel, Failure> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);

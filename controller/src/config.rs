@@ -98,6 +98,21 @@ pub struct Flags {
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
+    #[command(subcommand)]
+    #[serde(skip)]
+    pub command: Option<Command>,
+}
+
+/// What to do in place of serving.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make a database that was restored from a backup the one in use: ask all agents, take up the migrations that it
+    /// does not know, and raise the term above theirs. Stop the controller first
+    AdoptRestored {
+        /// Go on although some registered hosts do not answer: what they know is taken up when they register
+        #[arg(long)]
+        allow_silent: bool,
+    },
 }
 
 impl Config {

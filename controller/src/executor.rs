@@ -12,7 +12,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use drover_proto::ids::MigrationId;
+use drover_proto::ids::{HostId, MigrationId};
+use drover_proto::v1::WaitingFor;
 use futures::FutureExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ use crate::office::Office;
 use crate::phases::{self, Learned, Report, Work};
 use crate::progress::{self, Finished, Went};
 use crate::saga::{self, Phase, Position};
+use crate::state::WaitReason;
 use crate::store::{Record, StepOutcome, StoreError};
 use crate::trace;
 
@@ -56,6 +58,8 @@ struct Running {
     wake: Notify,
     /// Somebody wants it undone: leave what can be left.
     cancel: CancellationToken,
+    /// What it waits for, as told.
+    waits: Mutex<Option<WaitingFor>>,
 }
 
 /// What a task does next.
@@ -120,11 +124,45 @@ impl Executor {
         }
     }
 
+    /// A host gives a sign of life: whatever waits for it looks at once, over a new connection.
+    pub fn heard_of(&self, host: &HostId) {
+        let waits = |running: &&Arc<Running>| {
+            running
+                .waits()
+                .as_ref()
+                .is_some_and(|wait| wait.host == host.resource_name())
+        };
+        let waiting: Vec<_> = self.0.running().values().filter(waits).cloned().collect();
+        if waiting.is_empty() {
+            return;
+        }
+        self.0.agents.dial_again(host);
+        for running in waiting {
+            running.wake.notify_one();
+        }
+    }
+
+    /// Whether this process works on nothing any more.
+    pub fn is_over(&self) -> bool {
+        self.0.shutdown.is_cancelled() || !self.0.office.is_in_office()
+    }
+
+    /// The numbers of this process.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
     /// Ends all tasks where they are. What they did not write down is looked at after the next start.
     pub async fn stop(&self) {
         self.0.shutdown.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+    }
+}
+
+impl Running {
+    fn waits(&self) -> MutexGuard<'_, Option<WaitingFor>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,6 +175,10 @@ impl Inner {
         loop {
             let next = match self.step(id, running).await {
                 Ok(next) => next,
+                Err(StoreError::NotInOffice) => {
+                    self.office.leave("another controller has taken office on this store");
+                    Next::Stop
+                }
                 Err(error) => {
                     tracing::error!(migration_id = %id, "the record cannot be read or written: {error}");
                     Next::Pause(STORE_RETRY)
@@ -219,8 +261,11 @@ impl Inner {
             return Ok(Next::Stop);
         }
         Ok(match outcome {
-            StepOutcome::Unknown => Next::Pause(self.pace(&after, &finished)),
-            StepOutcome::Done | StepOutcome::Refused | StepOutcome::Interrupted => Next::GoOn,
+            StepOutcome::Unknown => Next::Pause(pace(&after, &finished, running)),
+            StepOutcome::Done | StepOutcome::Refused | StepOutcome::Interrupted => {
+                running.waits().take();
+                Next::GoOn
+            }
         })
     }
 
@@ -282,20 +327,6 @@ impl Inner {
         }
     }
 
-    fn pace(&self, record: &Record, finished: &Finished) -> Duration {
-        let pace = saga::pace(record.unknowns);
-        let detail = finished.went.detail();
-        let (id, phase, unknowns) = (record.id, finished.phase, record.unknowns);
-        trace::tell(record, || {
-            if unknowns == saga::PATIENCE {
-                tracing::error!(migration_id = %id, %phase, "the migration asks for attention: {detail}");
-            } else {
-                tracing::info!(migration_id = %id, %phase, unknowns, "looks again in {:?}: {detail}", pace.delay);
-            }
-        });
-        pace.delay
-    }
-
     /// What is told once when a migration comes to rest or gets stuck.
     fn note_end(&self, record: &Record) {
         let (id, position) = (record.id, record.position);
@@ -319,4 +350,28 @@ impl Inner {
             Position::At(_) => {}
         }
     }
+}
+
+/// When to look again. What is waited for is told once, not at every look.
+fn pace(record: &Record, finished: &Finished, running: &Running) -> Duration {
+    let pace = saga::pace(record.unknowns);
+    let detail = finished.went.detail();
+    let (id, phase, unknowns) = (record.id, finished.phase, record.unknowns);
+    let waits = record.details.waiting_for.clone();
+    let before = std::mem::replace(&mut *running.waits(), waits.clone());
+    let same = |before: &WaitingFor, wait: &WaitingFor| (&before.reason, &before.host) == (&wait.reason, &wait.host);
+    let told = before
+        .zip(waits.clone())
+        .is_some_and(|(before, wait)| same(&before, &wait));
+    let reason = waits.map(|wait| wait.reason).unwrap_or_default();
+    trace::tell(record, || {
+        if unknowns == saga::PATIENCE || (reason == WaitReason::ResolveNeeded.name() && !told) {
+            tracing::error!(migration_id = %id, %phase, reason, "the migration asks for attention: {detail}");
+        } else if reason == WaitReason::HostUnreachable.name() && !told {
+            tracing::warn!(migration_id = %id, %phase, reason, "the migration waits: {detail}");
+        } else {
+            tracing::debug!(migration_id = %id, %phase, unknowns, "looks again in {:?}: {detail}", pace.delay);
+        }
+    });
+    pace.delay
 }

@@ -99,7 +99,10 @@ fn is_news(before: &Record, after: &Record) -> bool {
             record.guest_host.clone(),
         )
     };
-    facts(before) != facts(after) || waits(before) != waits(after) || before.details.error != after.details.error
+    facts(before) != facts(after)
+        || waits(before) != waits(after)
+        || before.details.error != after.details.error
+        || before.resolution != after.resolution
 }
 
 fn has_switched(record: &Record) -> bool {

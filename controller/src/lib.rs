@@ -1,5 +1,6 @@
 //! The controller: sequences migrations and keeps their record. Read `saga` first.
 
+pub mod adoption;
 pub mod agents;
 pub mod config;
 pub mod executor;
@@ -13,6 +14,7 @@ pub mod phases;
 pub mod progress;
 pub mod recovery;
 pub mod registry;
+pub mod restored;
 pub mod saga;
 pub mod seen;
 pub mod server;

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::{Metrics, Now};
 use crate::office::Office;
 use crate::registry::Registry;
-use crate::store::{Result, Store};
+use crate::state::WaitReason;
+use crate::store::{Record, Result, Store};
 
 /// What the answers are made of.
 #[derive(Clone)]
@@ -44,6 +45,14 @@ impl Local {
             .iter()
             .filter(|row| row.state == MigrationState::AttentionRequired)
             .count();
+        let waits = |row: &Record, reason: WaitReason| {
+            let waiting = row.details.waiting_for.as_ref();
+            waiting.is_some_and(|waiting| waiting.reason == reason.name())
+        };
+        let waiting = WaitReason::ALL.into_iter().map(|reason| {
+            let count = unfinished.iter().filter(|row| waits(row, reason)).count();
+            (reason.name(), count as u64)
+        });
         let hosts = self.store.hosts(None, u32::MAX).await?;
         let up = hosts
             .iter()
@@ -51,6 +60,7 @@ impl Local {
             .count();
         Ok(Now {
             active: unfinished.len() as u64,
+            waiting: waiting.collect(),
             attention: attention as u64,
             hosts_up: up as u64,
             hosts_silent: (hosts.len() - up) as u64,
@@ -73,7 +83,7 @@ async fn ready(State(local): State<Local>) -> impl IntoResponse {
 async fn metrics(State(local): State<Local>) -> impl IntoResponse {
     const TEXT: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     match local.now().await {
-        Ok(now) => (StatusCode::OK, TEXT, local.metrics.text(now)),
+        Ok(now) => (StatusCode::OK, TEXT, local.metrics.text(&now)),
         Err(error) => (
             StatusCode::SERVICE_UNAVAILABLE,
             TEXT,

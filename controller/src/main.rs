@@ -1,26 +1,46 @@
 //! `drover-controller`: reads its configuration, serves until it is told to stop, and leaves nothing half-written.
 
 use clap::Parser;
-use drover_controller::config::{Config, Flags};
-use drover_controller::server::{Controller, open_store};
+use drover_controller::config::{Command, Config, Flags};
+use drover_controller::server::{Controller, adopt_restored, open_store};
 use drover_proto::telemetry::{self, TelemetryOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    let config = Config::read(&Flags::parse())?;
+    let flags = Flags::parse();
+    let config = Config::read(&flags)?;
     let options = TelemetryOptions {
         log_format: config.log_format,
         log_filter: config.log_filter.clone(),
         ..TelemetryOptions::default()
     };
     let telemetry = telemetry::init("drover-controller", &options)?;
-    let outcome = run(&config).await;
+    let outcome = match flags.command {
+        None => run(&config).await,
+        Some(Command::AdoptRestored { allow_silent }) => restored(&config, allow_silent).await,
+    };
     if let Err(error) = &outcome {
         tracing::error!("{error:#}");
     }
     telemetry.shutdown().await;
     outcome
+}
+
+async fn restored(config: &Config, allow_silent: bool) -> anyhow::Result<()> {
+    let store = open_store(&config.store).await?;
+    let restored = adopt_restored(config, store, allow_silent).await?;
+    for id in &restored.adopted {
+        println!("taken up: {}", id.resource_name());
+    }
+    for journal in &restored.left {
+        println!("left for later: {journal}");
+    }
+    for host in &restored.silent {
+        println!("did not answer: {host}");
+    }
+    println!("term {}: start the controller", restored.term.number);
+    Ok(())
 }
 
 async fn run(config: &Config) -> anyhow::Result<()> {

@@ -31,12 +31,16 @@ struct Counts {
     blackout: Histogram,
     duration: Histogram,
     memory_bytes: u64,
+    /// Copies that ran on hosts said to be fenced.
+    ran_twice: u64,
 }
 
 /// What is true right now, asked for when the text is written.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Now {
     pub active: u64,
+    /// By what they wait for, as in `WaitingFor.reason`.
+    pub waiting: BTreeMap<&'static str, u64>,
     pub attention: u64,
     pub hosts_up: u64,
     pub hosts_silent: u64,
@@ -132,8 +136,13 @@ impl Metrics {
         counts.memory_bytes += u64::try_from(summary.memory_sent_bytes).unwrap_or(0);
     }
 
+    /// A host that was said to be fenced ran its copy: the guest ran twice.
+    pub fn ran_twice(&self) {
+        self.counts().ran_twice += 1;
+    }
+
     /// The text format of Prometheus, version 0.0.4.
-    pub fn text(&self, now: Now) -> String {
+    pub fn text(&self, now: &Now) -> String {
         let mut text = String::new();
         write_now(&mut text, now);
         self.counts().write(&mut text);
@@ -141,7 +150,12 @@ impl Metrics {
     }
 }
 
-fn write_now(text: &mut String, now: Now) {
+fn write_now(text: &mut String, now: &Now) {
+    let name = "drover_migration_waiting";
+    head(text, name, "gauge", "Migrations that wait, by what they wait for.");
+    for (reason, count) in &now.waiting {
+        put(text, format_args!("{name}{{reason=\"{reason}\"}} {count}"));
+    }
     for (name, help, value) in [
         (
             "drover_migration_active",
@@ -172,6 +186,9 @@ fn write_now(text: &mut String, now: Now) {
 
 impl Counts {
     fn write(&self, text: &mut String) {
+        let name = "drover_guest_ran_twice_total";
+        head(text, name, "counter", "Copies that ran on hosts said to be fenced.");
+        put(text, format_args!("{name} {}", self.ran_twice));
         head(
             text,
             "drover_migrations_total",
@@ -239,12 +256,14 @@ mod tests {
         metrics.attempt(Phase::Verify, Outcome::Done(Guest::Lives), Duration::from_millis(20));
         metrics.counts().blackout.add(0.15, &BLACKOUT_BUCKETS);
         metrics.counts().blackout.add(7.0, &BLACKOUT_BUCKETS);
-        let text = metrics.text(Now {
+        let text = metrics.text(&Now {
             active: 3,
+            waiting: BTreeMap::from([("HOST_UNREACHABLE", 2)]),
             ..Now::default()
         });
         for line in [
             "drover_migration_active 3",
+            "drover_migration_waiting{reason=\"HOST_UNREACHABLE\"} 2",
             "drover_phase_attempts_total{phase=\"verify\",outcome=\"done\"} 1",
             "drover_blackout_seconds_bucket{le=\"0.1\"} 0",
             "drover_blackout_seconds_bucket{le=\"0.2\"} 1",

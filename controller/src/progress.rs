@@ -1,5 +1,7 @@
 //! What an attempt makes of a record: pure changes, asked again where somebody else wrote meanwhile.
 
+use std::time::SystemTime;
+
 use drover_proto::ids::HostId;
 use drover_proto::time::timestamp;
 use drover_proto::trace::SpanId;
@@ -9,7 +11,8 @@ use crate::ledger::Change;
 use crate::phases::{Answer, Report, Wait};
 use crate::saga::{self, Cancel, Outcome, Phase, Position};
 use crate::state::{self, WaitReason};
-use crate::store::{Record, Step, StepEnd, StepOutcome, StepWrite, now};
+use crate::store::{Record, Resolution, Step, StepEnd, StepOutcome, StepWrite, now};
+use crate::trace;
 
 /// The beginning of an attempt.
 pub struct Start {
@@ -132,6 +135,32 @@ pub fn retry(record: &mut Record) -> Change {
     Change::Write(StepWrite::Nothing)
 }
 
+/// An operator's word is written down, where nobody moved the migration since it was weighed. One that is stuck goes
+/// on.
+pub fn resolve(record: &mut Record, weighed_at: Position, resolution: &Resolution) -> Change {
+    if record.resolution.is_some() || record.position != weighed_at || record.position.is_final() {
+        return Change::Leave;
+    }
+    // Nothing to write: `Leave` is the answer of one that is not stuck.
+    let _ = retry(record);
+    record.resolution = Some(resolution.clone());
+    record.unknowns = 0;
+    Change::Write(StepWrite::Nothing)
+}
+
+/// The agent of a fenced host has adopted the word.
+pub fn adopted(record: &mut Record, by: &HostId, at: SystemTime, copy_ran: bool) -> Change {
+    let is_fenced = record.fenced().is_some_and(|side| record.host_of(side) == by);
+    match &mut record.resolution {
+        Some(resolution) if is_fenced && resolution.adopted.is_none() => {
+            resolution.adopted = Some(at);
+            resolution.copy_ran = copy_ran;
+            Change::Write(StepWrite::Nothing)
+        }
+        Some(_) | None => Change::Leave,
+    }
+}
+
 /// Before the phase acts.
 pub fn start(record: &mut Record, start: &Start) -> Change {
     if record.position != Position::At(start.phase) || cancel_leads_to(record).is_some() {
@@ -178,7 +207,7 @@ pub fn interrupted(step: &Step) -> StepWrite {
         number: step.number,
         ended: now(),
         outcome: StepOutcome::Interrupted,
-        detail: "the controller ended meanwhile".to_owned(),
+        detail: trace::INTERRUPTED.to_owned(),
     })
 }
 

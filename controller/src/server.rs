@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::office::Office;
 use crate::recovery;
 use crate::registry::Registry;
+use crate::restored::{self, Restored};
 use crate::service::Api;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
@@ -64,6 +65,13 @@ pub async fn open_store(url: &str) -> anyhow::Result<Arc<dyn Store>> {
         .await
         .with_context(|| format!("the store {url} cannot be opened"))?;
     Ok(Arc::new(store))
+}
+
+/// Makes a restored database the one in use (`drover-controller adopt-restored`). No controller serves meanwhile.
+pub async fn adopt_restored(config: &Config, store: Arc<dyn Store>, allow_silent: bool) -> anyhow::Result<Restored> {
+    let tls = Tls::load(config.tls.clone(), config.trust_domain.clone())?;
+    let agents = Agents::new(tls, Arc::clone(&store), Arc::new(Office::default()));
+    Ok(restored::adopt_restored(&store, &agents, allow_silent).await?)
 }
 
 impl Controller {
@@ -103,6 +111,8 @@ impl Controller {
             Arc::clone(&metrics),
         );
         if office.is_in_office() {
+            recovery::announce(&store, &agents).await?;
+            recovery::close_traces(&store).await?;
             recovery::take_up_all(&ledger, &executor).await?;
         }
 

@@ -15,6 +15,13 @@ pub enum WaitReason {
 }
 
 impl WaitReason {
+    pub const ALL: [Self; 4] = [
+        Self::HostUnreachable,
+        Self::ResolveNeeded,
+        Self::RetryNeeded,
+        Self::Backoff,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::HostUnreachable => "HOST_UNREACHABLE",

@@ -15,6 +15,9 @@ use tracing::field::Empty;
 use crate::saga::Phase;
 use crate::store::{Record, Step, StepOutcome, Trace, now};
 
+/// Of a step that was under way when its controller was lost.
+pub const INTERRUPTED: &str = "the controller ended meanwhile";
+
 /// The ids of a new migration: in the caller's trace where it sent one.
 pub fn begin(caller: &Context) -> Trace {
     match ids(caller) {
@@ -68,24 +71,34 @@ pub fn outcome(span: &Span, outcome: StepOutcome, reason: Option<&str>) {
     }
 }
 
-/// Writes the span of a step that was lost with its controller.
-pub fn write_interrupted(record: &Record, step: &Step) {
+/// Writes the span of a step whose controller was lost before its span was exported, or the step itself with it. Under
+/// the id that was written down before it began: one that was exported after all is the same span again.
+pub fn write_step(record: &Record, step: &Step) {
+    let (end, outcome) = step.end.unwrap_or((now(), StepOutcome::Interrupted));
     let attributes = vec![
         KeyValue::new(attribute::MIGRATION_ID, record.id.to_string()),
+        KeyValue::new(attribute::GUEST_ID, record.guest.to_string()),
+        KeyValue::new(attribute::SOURCE_HOST, record.source.to_string()),
+        KeyValue::new(attribute::DESTINATION_HOST, record.destination.to_string()),
         KeyValue::new(attribute::PHASE, step.phase.name()),
         KeyValue::new(attribute::PHASE_ATTEMPT, i64::from(step.attempt)),
-        KeyValue::new(attribute::PHASE_OUTCOME, StepOutcome::Interrupted.name()),
+        KeyValue::new(attribute::PHASE_OUTCOME, outcome.name()),
     ];
+    let status = match outcome {
+        StepOutcome::Interrupted => SpanStatus::error(INTERRUPTED),
+        StepOutcome::Refused => SpanStatus::error(step.detail.clone()),
+        StepOutcome::Done | StepOutcome::Unknown => SpanStatus::Unset,
+    };
     write_root_span(RootSpan {
         trace_id: record.trace.id,
         span_id: step.span,
         parent_span_id: Some(record.trace.root),
         name: name::phase(step.phase.name()).into(),
         start: step.started,
-        end: now(),
+        end,
         attributes,
         links: Vec::new(),
-        status: SpanStatus::error("the controller ended meanwhile"),
+        status,
     });
 }
 

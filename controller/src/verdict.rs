@@ -8,10 +8,12 @@
 //! business. The destination's journal decides; everything else is asked only where it cannot be.
 
 mod evidence;
+mod word;
 
 pub use evidence::{
     Decided, Destination, DestinationCopy, DestinationJournal, Job, Seen, Source, SourceCopy, SourceJournal,
 };
+pub use word::judge_with_word;
 
 /// What the evidence says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,10 +1,13 @@
 //! A record as the API shows it.
 
+use drover_proto::ids::HostId;
 use drover_proto::time::timestamp;
 use drover_proto::v1;
 
-use crate::state;
-use crate::store::{Record, Step};
+use crate::saga::{Phase, Position};
+use crate::state::{self, WaitReason};
+use crate::store::{Record, Resolution, Step};
+use crate::verdict::Side;
 
 /// At most so many attempts are shown, the newest: one that waits for weeks must stay readable.
 const MAX_PHASES: usize = 1000;
@@ -26,11 +29,7 @@ pub fn migration(record: &Record, steps: &[Step]) -> v1::Migration {
         } else {
             0
         },
-        guest_host: record
-            .guest_host
-            .as_ref()
-            .map(drover_proto::ids::HostId::resource_name)
-            .unwrap_or_default(),
+        guest_host: guest_host(record).map(HostId::resource_name).unwrap_or_default(),
         phases: steps[skipped..].iter().map(phase_record).collect(),
         trace_id: record.trace.id.to_string(),
         create_time: Some(timestamp(record.created)),
@@ -40,7 +39,39 @@ pub fn migration(record: &Record, steps: &[Step]) -> v1::Migration {
         requested_by: record.requested_by.clone(),
         cancel_request_time: record.cancel_requested.map(timestamp),
         cancelled_too_late: record.too_late,
+        resolution: record.resolution.as_ref().map(resolution),
         ..record.details.message()
+    }
+}
+
+/// Where the guest is; none where nobody can say: it was handed over, or may have been, and a host or a person that
+/// knows is waited for.
+pub fn guest_host(record: &Record) -> Option<&HostId> {
+    let undecided = match record.position {
+        Position::At(Phase::Transfer | Phase::Abort) => true,
+        Position::At(Phase::Validate | Phase::Prepare | Phase::Verify | Phase::Finalize | Phase::Discard)
+        | Position::Stuck(_)
+        | Position::Ended(_) => false,
+    };
+    let waits = record.details.waiting_for.as_ref().is_some_and(|wait| {
+        let reasons = [WaitReason::HostUnreachable, WaitReason::ResolveNeeded];
+        reasons.iter().any(|reason| reason.name() == wait.reason)
+    });
+    record.guest_host.as_ref().filter(|_| !(undecided && waits))
+}
+
+/// An operator's word, also as the store keeps it.
+pub fn resolution(resolution: &Resolution) -> v1::Resolution {
+    let fenced_side = match resolution.fenced {
+        Side::Source => v1::FencedSide::Source,
+        Side::Destination => v1::FencedSide::Destination,
+    };
+    v1::Resolution {
+        fenced_side: fenced_side.into(),
+        operator: resolution.operator.clone(),
+        time: Some(timestamp(resolution.time)),
+        adopt_time: resolution.adopted.map(timestamp),
+        copy_ran: resolution.copy_ran,
     }
 }
 

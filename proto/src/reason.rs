@@ -116,6 +116,8 @@ reasons! {
     FeatureMissing = "FEATURE_MISSING" => FailedPrecondition,
     /// The journal could not be written.
     JournalFailed = "JOURNAL_FAILED" => ResourceExhausted,
+    /// The store did not know the migration: it was lost, or restored from a backup.
+    StoreLost = "STORE_LOST" => Aborted,
     /// The store could not be read or written.
     StoreFailed = "STORE_FAILED" => Unavailable,
     /// A limit is reached; later it may not be.

@@ -58,7 +58,7 @@ impl Jobs {
     }
 
     /// Stops what is under way and waits for its end, for a bounded time.
-    async fn await_silence(&self, reference: &Reference) -> Result<(), Failure> {
+    pub(super) async fn await_silence(&self, reference: &Reference) -> Result<(), Failure> {
         let deadline = Instant::now() + self.limits.abort;
         let Some(job) = self.outgoing_job(reference.migration) else {
             return self.await_lost_job(reference, deadline).await;

@@ -158,6 +158,7 @@ impl Jobs {
             tombstone: None,
             decision: Decision::Open,
             guest_ended: false,
+            adopted: None,
             closed: None,
             part,
             calls: Vec::new(),

@@ -46,6 +46,7 @@ fn source(state: SourceState, decision: Decision, closed: bool) -> Record {
         tombstone: None,
         decision,
         guest_ended: false,
+        adopted: None,
         closed: closed.then(SystemTime::now),
         part: Part::Source(Box::new(part)),
         calls: Vec::new(),

@@ -12,13 +12,19 @@
 //! | destination, Resuming | runs, pre-copy | Ran is written |
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use drover_proto::failure::Failure;
+use drover_proto::ids::MigrationId;
 use drover_proto::trace::names::span;
 
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::BeginRequest;
 use crate::journal::{DestinationState, OpenPage, Part, Record, SourceState};
+
+/// What fails is tried again, first after this time, then less often.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Jobs {
     /// Before anything is served.
@@ -34,14 +40,35 @@ impl Jobs {
         for record in open {
             let state = record.state_name();
             tracing::info!(migration_id = %record.migration, state, "an unfinished migration was found");
-            if let Err(error) = self.recover_one(&record).await {
-                tracing::error!(migration_id = %record.migration, state, %error, "it could not be looked after");
+            if let Err(error) = self.recover_one(record.migration).await {
+                tracing::error!(migration_id = %record.migration, state, %error, "it could not be looked after yet");
+                tokio::spawn(Arc::clone(self).recover_later(record.migration));
             }
         }
     }
 
-    async fn recover_one(self: &Arc<Self>, record: &Record) -> Result<(), Failure> {
-        let mut page = self.lock(record.migration).await?;
+    /// libvirtd may come later, or be busy: tried again until it works or somebody has decided.
+    async fn recover_later(self: Arc<Self>, migration: MigrationId) {
+        let mut pause = FIRST_PAUSE;
+        while !self.is_stopping() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            match self.recover_one(migration).await {
+                Ok(()) => {
+                    tracing::info!(migration_id = %migration, "it was looked after");
+                    return;
+                }
+                Err(error) => tracing::debug!(migration_id = %migration, %error, "it could not be looked after yet"),
+            }
+        }
+    }
+
+    async fn recover_one(self: &Arc<Self>, migration: MigrationId) -> Result<(), Failure> {
+        let mut page = self.lock(migration).await?;
+        let Some(record) = page.record().filter(|record| record.closed.is_none()) else {
+            return Ok(());
+        };
+        let record = &record;
         match &record.part {
             Part::Source(part) if part.state == SourceState::HandedOver && record.verdict().is_none() => {
                 self.hold_source(&mut page, record).await
@@ -66,6 +93,13 @@ impl Jobs {
         }
         self.suspend_if_running(page, record).await?;
         let Some(part) = record.source() else { return Ok(()) };
+        // A command that came meanwhile may have taken it.
+        if self
+            .outgoing_job(record.migration)
+            .is_some_and(|job| job.handle().is_some())
+        {
+            return Ok(());
+        }
         let job = self.adopt(record);
         let request = BeginRequest {
             guest: record.guest,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use drover_proto::failure::{Failure, Reason};
 
 use super::fence::{Fence, Reference, Side, concerns};
+use super::resolve::By;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::{ErrorClass, GuestFacts};
 use crate::journal::{
@@ -23,6 +24,7 @@ impl Jobs {
         fence: Fence,
         reference: Reference,
         verdict: Verdict,
+        by: By,
     ) -> Result<(), Failure> {
         let mut page = self.obey_and_lock(&fence, reference.migration).await?;
         let Some(record) = page.record() else {
@@ -45,6 +47,10 @@ impl Jobs {
             return Ok(());
         };
         concerns(&record, &reference, Side::Destination)?;
+        if by == By::Word {
+            drop(page);
+            return self.adopt_verdict(&fence, reference, verdict).await;
+        }
         let step = record.decision.decide(verdict)?;
         if matches!(record.decision, Decision::Settled(_)) || record.closed.is_some() {
             return Ok(());
@@ -67,7 +73,12 @@ impl Jobs {
     }
 
     /// Brings the state to one that agrees with the verdict, where what is seen allows it; else refuses.
-    async fn agree(&self, page: &mut OpenPage, reference: &Reference, verdict: Verdict) -> Result<(), Failure> {
+    pub(super) async fn agree(
+        &self,
+        page: &mut OpenPage,
+        reference: &Reference,
+        verdict: Verdict,
+    ) -> Result<(), Failure> {
         let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
         let Some(part) = record.destination() else {
             return Ok(());
@@ -100,7 +111,7 @@ impl Jobs {
         Ok(())
     }
 
-    async fn discard(&self, page: &mut OpenPage) -> Result<(), Failure> {
+    pub(super) async fn discard(&self, page: &mut OpenPage) -> Result<(), Failure> {
         let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
         self.forget_incoming(record.migration);
         if record.destination().is_some() {
@@ -120,7 +131,7 @@ impl Jobs {
         Ok(())
     }
 
-    async fn keep(&self, page: &mut OpenPage) -> Result<(), Failure> {
+    pub(super) async fn keep(&self, page: &mut OpenPage) -> Result<(), Failure> {
         let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
         let Some(part) = record.destination() else {
             return Err(Failure::internal("a record without a destination has no guest to keep"));

@@ -14,6 +14,7 @@ use drover_proto::trace::names::span;
 
 use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::{OutgoingJob, TransferStep};
+use super::resolve::By;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::{BeginRequest, Cookie, ErrorClass, GuestFacts, GuestState};
 use crate::journal::{Decision, Forbidden, OpenPage, Part, Record, SourcePart, SourceState, Step, Tombstone, Verdict};
@@ -25,6 +26,7 @@ impl Jobs {
         fence: Fence,
         reference: Reference,
         verdict: Verdict,
+        by: By,
     ) -> Result<(), Failure> {
         let mut page = self.obey_and_lock(&fence, reference.migration).await?;
         let Some(record) = page.record() else {
@@ -49,6 +51,10 @@ impl Jobs {
             return Ok(());
         };
         concerns(&record, &reference, Side::Source)?;
+        if by == By::Word {
+            drop(page);
+            return self.adopt_verdict(&fence, reference, verdict).await;
+        }
         if verdict == Verdict::Ran && record.decision == Decision::Open && never_left(&record) {
             let message = "this host has not handed the guest over, so it cannot have run elsewhere: its copy stays";
             return Err(Failure::new(Reason::VerdictConflict, message).at_host(self.host.clone()));

@@ -32,6 +32,9 @@ pub struct Record {
     pub decision: Decision,
     /// The guest was found to have ended when the verdict was carried out.
     pub guest_ended: bool,
+    /// The verdict came from an operator's word that a host was fenced.
+    #[serde(default)]
+    pub adopted: Option<Adopted>,
     /// When it was closed; swept 30 days later.
     pub closed: Option<SystemTime>,
     pub part: Part,
@@ -45,6 +48,14 @@ pub struct Tombstone {
     pub up_to: Attempt,
     /// For people.
     pub reason: String,
+}
+
+/// An operator's word was adopted here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    pub at: SystemTime,
+    /// A copy ran here that had lost: the host was not fenced.
+    pub copy_ran: bool,
 }
 
 /// The agent's part.

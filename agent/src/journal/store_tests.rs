@@ -22,6 +22,7 @@ fn record() -> Record {
         tombstone: None,
         decision: Decision::Open,
         guest_ended: false,
+        adopted: None,
         closed: None,
         part: Part::Nothing,
         calls: Vec::new(),

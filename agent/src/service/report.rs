@@ -28,6 +28,7 @@ pub(super) fn unfinished(own: &HostId, record: &Record) -> UnfinishedJournal {
         source_host,
         destination_host,
         journal_state: record.state_name().to_owned(),
+        attempt: record.attempt.0,
     }
 }
 

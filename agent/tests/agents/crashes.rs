@@ -120,6 +120,19 @@ async fn a_copy_that_was_handed_over_and_runs_is_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_looked_after_at_the_start_is_looked_after_later() {
+    let (mut scene, _, _go_on) = held_at(Call::Finish, JournalState::Finishing).await;
+    scene.a.kill().await;
+    use drover_agent::hypervisor::Hypervisor;
+    scene.a.host.resume(scene.guest).await.unwrap();
+    // libvirtd does not answer at first.
+    scene.a.host.script(Call::Look, Fault::Refuse);
+    scene.a.start().await;
+    eventually("the copy is stopped", || scene.runs_on().is_empty()).await;
+    eventually("its job lock is held again", || scene.a.host.has_job(scene.guest)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn destination_dies_while_waiting() {
     let mut scene = Scene::new(SimGuest::named("web")).await;
     let ready = scene.ready().await;

@@ -53,6 +53,7 @@ async fn ran_does_not_forget_the_definition_of_a_guest_that_came_back() {
         fence: scene.fence(),
         migration: scene.reference(),
         verdict: Verdict::Ran.into(),
+        fenced: false,
     };
     scene.ask_b().settle_outgoing(settle).await.unwrap();
     assert!(
@@ -136,6 +137,7 @@ async fn ran_does_not_autostart_a_guest_that_leaves_again() {
         fence: scene.fence(),
         migration: scene.reference(),
         verdict: Verdict::Ran.into(),
+        fenced: false,
     };
     scene.ask_a().settle_incoming(settle).await.unwrap();
     assert!(!scene.autostart(&scene.a), "a host that reboots starts no second copy");

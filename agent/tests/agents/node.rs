@@ -23,6 +23,7 @@ pub(crate) struct Node {
     folder: PathBuf,
     address: Option<SocketAddr>,
     limits: Timing,
+    controller: Option<String>,
     alive: Option<(tokio::runtime::Runtime, Agent)>,
 }
 
@@ -37,6 +38,7 @@ impl Node {
             folder,
             address: None,
             limits,
+            controller: None,
             alive: None,
         }
     }
@@ -50,7 +52,7 @@ impl Node {
             .unwrap();
         let address = self.address.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
         let (host, tls, limits) = (self.host.clone(), self.tls.clone(), self.limits);
-        let (name, folder) = (self.name, self.folder.clone());
+        let (name, folder, controller) = (self.name, self.folder.clone(), self.controller.clone());
         let starting = runtime.spawn(async move {
             let listener = eventually_some(|| TcpListener::bind(address)).await;
             let listening = listener.local_addr().unwrap().to_string();
@@ -59,7 +61,7 @@ impl Node {
                 listener,
                 management_address: listening,
                 migration_addresses: Vec::new(),
-                controller: None,
+                controller,
                 state_dir: folder.join("state"),
                 run_dir: folder.join("run"),
                 qemu_group: None,
@@ -75,6 +77,11 @@ impl Node {
         let agent = starting.await.unwrap();
         self.address = Some(agent.address());
         self.alive = Some((runtime, agent));
+    }
+
+    /// From its next start on it knows of a controller.
+    pub(crate) fn registers_at(&mut self, controller: String) {
+        self.controller = Some(controller);
     }
 
     /// The process dies: its tasks, connections and locks are gone when this returns.

@@ -89,7 +89,7 @@ async fn a_controller_out_of_office_is_not_obeyed() {
     scene.abort().await.unwrap();
     let status = scene
         .ask_a()
-        .get_agent_status(GetAgentStatusRequest {})
+        .get_agent_status(GetAgentStatusRequest { fence: None })
         .await
         .unwrap()
         .into_inner();
@@ -176,6 +176,7 @@ async fn a_command_for_the_other_side_or_an_earlier_try_is_refused() {
         fence: scene.fence(),
         migration: scene.reference(),
         verdict: Verdict::NeverRan.into(),
+        fenced: false,
     };
     let refused = scene.ask_b().settle_outgoing(settle).await.map_err(Failure::from);
     assert_eq!(reason(refused), Reason::MigrationState);

@@ -85,6 +85,11 @@ impl Scene {
         drover_proto::channel::channel(tls, &node.address(), expected).unwrap()
     }
 
+    /// For whoever stands in for the controller.
+    pub(crate) fn controller_tls(&self) -> Tls {
+        self.controller.clone()
+    }
+
     /// The controller's way to an agent.
     pub(crate) fn ask(&self, node: &Node) -> AgentServiceClient<Channel> {
         AgentServiceClient::new(Self::channel(&self.controller, node))
@@ -286,6 +291,7 @@ impl Scene {
             fence: self.fence(),
             migration: self.reference(),
             verdict: 0,
+            fenced: false,
         };
         request.set_verdict(verdict);
         Ok(self.ask_a().settle_outgoing(request).await?.into_inner())
@@ -296,6 +302,7 @@ impl Scene {
             fence: self.fence(),
             migration: self.reference(),
             verdict: 0,
+            fenced: false,
         };
         request.set_verdict(verdict);
         Ok(self.ask_b().settle_incoming(request).await?.into_inner())

@@ -12,7 +12,7 @@ use super::look::{self, Look};
 use super::{Report, Work};
 use crate::saga::Guest;
 use crate::seen;
-use crate::verdict::{Judgement, Open};
+use crate::verdict::{Judgement, Open, Side};
 
 pub(super) async fn run(work: &Work) -> Report {
     let look = look::both(work).await;
@@ -22,6 +22,8 @@ pub(super) async fn run(work: &Work) -> Report {
     let look = match tombstone(work).await {
         Ok(status) => look.with_source(status),
         Err(failure) if is_too_late(&failure) => return Report::refused(&failure, look.learned()),
+        // One that is off hands nothing over any more.
+        Err(failure) if work.goes_without(Side::Source, &failure) => look,
         // The destination is revoked only after the source is tombstoned; and Abort's one refusal is "too late".
         Err(failure) => return Report::unknown(&failure, look.learned()),
     };
@@ -97,6 +99,7 @@ async fn give_back(work: &Work, look: Look) -> Report {
             fence: source.fence()?,
             migration: Some(work.reference()),
             verdict: Verdict::NeverRan.into(),
+            fenced: false,
         };
         source.settle_outgoing(request).await
     };
@@ -109,6 +112,10 @@ async fn give_back(work: &Work, look: Look) -> Report {
             } else {
                 Report::done(Guest::Ended, "the guest ended at the source", learned)
             }
+        }
+        Err(failure) if work.goes_without(Side::Source, &failure) => {
+            let learned = look.learned().with_guest_at(&work.record.source);
+            Report::done(Guest::Ended, "the source is fenced, and the guest with it", learned)
         }
         Err(failure) => Report::unknown(&failure, look.learned()),
     }

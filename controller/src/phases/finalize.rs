@@ -7,6 +7,7 @@ use super::{Report, Work, look};
 use crate::agents::Agent;
 use crate::saga::Guest;
 use crate::seen;
+use crate::verdict::Side;
 
 pub(super) async fn run(work: &Work) -> Report {
     let look = look::both(work).await;
@@ -32,10 +33,15 @@ async fn finalize(work: &Work) -> Result<MigrationStatus, Failure> {
         fence: destination.fence()?,
         migration: Some(work.reference()),
         verdict: Verdict::Ran.into(),
+        fenced: work.is_fenced(Side::Source),
     };
     let status = destination.settle_incoming(request).await?;
     // The source first: while its journal is open, its agent still guards against a second copy.
-    close(work, &source).await?;
+    match close(work, &source).await {
+        Err(failure) if !work.goes_without(Side::Source, &failure) => return Err(failure),
+        // A fenced source closes it when its agent is back.
+        Ok(()) | Err(_) => {}
+    }
     close(work, &destination).await?;
     Ok(status)
 }

@@ -7,7 +7,7 @@ use drover_proto::v1::TransferSummary;
 use super::{Learned, Work};
 use crate::agents::Agent;
 use crate::seen;
-use crate::verdict::{self, Destination, DestinationCopy, Judgement, Seen, Source, SourceCopy, SourceJournal};
+use crate::verdict::{self, Destination, DestinationCopy, Judgement, Seen, Side, Source, SourceCopy, SourceJournal};
 
 /// What both agents said, or why one did not.
 pub(super) struct Look {
@@ -15,6 +15,7 @@ pub(super) struct Look {
     pub(super) destination: Result<MigrationStatus, Failure>,
     /// Prepare was written down as done: both must know of the migration.
     prepared: bool,
+    fenced: Option<Side>,
     source_host: drover_proto::ids::HostId,
     destination_host: drover_proto::ids::HostId,
 }
@@ -26,6 +27,7 @@ pub(super) async fn both(work: &Work) -> Look {
         source,
         destination,
         prepared: work.record.prepared.is_some(),
+        fenced: work.record.fenced(),
         source_host: work.record.source.clone(),
         destination_host: work.record.destination.clone(),
     };
@@ -77,7 +79,7 @@ impl Look {
     }
 
     pub(super) fn judgement(&self) -> Judgement {
-        verdict::judge(self.seen_source(), self.seen_destination())
+        verdict::judge_with_word(self.seen_source(), self.seen_destination(), self.fenced)
     }
 
     /// The answer of one side replaced by a newer one of the same.
@@ -142,6 +144,10 @@ impl Look {
     pub(super) fn why_not(&self) -> Failure {
         let told = |status: &Result<MigrationStatus, Failure>| status.as_ref().ok().and_then(|s| s.error.clone());
         let Some(error) = told(&self.source).or_else(|| told(&self.destination)) else {
+            if self.fenced.is_some() {
+                let why = "one of the two hosts was fenced before the guest had moved";
+                return Failure::new(Reason::TransferFailed, why);
+            }
             return match self.seen_source() {
                 Seen::Journal(Source {
                     copy: verdict::SourceCopy::EndedByUser | verdict::SourceCopy::Gone,

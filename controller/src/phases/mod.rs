@@ -17,22 +17,25 @@ mod storage;
 mod transfer;
 mod validate;
 mod verify;
+mod word;
 
 use std::sync::Arc;
 
 use drover_proto::agent::v1::MigrationRef;
-use drover_proto::failure::Failure;
+use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::HostId;
 
 use crate::agents::{Agent, Agents};
 use crate::ledger::Ledger;
 use crate::saga::Phase;
 use crate::store::Record;
+use crate::verdict::Side;
 
 pub use answer::{Answer, Report, Wait};
 pub use learned::Learned;
 pub use policy::{refuse_unmade, transfer_policy};
 pub use validate::{Examined, examine, find};
+pub use word::needs_word;
 
 /// What a phase works on.
 pub struct Work {
@@ -53,6 +56,17 @@ impl Work {
 
     async fn destination(&self) -> Result<Agent, Failure> {
         self.agent(&self.record.destination).await
+    }
+
+    /// Whether an operator has said that a side is fenced.
+    fn is_fenced(&self, side: Side) -> bool {
+        self.record.fenced() == Some(side)
+    }
+
+    /// Whether a side was not there to answer, and does not have to be.
+    fn goes_without(&self, side: Side, failure: &Failure) -> bool {
+        let silent = !failure.is_answered() || failure.reason == Reason::HostUnreachable;
+        silent && self.is_fenced(side)
     }
 
     fn reference(&self) -> MigrationRef {

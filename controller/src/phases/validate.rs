@@ -103,8 +103,8 @@ pub async fn find(guest: GuestId, overrides: &Overrides, source: &Agent) -> Resu
 
 async fn ask(guest: GuestFacts, source: &Agent, destination: &Agent) -> Result<Facts, Failure> {
     let (source_agent, destination_agent, source_facts, destination_facts, guests) = tokio::try_join!(
-        source.get_agent_status(GetAgentStatusRequest {}),
-        destination.get_agent_status(GetAgentStatusRequest {}),
+        source.get_agent_status(GetAgentStatusRequest { fence: None }),
+        destination.get_agent_status(GetAgentStatusRequest { fence: None }),
         source.inspect_host(InspectHostRequest {}),
         destination.inspect_host(InspectHostRequest {}),
         destination.list_guests(ListGuestsRequest {}),

@@ -6,7 +6,7 @@ use drover_proto::failure::{Failure, Reason};
 use super::{Report, Work, look};
 use crate::saga::Guest;
 use crate::seen;
-use crate::verdict::{Judgement, Open, Undecidable};
+use crate::verdict::{Judgement, Open, Side, Undecidable};
 
 pub(super) async fn run(work: &Work) -> Report {
     let look = look::both(work).await;
@@ -39,6 +39,7 @@ pub(super) async fn run(work: &Work) -> Report {
     }
     match settle(work).await {
         Ok(status) => removed(work, &look.with_source(status)),
+        Err(failure) if work.goes_without(Side::Source, &failure) => left_to_its_agent(work, &look),
         Err(failure) => Report::of(&failure, look.learned()),
     }
 }
@@ -49,8 +50,18 @@ async fn settle(work: &Work) -> Result<MigrationStatus, Failure> {
         fence: source.fence()?,
         migration: Some(work.reference()),
         verdict: Verdict::Ran.into(),
+        fenced: work.is_fenced(Side::Source),
     };
     source.settle_outgoing(request).await
+}
+
+/// The source is fenced: its agent removes the copy when it is back, before it serves.
+fn left_to_its_agent(work: &Work, look: &look::Look) -> Report {
+    let learned = look.learned().with_guest_at(&work.record.destination);
+    if let Err(failure) = &look.destination {
+        return Report::unknown(failure, learned);
+    }
+    Report::done(Guest::Lives, "the source is fenced", learned)
 }
 
 /// Looks at what the source has now. Another guest of the same UUID there is a later life: not ours to remove.

@@ -190,3 +190,61 @@ fn only_what_an_undo_copes_with_is_left_in_the_middle() {
         assert_eq!(can_be_left(phase), left, "{phase}");
     }
 }
+
+fn word(fenced: crate::verdict::Side) -> Resolution {
+    Resolution {
+        fenced,
+        operator: "spiffe://drover.local/user/alice".to_owned(),
+        time: now(),
+        adopted: None,
+        copy_ran: false,
+    }
+}
+
+#[test]
+fn a_word_lets_what_is_stuck_go_on_and_is_given_once() {
+    let mut record = at(Phase::Discard);
+    record.position = Position::Stuck(Stuck::Discard);
+    let weighed_at = record.position;
+    let source = crate::verdict::Side::Source;
+    assert!(matches!(
+        resolve(&mut record, Position::At(Phase::Abort), &word(source)),
+        Change::Leave
+    ));
+    assert!(record.resolution.is_none(), "it moved since it was weighed");
+    assert!(matches!(
+        resolve(&mut record, weighed_at, &word(source)),
+        Change::Write(_)
+    ));
+    assert_eq!(record.position, Position::At(Phase::Discard));
+    let other = word(crate::verdict::Side::Destination);
+    assert!(matches!(
+        resolve(&mut record, Position::At(Phase::Discard), &other),
+        Change::Leave
+    ));
+    assert_eq!(record.fenced(), Some(source));
+    let mut ended = at(Phase::Finalize);
+    ended.position = Position::Ended(End::Migrated);
+    assert!(matches!(
+        resolve(&mut ended, Position::Ended(End::Migrated), &word(source)),
+        Change::Leave
+    ));
+}
+
+#[test]
+fn only_the_fenced_host_adopts_and_its_first_word_stays() {
+    let mut record = at(Phase::Discard);
+    let (source, destination) = (record.source.clone(), record.destination.clone());
+    assert!(matches!(adopted(&mut record, &destination, now(), true), Change::Leave));
+    record.resolution = Some(word(crate::verdict::Side::Destination));
+    assert!(matches!(adopted(&mut record, &source, now(), true), Change::Leave));
+    assert!(matches!(
+        adopted(&mut record, &destination, now(), true),
+        Change::Write(_)
+    ));
+    assert!(matches!(
+        adopted(&mut record, &destination, now(), false),
+        Change::Leave
+    ));
+    assert!(record.resolution.unwrap().copy_ran);
+}

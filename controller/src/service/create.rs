@@ -59,7 +59,13 @@ impl Api {
         }
         let record = record(wish, source, asker);
         tracing::Span::current().record("drover.migration.id", tracing::field::display(record.id));
-        let record = match self.ledger.store.create(record).await.map_err(errors::store)? {
+        let record = match self
+            .ledger
+            .store
+            .create(record)
+            .await
+            .map_err(|error| self.store_failed(error))?
+        {
             Created::New(record) => {
                 let (id, guest, by) = (record.id, record.guest, &record.requested_by);
                 let (source, destination) = (&record.source, &record.destination);
@@ -290,6 +296,7 @@ fn record(wish: Wish, source: HostId, asker: Asker) -> Record {
         guest_host: None,
         incarnation: None,
         prepared: None,
+        resolution: None,
         trace: trace::begin(&asker.context),
         created: time,
         started: None,

@@ -20,6 +20,9 @@ pub(super) fn store(error: StoreError) -> Failure {
             let message = format!("this request id made {} with another content", other.resource_name());
             Failure::new(Reason::RequestIdReused, message).with_field("request_id", "make a new one for a new request")
         }
+        StoreError::NotInOffice => {
+            Failure::new(Reason::StaleTerm, error.to_string()).with_remedy("use the controller that is in office")
+        }
         StoreError::Unreadable(_) | StoreError::Database(_) | StoreError::Schema(_) => {
             tracing::error!("the store failed: {error}");
             Failure::new(Reason::StoreFailed, "the store could not be read or written")

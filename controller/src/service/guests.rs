@@ -10,6 +10,8 @@ use drover_proto::v1::{GetGuestOwnerResponse, Guest, GuestState, ListGuestsReque
 use super::validation::host_name;
 use super::{Api, errors, page};
 use crate::inventory;
+use crate::store::Record;
+use crate::view;
 
 /// Guests in a page where the caller does not say.
 const PAGE: u32 = 100;
@@ -58,16 +60,13 @@ impl Api {
     pub(super) async fn owner(&self, guest: GuestId) -> Result<GetGuestOwnerResponse, Failure> {
         if let Some(id) = self.ledger.store.unfinished_of(guest).await.map_err(errors::store)? {
             let record = self.record(id).await?;
-            let undecided = match &record.guest_host {
+            let owner = view::guest_host(&record);
+            let undecided = match owner {
                 Some(_) => String::new(),
-                None => record
-                    .details
-                    .waiting_for
-                    .map(|waiting| waiting.remedy)
-                    .unwrap_or_default(),
+                None => undecided(&record),
             };
             return Ok(GetGuestOwnerResponse {
-                owner_host: record.guest_host.map(|host| host.resource_name()).unwrap_or_default(),
+                owner_host: owner.map(HostId::resource_name).unwrap_or_default(),
                 migration: id.resource_name(),
                 undecided_reason: undecided,
             });
@@ -87,6 +86,16 @@ impl Api {
             undecided_reason,
         })
     }
+}
+
+/// Why nobody knows, and what would change that.
+fn undecided(record: &Record) -> String {
+    let Some(wait) = &record.details.waiting_for else {
+        return "it is being found out".to_owned();
+    };
+    let host = HostId::from_resource_name(&wait.host).map_or_else(|_| String::new(), |host| format!(" {host}"));
+    let reason = wait.reason.to_lowercase().replace('_', " ");
+    format!("{reason}{host}: {}", wait.remedy)
 }
 
 /// Lists are by host and name; names are unique on a host.

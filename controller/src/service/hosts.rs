@@ -2,7 +2,7 @@
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::identity::Identity;
-use drover_proto::ids::{HostId, MigrationId};
+use drover_proto::ids::HostId;
 use drover_proto::serve::peer;
 use drover_proto::time::{proto_duration, timestamp};
 use drover_proto::v1::host_service_server::HostService;
@@ -27,9 +27,15 @@ impl HostService for Api {
         request: Request<v1::RegisterHostRequest>,
     ) -> Result<Response<v1::RegisterHostResponse>, Status> {
         let identity = peer(&request)?.identity;
-        self.register(request.into_inner(), &identity).await?;
+        let resolutions = self.register(request.into_inner(), &identity).await?;
         let heartbeat_interval = Some(proto_duration(self.registry.interval()));
-        Ok(Response::new(v1::RegisterHostResponse { heartbeat_interval }))
+        let fence = self.office.fence().unwrap_or_default();
+        Ok(Response::new(v1::RegisterHostResponse {
+            heartbeat_interval,
+            resolutions,
+            term: fence.term,
+            store_instance: fence.store_instance,
+        }))
     }
 
     async fn list_hosts(
@@ -98,7 +104,12 @@ impl HostService for Api {
 }
 
 impl Api {
-    async fn register(&self, request: v1::RegisterHostRequest, identity: &Identity) -> Result<(), Failure> {
+    /// Gives what the agent has to adopt.
+    async fn register(
+        &self,
+        request: v1::RegisterHostRequest,
+        identity: &Identity,
+    ) -> Result<Vec<v1::HostResolution>, Failure> {
         let Some(said) = request.host else {
             return Err(Failure::invalid("host", "is required"));
         };
@@ -131,11 +142,16 @@ impl Api {
         }
         self.store_registration(&id, said).await?;
         self.note_journals(&id, &request.unfinished_journals).await?;
+        self.note_adopted(&id, &request.adopted_resolutions).await?;
+        let resolutions = self.resolutions(&id, &request.unfinished_journals).await?;
         if beat == Beat::Back {
             tracing::info!(host = %id, "heard of");
+            self.agents.dial_again(&id);
             self.executor.wake_all();
+        } else {
+            self.executor.heard_of(&id);
         }
-        Ok(())
+        Ok(resolutions)
     }
 
     /// Written only where the agent says something new: a heartbeat costs no write.
@@ -164,27 +180,6 @@ impl Api {
             }
         }
         Err(errors::store(StoreError::Conflict))
-    }
-
-    /// Journals of migrations that this store does not know: somebody has to look at them.
-    async fn note_journals(&self, host: &HostId, journals: &[v1::UnfinishedJournal]) -> Result<(), Failure> {
-        let mut orphans = Vec::new();
-        for journal in journals {
-            let Ok(id) = MigrationId::from_resource_name(&journal.migration) else {
-                continue;
-            };
-            if self.ledger.store.migration(id).await.map_err(errors::store)?.is_none() {
-                orphans.push(id);
-            }
-        }
-        for id in self.registry.note_orphans(host, orphans) {
-            let state = journals
-                .iter()
-                .find(|journal| journal.migration.ends_with(&id.to_string()));
-            let state = state.map_or("", |journal| journal.journal_state.as_str());
-            tracing::error!(%host, migration_id = %id, state, "this agent has a journal of a migration that the store does not know");
-        }
-        Ok(())
     }
 
     fn shown_host(&self, row: &HostRecord) -> Host {

@@ -118,11 +118,10 @@ impl MigrationService for Api {
         &self,
         request: Request<v1::ResolveMigrationRequest>,
     ) -> Result<Response<v1::Migration>, Status> {
-        self.record(migration_name(&request.get_ref().name)?).await?;
-        let why = "this version cannot take an operator's word for a verdict";
-        Err(Failure::new(Reason::Unimplemented, why)
-            .with_remedy("bring the host back")
-            .into())
+        let operator = peer(&request)?.identity.uri(&self.trust_domain);
+        let api = self.clone();
+        let resolved = to_the_end(async move { api.resolve(request.into_inner(), operator).await });
+        Ok(Response::new(resolved.await?))
     }
 }
 
@@ -143,7 +142,7 @@ impl Api {
             mismatch = !etag.is_empty() && etag != view::etag(record);
             if mismatch { Change::Leave } else { change(record) }
         });
-        let record = changed.await.map_err(errors::store)?;
+        let record = changed.await.map_err(|error| self.store_failed(error))?;
         if mismatch {
             Err(errors::etag_mismatch())
         } else {

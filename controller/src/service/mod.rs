@@ -6,8 +6,10 @@ mod errors;
 mod filter;
 mod guests;
 mod hosts;
+mod journals;
 mod migrations;
 mod page;
+mod resolve;
 mod validation;
 mod watch;
 
@@ -24,7 +26,7 @@ use crate::executor::Executor;
 use crate::ledger::Ledger;
 use crate::office::Office;
 use crate::registry::Registry;
-use crate::store::{HostRecord, Record};
+use crate::store::{HostRecord, Record, StoreError};
 use crate::view;
 
 /// More hosts than any controller has.
@@ -68,6 +70,14 @@ impl Api {
             shown.progress = self.ledger.hub.latest_progress(record.id).or(shown.progress);
         }
         Ok(shown)
+    }
+
+    /// A write failed. Where somebody else has taken office, this controller commands nothing any more.
+    fn store_failed(&self, error: StoreError) -> Failure {
+        if matches!(error, StoreError::NotInOffice) {
+            self.office.leave("another controller has taken office on this store");
+        }
+        errors::store(error)
     }
 
     async fn host(&self, id: &HostId) -> Result<HostRecord, Failure> {

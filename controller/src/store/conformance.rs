@@ -78,6 +78,7 @@ pub(crate) fn record(guest: u128) -> Record {
         guest_host: None,
         incarnation: None,
         prepared: None,
+        resolution: None,
         trace: Trace {
             id: new_trace_id(),
             root: new_span_id(),
@@ -139,6 +140,13 @@ async fn what_is_written_is_read_back(store: &dyn Store) {
     record.prepared = Some(Prepared {
         ticket: vec![1; 32].into(),
         cookie: vec![0, 255].into(),
+    });
+    record.resolution = Some(Resolution {
+        fenced: crate::verdict::Side::Destination,
+        operator: "spiffe://drover.local/user/alice".to_owned(),
+        time: now(),
+        adopted: Some(now()),
+        copy_ran: true,
     });
     record.started = Some(now());
     record.transfer_started = Some(now());
@@ -253,6 +261,28 @@ async fn a_request_id_with_another_content_is_refused(store: &dyn Store) {
     let first = created(store, asking(b"one", 1)).await;
     let other = store.create(asking(b"two", 2)).await;
     assert!(matches!(other, Err(StoreError::RequestReused(id)) if id == first.id));
+}
+
+/// Whoever has raised the term on a file binds its own handle to it.
+#[tokio::test]
+async fn a_handle_whose_term_is_over_writes_no_migration() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/drover.db", folder.path().display());
+    let old = SqliteStore::open(&url).await.unwrap();
+    old.raise_term(0, Uuid::from_u128(1)).await.unwrap();
+    let made = created(&old, record(1)).await;
+    let new = SqliteStore::open(&url).await.unwrap();
+    new.raise_term(0, Uuid::from_u128(2)).await.unwrap();
+    let refused = old.create(record(2)).await;
+    assert!(matches!(refused, Err(StoreError::NotInOffice)), "{refused:?}");
+    let refused = old.write(write(&made)).await;
+    assert!(matches!(refused, Err(StoreError::NotInOffice)), "{refused:?}");
+    assert_eq!(
+        old.migration(made.id).await.unwrap(),
+        Some(made.clone()),
+        "it still reads"
+    );
+    new.write(write(&made)).await.unwrap();
 }
 
 #[tokio::test]

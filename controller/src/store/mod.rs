@@ -12,7 +12,7 @@ use drover_proto::ids::{GuestId, HostId, MigrationId};
 use uuid::Uuid;
 
 pub use record::{
-    Event, Filter, HostRecord, Prepared, Record, RequestKey, Step, StepEnd, StepOutcome, Term, Trace, now,
+    Event, Filter, HostRecord, Prepared, Record, RequestKey, Resolution, Step, StepEnd, StepOutcome, Term, Trace, now,
 };
 
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -31,6 +31,9 @@ pub enum StoreError {
     /// The request id was used with another content.
     #[error("the request id was used for {0} with another content")]
     RequestReused(MigrationId),
+    /// Another controller has raised the term since this one did: it writes no migration any more.
+    #[error("another controller has taken office on this store")]
+    NotInOffice,
     /// What was read cannot be understood: written by another version, or damaged.
     #[error("the store holds what cannot be understood: {0}")]
     Unreadable(String),
@@ -73,7 +76,8 @@ pub trait Store: Send + Sync + 'static {
     /// The term as it is; none before the first start.
     async fn term(&self) -> Result<Option<Term>>;
 
-    /// Begins a new term, above `at_least` and above its own, with a fresh instance id.
+    /// Begins a new term, above `at_least` and above its own, with a fresh instance id. From then on this handle writes
+    /// migrations only while that term is the one in the store; one that never raised a term is not bound.
     async fn raise_term(&self, at_least: u64, instance: Uuid) -> Result<Term>;
 
     /// Inserts a migration (generation 1), unless its request was made before or its guest has an unfinished one.

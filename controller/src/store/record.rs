@@ -12,6 +12,7 @@ use prost::bytes::Bytes;
 use uuid::Uuid;
 
 use crate::saga::{Phase, Position};
+use crate::verdict::Side;
 
 /// Now, as precise as the store keeps times.
 pub fn now() -> SystemTime {
@@ -57,6 +58,8 @@ pub struct Record {
     /// The life of the guest that was validated.
     pub incarnation: Option<Incarnation>,
     pub prepared: Option<Prepared>,
+    /// An operator's word that one of the hosts is fenced.
+    pub resolution: Option<Resolution>,
     pub trace: Trace,
     pub created: SystemTime,
     pub started: Option<SystemTime>,
@@ -139,6 +142,19 @@ impl std::fmt::Debug for Prepared {
     }
 }
 
+/// An operator's word that a host is fenced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    pub fenced: Side,
+    /// SPIFFE URI.
+    pub operator: String,
+    pub time: SystemTime,
+    /// When the agent of that host had adopted it.
+    pub adopted: Option<SystemTime>,
+    /// A copy ran there all the same.
+    pub copy_ran: bool,
+}
+
 /// The trace of a migration; its root span is written at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {
@@ -214,6 +230,21 @@ pub struct Filter {
     pub source: Option<HostId>,
     pub destination: Option<HostId>,
     pub labels: BTreeMap<String, String>,
+}
+
+impl Record {
+    /// The side of which an operator has said that it is fenced.
+    pub fn fenced(&self) -> Option<Side> {
+        self.resolution.as_ref().map(|resolution| resolution.fenced)
+    }
+
+    /// The host of a side.
+    pub fn host_of(&self, side: Side) -> &HostId {
+        match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        }
+    }
 }
 
 impl Filter {

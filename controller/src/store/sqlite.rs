@@ -4,6 +4,7 @@
 //! when it writes. The SQL is in `migrations/` and here, written out.
 
 mod codec;
+mod office;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -31,6 +32,8 @@ const MAX_CONNECTIONS: u32 = 3;
 #[derive(Clone)]
 pub struct SqliteStore {
     pool: SqlitePool,
+    /// The term that was raised by this handle.
+    office: office::Own,
 }
 
 impl SqliteStore {
@@ -47,7 +50,10 @@ impl SqliteStore {
             .connect_with(options)
             .await?;
         sqlx::migrate!("./migrations").run(&pool).await?;
-        Ok(Self { pool })
+        Ok(Self {
+            pool,
+            office: office::Own::default(),
+        })
     }
 
     /// Closes the file; the log is written back into it.
@@ -115,7 +121,7 @@ async fn replace(transaction: &mut Transaction<'static, Sqlite>, record: &Record
     let sql = "UPDATE migration SET
             generation = generation + 1, guest_name = ?, position = ?, phase = ?, finished = ?, state = ?, attempt = ?,
             unknowns = ?, cancel_requested = ?, too_late = ?, guest_host = ?, incarnation = ?, prepared = ?,
-            started = ?, transfer_started = ?, ended = ?, updated = ?, details = ?
+            resolution = ?, started = ?, transfer_started = ?, ended = ?, updated = ?, details = ?
         WHERE id = ? AND generation = ?";
     let done = sqlx::query(sql)
         .bind(&record.guest_name)
@@ -130,6 +136,7 @@ async fn replace(transaction: &mut Transaction<'static, Sqlite>, record: &Record
         .bind(record.guest_host.as_ref().map(HostId::as_str))
         .bind(record.incarnation.as_ref().map(Message::encode_to_vec))
         .bind(record.prepared.as_ref().map(codec::prepared))
+        .bind(record.resolution.as_ref().map(codec::resolution))
         .bind(record.started.map(unix_micros))
         .bind(record.transfer_started.map(unix_micros))
         .bind(record.ended.map(unix_micros))
@@ -200,29 +207,16 @@ async fn write_events(
 #[async_trait]
 impl Store for SqliteStore {
     async fn term(&self) -> Result<Option<Term>> {
-        let row = sqlx::query("SELECT number, instance FROM term")
-            .fetch_optional(&self.pool)
-            .await?;
+        let row = sqlx::query(office::TERM).fetch_optional(&self.pool).await?;
         row.as_ref().map(codec::term_from).transpose()
     }
 
     async fn raise_term(&self, at_least: u64, instance: Uuid) -> Result<Term> {
-        let sql = "INSERT INTO term (only_row, number, instance) VALUES (1, ?1 + 1, ?2)
-            ON CONFLICT (only_row) DO UPDATE SET number = max(number, ?1) + 1, instance = ?2
-            RETURNING number, instance";
-        let mut transaction = self.writer().await?;
-        let row = sqlx::query(sql)
-            .bind(codec::signed(at_least))
-            .bind(instance.to_string())
-            .fetch_one(&mut *transaction)
-            .await?;
-        let term = codec::term_from(&row)?;
-        transaction.commit().await?;
-        Ok(term)
+        self.raise(at_least, instance).await
     }
 
     async fn create(&self, mut record: Record) -> Result<Created> {
-        let mut transaction = self.writer().await?;
+        let mut transaction = self.writer_in_office().await?;
         if let Some(request) = &record.request {
             let made = sqlx::query(BY_REQUEST)
                 .bind(request.id.to_string())
@@ -309,7 +303,7 @@ impl Store for SqliteStore {
 
     async fn write(&self, write: Write) -> Result<Record> {
         let mut record = write.record;
-        let mut transaction = self.writer().await?;
+        let mut transaction = self.writer_in_office().await?;
         if !replace(&mut transaction, &record).await? {
             let known = sqlx::query("SELECT 1 FROM migration WHERE id = ?")
                 .bind(record.id.to_string())

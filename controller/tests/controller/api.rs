@@ -246,6 +246,7 @@ async fn only_the_agent_of_a_host_registers_it() {
     let request = RegisterHostRequest {
         host,
         unfinished_journals: Vec::new(),
+        ..RegisterHostRequest::default()
     };
     assert_eq!(
         reason(&client.register_host(request).await.unwrap_err()),

@@ -222,7 +222,7 @@ async fn a_controller_with_an_old_store_starts_read_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_that_the_store_does_not_know_is_shown() {
+async fn a_journal_that_the_store_does_not_know_and_cannot_adopt_is_shown() {
     let lab = Lab::new().await;
     let mut client = drover_proto::v1::host_service_client::HostServiceClient::new(lab.channel("agent/host-1"));
     let journal = UnfinishedJournal {
@@ -235,6 +235,7 @@ async fn a_journal_that_the_store_does_not_know_is_shown() {
         .register_host(RegisterHostRequest {
             host,
             unfinished_journals: vec![journal],
+            ..RegisterHostRequest::default()
         })
         .await
         .unwrap();

@@ -10,7 +10,10 @@ use drover_proto::roles::{Role, Roles};
 use drover_proto::telemetry::LogFormat;
 use drover_proto::v1::host_service_client::HostServiceClient;
 use drover_proto::v1::migration_service_client::MigrationServiceClient;
-use drover_proto::v1::{CreateMigrationRequest, GetMigrationRequest, Migration, MigrationState, RegisterHostRequest};
+use drover_proto::v1::{
+    CreateMigrationRequest, FencedSide, GetGuestOwnerRequest, GetGuestOwnerResponse, GetMigrationRequest, Migration,
+    MigrationState, RegisterHostRequest, RegisterHostResponse, ResolveMigrationRequest,
+};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
@@ -25,6 +28,8 @@ pub(crate) struct Lab {
     pub(crate) addresses: [String; 2],
     pub(crate) controller: Option<Process>,
     folder: TempDir,
+    /// Name of the database.
+    file: &'static str,
 }
 
 /// A controller on a runtime of its own: dropping the runtime is like killing the process.
@@ -51,6 +56,7 @@ impl Lab {
             addresses,
             controller: None,
             folder,
+            file: "drover.db",
         };
         lab.start().await;
         for (host, address) in ["host-1", "host-2"].into_iter().zip(lab.addresses.clone()) {
@@ -59,11 +65,11 @@ impl Lab {
         lab
     }
 
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            store: format!("sqlite://{}/drover.db", self.folder.path().display()),
+            store: format!("sqlite://{}/{}", self.folder.path().display(), self.file),
             tls: self.pki.files("controller"),
             trust_domain: "drover.local".parse().unwrap(),
             roles: Roles::default().with("alice", Role::Admin).with("vera", Role::Viewer),
@@ -123,15 +129,105 @@ impl Lab {
     }
 
     pub(crate) async fn register(&self, host: &str, address: &str) -> Result<(), tonic::Status> {
-        let mut client = HostServiceClient::new(self.channel(&format!("agent/{host}")));
-        let host = Some(registration(host, address));
-        client
-            .register_host(RegisterHostRequest {
-                host,
-                unfinished_journals: Vec::new(),
-            })
-            .await?;
+        let request = RegisterHostRequest {
+            host: Some(registration(host, address)),
+            ..RegisterHostRequest::default()
+        };
+        self.register_as(host, request).await?;
         Ok(())
+    }
+
+    pub(crate) async fn register_as(
+        &self,
+        host: &str,
+        request: RegisterHostRequest,
+    ) -> Result<RegisterHostResponse, tonic::Status> {
+        let mut client = HostServiceClient::new(self.channel(&format!("agent/{host}")));
+        Ok(client.register_host(request).await?.into_inner())
+    }
+
+    /// A host's agent calls as at its start, with what it has not closed.
+    pub(crate) async fn comes_back(&self, host: &str) -> RegisterHostResponse {
+        let address = &self.addresses[usize::from(host == "host-2")];
+        let request = RegisterHostRequest {
+            host: Some(registration(host, address)),
+            unfinished_journals: self.world.lock().unfinished(host),
+            ..RegisterHostRequest::default()
+        };
+        self.register_as(host, request).await.unwrap()
+    }
+
+    pub(crate) async fn resolve(&self, name: &str, side: FencedSide) -> Result<Migration, tonic::Status> {
+        let request = ResolveMigrationRequest {
+            name: name.to_owned(),
+            fenced_side: side.into(),
+            etag: String::new(),
+        };
+        let before = std::mem::replace(&mut self.world.lock().word, true);
+        let said = self.migrations().resolve_migration(request).await;
+        if said.is_err() {
+            self.world.lock().word = before;
+        }
+        Ok(said?.into_inner())
+    }
+
+    pub(crate) async fn owner_of(&self, guest: &str) -> GetGuestOwnerResponse {
+        let request = GetGuestOwnerRequest {
+            guest_uuid: guest.to_owned(),
+        };
+        self.hosts().get_guest_owner(request).await.unwrap().into_inner()
+    }
+
+    /// The text at `/metrics`.
+    pub(crate) async fn metrics(&self) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(self.local_address()).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nhost: controller\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// From now on controllers start on a copy of the file that is in use.
+    pub(crate) fn move_store(&mut self) {
+        let folder = self.folder.path();
+        for rest in ["", "-wal"] {
+            let (from, to) = (
+                folder.join(format!("{}{rest}", self.file)),
+                folder.join(format!("copy.db{rest}")),
+            );
+            let _ = std::fs::copy(from, to);
+        }
+        self.file = "copy.db";
+    }
+
+    /// The store as it is, put aside. The controller must not run.
+    pub(crate) fn back_up(&self) {
+        assert!(self.controller.is_none());
+        let folder = self.folder.path();
+        for part in ["", "-wal"] {
+            let _ = std::fs::copy(
+                folder.join(format!("drover.db{part}")),
+                folder.join(format!("backup.db{part}")),
+            );
+        }
+    }
+
+    /// The store is again what was put aside.
+    pub(crate) fn restore(&self) {
+        assert!(self.controller.is_none());
+        let folder = self.folder.path();
+        // Whoever was killed may still have the old files open: they are not written to.
+        for part in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(folder.join(format!("drover.db{part}")));
+        }
+        for part in ["", "-wal"] {
+            let _ = std::fs::copy(
+                folder.join(format!("backup.db{part}")),
+                folder.join(format!("drover.db{part}")),
+            );
+        }
     }
 
     pub(crate) async fn create(&self) -> Migration {

@@ -7,5 +7,8 @@ mod lab;
 mod moves;
 mod overrides;
 mod pki;
+mod resolve;
+mod restored;
+mod rules;
 mod watches;
 mod world;

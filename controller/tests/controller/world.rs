@@ -10,7 +10,7 @@ use drover_proto::agent::v1::{
     MigrationStatus, PerformOutcome, Verdict,
 };
 use drover_proto::time::{now, proto_duration};
-use drover_proto::v1::{CallRecord, DestinationOverrides, Progress, TransferSummary};
+use drover_proto::v1::{CallRecord, DestinationOverrides, Progress, TransferSummary, UnfinishedJournal};
 use tokio::sync::Semaphore;
 
 pub(crate) const GUEST: &str = "0190a1b2-0000-7000-8000-00000000000a";
@@ -58,6 +58,14 @@ pub(crate) struct State {
     pub(crate) away: BTreeSet<String>,
     /// Source agents hand nothing over by themselves: they died, or do not reach the destination.
     pub(crate) stalled: bool,
+    /// Source agents that have sent everything could not write so down.
+    pub(crate) unwritten: bool,
+    /// What waits at destinations did not get everything.
+    pub(crate) incomplete: bool,
+    /// An operator has said that a host is fenced: what the hosts show does not have to prove it.
+    pub(crate) word: bool,
+    /// So often a source copy outlives its removal.
+    pub(crate) stubborn: usize,
     /// Methods whose calls wait at their arrival.
     pub(crate) held: HashMap<String, Arc<Semaphore>>,
     /// What each BeginOutgoing brought.
@@ -241,7 +249,7 @@ impl State {
             call_in_flight: journal.in_flight,
             performing: journal.performing,
             perform_outcome: journal.outcome.into(),
-            stream_complete: journal.record.state() == JournalState::Waiting,
+            stream_complete: journal.record.state() == JournalState::Waiting && !self.incomplete,
             summary: journal.summary,
             calls: journal.calls.clone(),
             progress: journal.performing.then(progress),
@@ -251,6 +259,7 @@ impl State {
 
     /// Perform came to its end, if nobody has aborted it: the source hands over, the guest switches.
     pub(crate) fn complete(&mut self, source: &str, destination: &str, id: &str) {
+        let unwritten = self.unwritten;
         let journal = self.host(source).journals.get_mut(id).unwrap();
         journal.in_flight = false;
         if !journal.performing {
@@ -258,18 +267,64 @@ impl State {
         }
         journal.performing = false;
         journal.outcome = PerformOutcome::Sent;
-        journal.record.set_state(JournalState::HandedOver);
+        if !unwritten {
+            journal.record.set_state(JournalState::HandedOver);
+        }
         let guest = self.host(source).guests.get_mut(GUEST).unwrap();
         guest.set_state(LibvirtState::PausedMigrating);
-        if !self.stalled {
+        if !self.stalled && !unwritten {
             self.hand_over(source, destination, id);
         }
     }
 
+    /// The journals of a host that are not closed, as its agent tells them.
+    pub(crate) fn unfinished(&self, host: &str) -> Vec<UnfinishedJournal> {
+        let open = self.hosts[host]
+            .journals
+            .iter()
+            .filter(|(_, journal)| !journal.record.closed);
+        let told = open.map(|(id, Journal { record, .. })| {
+            let own = format!("hosts/{host}");
+            let (state, source_host, destination_host) = match record.state() {
+                JournalState::Sending => ("sending", own, record.peer_host.clone()),
+                JournalState::HandedOver => ("handed-over", own, record.peer_host.clone()),
+                JournalState::Waiting => ("waiting", record.peer_host.clone(), own),
+                JournalState::Ran => ("ran", record.peer_host.clone(), own),
+                JournalState::Unspecified
+                | JournalState::Finishing
+                | JournalState::Resuming
+                | JournalState::Revoked
+                | JournalState::Failed => ("other", record.peer_host.clone(), own),
+            };
+            UnfinishedJournal {
+                migration: format!("migrations/{id}"),
+                guest_uuid: GUEST.to_owned(),
+                source_host,
+                destination_host,
+                journal_state: state.to_owned(),
+                attempt: 1,
+            }
+        });
+        told.collect()
+    }
+
+    /// Confirm: the copy goes, unless it is stubborn.
+    pub(crate) fn remove_copy(&mut self, source: &str) {
+        if self.stubborn > 0 {
+            self.stubborn -= 1;
+        } else {
+            self.host(source).guests.remove(GUEST);
+        }
+    }
+
     pub(crate) fn hand_over(&mut self, source: &str, destination: &str, id: &str) {
+        // A destination that is away cannot be told.
+        if self.away.contains(destination) {
+            return;
+        }
         let there = self.host(destination);
         let journal = there.journals.get_mut(id).unwrap();
-        if journal.record.state() != JournalState::Waiting {
+        if !matches!(journal.record.state(), JournalState::Waiting | JournalState::Finishing) {
             return;
         }
         journal.record.set_state(JournalState::Ran);
@@ -277,7 +332,11 @@ impl State {
         let guest = there.guests.get_mut(GUEST).unwrap();
         guest.set_state(LibvirtState::Running);
         guest.persistent = true;
-        self.host(source).guests.remove(GUEST);
+        // A source that is away hears of nothing.
+        if self.away.contains(source) {
+            return;
+        }
+        self.remove_copy(source);
         let journal = self.host(source).journals.get_mut(id).unwrap();
         journal.record.set_verdict(Verdict::Ran);
         journal.summary = Some(TransferSummary {

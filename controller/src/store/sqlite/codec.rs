@@ -7,15 +7,19 @@ use std::time::SystemTime;
 
 use drover_proto::agent::v1::{Incarnation, PrepareIncomingResponse};
 use drover_proto::ids::{Attempt, HostId, InvalidId};
-use drover_proto::time::{from_unix_micros, timestamp};
+use drover_proto::time::{from_unix_micros, system_time, timestamp};
 use drover_proto::trace::{SpanId, TraceId};
 use drover_proto::v1;
 use prost::Message;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::store::record::{Details, Event, HostRecord, Prepared, Record, RequestKey, Step, StepOutcome, Term, Trace};
+use crate::store::record::{
+    Details, Event, HostRecord, Prepared, Record, RequestKey, Resolution, Step, StepOutcome, Term, Trace,
+};
 use crate::store::{Result, StoreError};
+use crate::verdict::Side;
+use crate::view;
 
 /// SQLite counts with a sign; generations and terms never get that far.
 pub(super) fn signed(number: u64) -> i64 {
@@ -32,6 +36,26 @@ pub(super) fn prepared(prepared: &Prepared) -> Vec<u8> {
         cookie: prepared.cookie.clone(),
     }
     .encode_to_vec()
+}
+
+pub(super) fn resolution(resolution: &Resolution) -> Vec<u8> {
+    view::resolution(resolution).encode_to_vec()
+}
+
+fn resolution_from(message: &v1::Resolution) -> Result<Resolution> {
+    let fenced = match message.fenced_side() {
+        v1::FencedSide::Source => Side::Source,
+        v1::FencedSide::Destination => Side::Destination,
+        v1::FencedSide::Unspecified => return Err(unreadable("resolution", "no side")),
+    };
+    let time = message.time.as_ref().and_then(system_time);
+    Ok(Resolution {
+        fenced,
+        operator: message.operator.clone(),
+        time: time.ok_or_else(|| unreadable("resolution", "no time"))?,
+        adopted: message.adopt_time.as_ref().and_then(system_time),
+        copy_ran: message.copy_ran,
+    })
 }
 
 pub(super) fn event(event: &Event) -> Vec<u8> {
@@ -153,6 +177,10 @@ pub(super) fn record_from(row: &SqliteRow) -> Result<Record> {
             ticket: message.ticket,
             cookie: message.cookie,
         }),
+        resolution: some_message(row, "resolution")?
+            .as_ref()
+            .map(resolution_from)
+            .transpose()?,
         trace: trace_from(row)?,
         created: time(row, "created")?,
         started: some_time(row, "started")?,

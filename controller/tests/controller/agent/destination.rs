@@ -55,6 +55,12 @@ impl Agent {
         self.call("FinishIncoming", request.fence, move |state| {
             let id = request.migration.unwrap().migration_id;
             let source = peer_of(&state.host(&host).journals[&id].record);
+            let there = state.other_side(&host, &id).map(JournalRecord::state);
+            assert_eq!(
+                there,
+                Some(JournalState::HandedOver),
+                "finished before the source had written that it hands over"
+            );
             state.hand_over(&source, &host, &id);
             Ok(FinishIncomingResponse {
                 switch_time: Some(now()),
@@ -72,7 +78,7 @@ impl Agent {
             let reference = request.migration.unwrap();
             let source = state.other_side(&name, &reference.migration_id);
             assert!(
-                source.is_some_and(|source| source.tombstoned),
+                source.is_some_and(|source| source.tombstoned) || state.word,
                 "revoked before the source was tombstoned"
             );
             let host = state.host(&name);
@@ -111,6 +117,9 @@ impl Agent {
                 return Err(refuse(Reason::VerdictConflict));
             }
             journal.record.set_verdict(verdict);
+            if request.fenced && verdict == Verdict::NeverRan {
+                host.guests.remove(&reference.guest_uuid);
+            }
             if verdict == Verdict::Ran
                 && let Some(guest) = host.guests.get_mut(&reference.guest_uuid)
             {

@@ -23,20 +23,21 @@ fn override_disks(guest: &mut GuestFacts, overrides: &DestinationOverrides) {
 impl Agent {
     pub(super) async fn do_get_agent_status(
         &self,
-        _: Request<GetAgentStatusRequest>,
+        request: Request<GetAgentStatusRequest>,
     ) -> Result<Response<AgentStatus>, Status> {
         let host = self.host.clone();
-        self.call("GetAgentStatus", None, move |state| {
+        self.call("GetAgentStatus", request.into_inner().fence, move |state| {
             let (highest_term, store_instance) = {
                 let host = state.host(&host);
                 (host.highest_term, host.store_instance.clone())
             };
+            let unfinished_journals = state.unfinished(&host);
             let host = Some(registration(&host, "127.0.0.1:1"));
             Ok(AgentStatus {
                 host,
                 highest_term,
                 store_instance,
-                unfinished_journals: Vec::new(),
+                unfinished_journals,
             })
         })
         .await
