@@ -200,6 +200,9 @@ pub(crate) enum Migration {
         /// The destination host is off: the guest belongs to the source
         #[arg(long, group = "side")]
         destination_is_fenced: bool,
+        /// Do not ask whether it is so
+        #[arg(long)]
+        yes: bool,
     },
 }
 

@@ -1,5 +1,7 @@
 //! `drover migration …` and `drover timeline`: look at migrations and act on them.
 
+use std::io::IsTerminal;
+
 use drover_proto::ids::MigrationId;
 use drover_proto::v1::{
     CancelMigrationRequest, FencedSide, ListMigrationsResponse, Migration, MigrationState, ResolveMigrationRequest,
@@ -43,13 +45,14 @@ pub(crate) async fn run(mut controller: Controller, command: Command, output: Ou
             id,
             source_is_fenced,
             destination_is_fenced: _,
+            yes,
         } => {
             let side = if source_is_fenced {
                 FencedSide::Source
             } else {
                 FencedSide::Destination
             };
-            resolve(controller, migration_id(&id)?, side, output).await
+            resolve(controller, migration_id(&id)?, side, yes, output).await
         }
     }
 }
@@ -132,15 +135,51 @@ async fn resolve(
     mut controller: Controller,
     id: MigrationId,
     side: FencedSide,
+    yes: bool,
     output: Output,
 ) -> Result<Exit, Problem> {
+    let seen = controller.migration(id).await?;
+    if !yes && !confirm(&question(&seen, side))? {
+        out::note("Nothing was said.");
+        return Ok(Exit::Refused);
+    }
     let request = request(ResolveMigrationRequest {
         name: id.resource_name(),
         fenced_side: side.into(),
-        ..Default::default()
+        // What was asked about is what was seen; the controller looks at the hosts anew.
+        etag: String::new(),
     });
     let migration = controller.migrations.resolve_migration(request).await?.into_inner();
     show(&migration, output).map(|()| Exit::Done)
+}
+
+/// What the word means, for whoever gives it.
+fn question(migration: &Migration, side: FencedSide) -> String {
+    let id = |host: &str| host.trim_start_matches("hosts/").to_owned();
+    let (source, destination) = (id(&migration.source_host), id(&migration.destination_host));
+    let (fenced, other) = match side {
+        FencedSide::Source => (source, destination),
+        FencedSide::Destination | FencedSide::Unspecified => (destination, source),
+    };
+    format!(
+        "You say that {fenced} is off, and its copy of the guest with it. Drover will act on it: the guest belongs to\n\
+         {other} from now on. If {fenced} still runs it, the guest runs twice and its disks are damaged.\n\
+         Is {fenced} switched off or cut from its storage? [yes/no] "
+    )
+}
+
+/// Only a plain yes is one. Where nobody can be asked, it has to be said beforehand.
+fn confirm(question: &str) -> Result<bool, Problem> {
+    if !std::io::stdin().is_terminal() {
+        let why = "this has to be confirmed, and nobody can be asked: say --yes if the host is off";
+        return Err(Problem::new(Exit::Usage, why));
+    }
+    out::ask(question)?;
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .map_err(|error| Problem::new(Exit::Failed, error.to_string()))?;
+    Ok(answer.trim().eq_ignore_ascii_case("yes"))
 }
 
 pub(crate) async fn timeline(mut controller: Controller, id: &str, output: Output) -> Result<Exit, Problem> {

@@ -34,3 +34,10 @@ pub(crate) fn note(text: &str) {
     // There is nowhere to complain about a closed stderr.
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
+
+/// A question to whoever sits at the terminal; the answer follows on the same line.
+pub(crate) fn ask(text: &str) -> Result<(), Problem> {
+    let mut stderr = std::io::stderr().lock();
+    let asked = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+    asked.map_err(|error| Problem::new(Exit::Failed, format!("cannot ask: {error}")))
+}

@@ -329,3 +329,17 @@ async fn an_interrupt_leaves_the_migration_alone_and_says_so() {
     assert!(said.contains("The migration goes on without you."), "{said}");
     assert!(said.contains(&format!("drover migration cancel {ID}")), "{said}");
 }
+
+#[tokio::test]
+async fn a_word_about_a_host_has_to_be_confirmed() {
+    let bench = Bench::new(restart()).await;
+    let line = format!("migration resolve {ID} --destination-is-fenced");
+    let run = bench.run(&line).await;
+    assert_eq!(run.code, 2, "nobody can be asked: {}", run.stderr);
+    assert!(run.stderr.contains("--yes"), "{}", run.stderr);
+    // The stand-in takes no word; that it was asked is what counts.
+    let run = bench.run(&format!("{line} --yes")).await;
+    assert!(run.stderr.contains("not part of the script"), "{}", run.stderr);
+    let both = bench.run(&format!("{line} --source-is-fenced --yes")).await;
+    assert_eq!(both.code, 2, "one side only: {}", both.stderr);
+}

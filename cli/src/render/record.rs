@@ -1,13 +1,13 @@
 //! One migration in words: how it came out, and all that its record says.
 
-use drover_proto::v1::{CheckResult, Migration, MigrationState, WaitingFor};
+use drover_proto::v1::{CheckResult, FencedSide, Migration, MigrationState, WaitingFor};
 
 use super::{units, words};
 
 /// The outcome in a few lines: blackout, total time, bytes, rounds, trace.
 pub(crate) fn summary(migration: &Migration) -> String {
     let mut lines = vec![headline(migration)];
-    let facts = [why(migration), waiting(migration), cost(migration)].concat();
+    let facts = [why(migration), waiting(migration), fenced(migration), cost(migration)].concat();
     lines.extend(facts.iter().map(|(name, value)| format!("  {name:<12}{value}")));
     if !migration.trace_id.is_empty() {
         lines.push(format!("  {:<12}{}", "trace", migration.trace_id));
@@ -61,6 +61,33 @@ fn waiting(migration: &Migration) -> Vec<Fact> {
     };
     let facts = [("waits for", waits_for(waiting))];
     facts.into_iter().chain(remedy(&waiting.remedy)).collect()
+}
+
+/// An operator's word, and what became of it.
+fn fenced(migration: &Migration) -> Vec<Fact> {
+    let Some(word) = &migration.resolution else {
+        return Vec::new();
+    };
+    let host = match word.fenced_side() {
+        FencedSide::Source => words::id(&migration.source_host),
+        FencedSide::Destination => words::id(&migration.destination_host),
+        FencedSide::Unspecified => "unknown",
+    };
+    let at = word
+        .time
+        .map(|time| format!(" at {}", units::moment(time)))
+        .unwrap_or_default();
+    let said = format!("{host}, said {}{at}", words::one_line(&word.operator));
+    let then = match word.adopt_time {
+        None => "; its agent has not been back since".to_owned(),
+        Some(time) => format!("; adopted by its agent at {}", units::moment(time)),
+    };
+    let mut facts = vec![("fenced", format!("{said}{then}"))];
+    if word.copy_ran {
+        let alarm = format!("{host} was NOT fenced: the guest ran twice, its disks may be damaged");
+        facts.push(("ALARM", alarm));
+    }
+    facts
 }
 
 fn cost(migration: &Migration) -> Vec<Fact> {
@@ -239,6 +266,42 @@ mod tests {
             "{}",
             record(&moved())
         );
+    }
+
+    #[test]
+    fn a_wait_names_its_host_and_a_wrong_word_is_an_alarm() {
+        use drover_proto::v1::{Resolution, WaitingFor};
+        let waits = Migration {
+            state: MigrationState::AttentionRequired.into(),
+            waiting_for: Some(WaitingFor {
+                reason: "HOST_UNREACHABLE".to_owned(),
+                host: "hosts/host-b".to_owned(),
+                since_time: at(0, 0),
+                remedy: "bring host-b back".to_owned(),
+            }),
+            ..moved()
+        };
+        let text = summary(&waits);
+        assert!(text.contains("  waits for   host unreachable host-b since "), "{text}");
+        assert!(text.contains("  remedy      bring host-b back"), "{text}");
+        let word = |adopt_time, copy_ran| Migration {
+            resolution: Some(Resolution {
+                fenced_side: FencedSide::Destination.into(),
+                operator: "spiffe://drover.local/user/alice".to_owned(),
+                time: at(0, 0),
+                adopt_time,
+                copy_ran,
+            }),
+            ..moved()
+        };
+        let text = summary(&word(None, false));
+        assert!(
+            text.contains("host-b, said spiffe://drover.local/user/alice at "),
+            "{text}"
+        );
+        assert!(text.contains("its agent has not been back since"), "{text}");
+        let text = summary(&word(at(1, 0), true));
+        assert!(text.contains("  ALARM       host-b was NOT fenced"), "{text}");
     }
 
     #[test]
