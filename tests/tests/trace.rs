@@ -37,6 +37,63 @@ fn one_migration_is_one_trace_across_controller_and_both_agents() -> Result<()> 
     check_figures(&trace, &migration)
 }
 
+#[test]
+fn one_trace_survives_the_death_of_the_controller() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &GuestSpec::new("web").fill_mib(128).dirty_mib_per_second(5))?;
+    let collector = Collector::start(&lab)?;
+    let options = ClusterOptions {
+        environment: collector.environment(),
+    };
+    let mut cluster = Cluster::start_with(&lab, options)?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(Some(200))?;
+    let id = cluster.begin(&guest, "host-b")?.id().to_string();
+    cluster.wait_for(&id, "to send memory", |now| {
+        now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
+    })?;
+    cluster.kill_controller()?;
+    cluster.start_controller()?;
+    let end = cluster.wait_for_rest(&id)?;
+    ensure!(end.state() == "SUCCEEDED", "{}", end.0);
+    cluster.check(&[Expected::Runs(&guest, "host-b")])?;
+    let trace_id = end.0["trace_id"].as_str().context("no trace id")?;
+    let trace = collector.wait_for_trace(trace_id)?;
+    println!("{}", trace.tree());
+    check_attempts(&trace, &end.0)
+}
+
+/// One root; every attempt in the record is one span under it, and the lost one is marked.
+fn check_attempts(trace: &Trace, record: &serde_json::Value) -> Result<()> {
+    let ids = |name: &str| -> std::collections::BTreeSet<&str> {
+        trace.named(name).iter().map(|span| span.id.as_str()).collect()
+    };
+    ensure!(ids("migration").len() == 1, "roots: {:?}", ids("migration"));
+    let root = one(trace, "migration")?;
+    let mut attempts = std::collections::BTreeMap::<String, usize>::new();
+    for phase in record["phases"].as_array().context("no phases")? {
+        let name = phase["phase"].as_str().unwrap_or_default().to_lowercase();
+        *attempts.entry(name).or_default() += 1;
+    }
+    for (phase, count) in &attempts {
+        let spans = ids(&format!("phase.{phase}"));
+        ensure!(spans.len() == *count, "{count} attempts at {phase}, spans {spans:?}");
+        for span in trace.named(&format!("phase.{phase}")) {
+            ensure!(span.parent == root.id, "{phase} is no child of the root");
+        }
+    }
+    let lost = trace.named("phase.transfer");
+    let marked = |span: &&&Span| {
+        span.attributes
+            .get("drover.phase.outcome")
+            .is_some_and(|word| word == "interrupted")
+    };
+    ensure!(
+        lost.iter().filter(marked).count() == 1,
+        "the lost attempt is not marked: {lost:#?}"
+    );
+    Ok(())
+}
+
 fn one<'trace>(trace: &'trace Trace, name: &str) -> Result<&'trace Span> {
     trace
         .named(name)
