@@ -1,10 +1,11 @@
 # Drover. `make help` lists what there is. Needs root where real hosts are made (demo, tests, lab).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo check test test-unit test-lab test-all lab-up lab-down lab-shell bench clean
+.PHONY: help setup build demo check test test-unit test-lab test-all fuzz lab-up lab-down lab-shell bench clean
 
 CARGO ?= cargo
 HOST ?= host-a
+SECONDS ?= 60
 VENV := .venv
 
 help: ## List the targets
@@ -40,6 +41,9 @@ test-lab: build $(VENV)/.ready ## Tests on real hosts, in namespaces (root)
 
 test-all: test-unit build $(VENV)/.ready ## Everything, also what takes long; resumable (root)
 	@scripts/test-lab --all
+
+fuzz: setup ## Attack the readers of what comes from outside: make fuzz SECONDS=60 (for each)
+	@DROVER_FUZZ_SECONDS=$(SECONDS) $(CARGO) test -p drover-fuzz --locked --quiet -- --nocapture --test-threads 1
 
 bench: build $(VENV)/.ready ## Figures: Drover against virsh, interleaved (root)
 	@target/debug/drover-bench

@@ -9,6 +9,7 @@ mod hosts;
 mod journals;
 mod migrations;
 mod page;
+pub mod readers;
 mod resolve;
 mod validation;
 mod watch;
