@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use drover_proto::identity::TrustDomain;
+use drover_proto::identity::{IdentityError, TrustDomain};
+use drover_proto::identity_patterns::{IdentityPatterns, PatternLists};
 use drover_proto::ids::HostId;
 use drover_proto::telemetry::LogFormat;
 use drover_proto::tls::TlsFiles;
@@ -72,6 +73,9 @@ pub struct Config {
     pub tls: TlsFiles,
     #[serde(default = "default_trust_domain")]
     pub trust_domain: TrustDomain,
+    /// How certificates name identities, where they do it in another way than Drover's own.
+    #[serde(default)]
+    pub identities: PatternLists,
     #[serde(default)]
     pub hypervisor: HypervisorKind,
     /// Guests of the simulated hypervisor.
@@ -123,14 +127,35 @@ fn default_log_filter() -> String {
     "info".to_owned()
 }
 
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error(
+        "there is no configuration file {}\n  next: write it as docs/operating.md shows, or name another with --config",
+        .0.display()
+    )]
+    Missing(PathBuf),
+    #[error("{0}\n  next: docs/operating.md tells what each key means")]
+    Invalid(Box<figment::Error>),
+}
+
 impl Config {
+    /// How certificates name identities.
+    pub fn identities(&self) -> Result<IdentityPatterns, IdentityError> {
+        IdentityPatterns::new(self.trust_domain.clone(), &self.identities)
+    }
+
     /// Reads file, environment and flags.
-    pub fn read(flags: &Flags) -> Result<Self, Box<figment::Error>> {
-        Self::extract(
-            Toml::file(&flags.config),
-            Env::prefixed("DROVER_AGENT_").split("__"),
-            flags,
-        )
+    pub fn read(flags: &Flags) -> Result<Self, ConfigError> {
+        let environment = Env::prefixed("DROVER_AGENT_").split("__");
+        // Everything may be given without a file.
+        Self::extract(Toml::file(&flags.config), environment, flags).map_err(|error| {
+            if flags.config.exists() {
+                ConfigError::Invalid(error)
+            } else {
+                ConfigError::Missing(flags.config.clone())
+            }
+        })
     }
 
     fn extract(file: impl Provider, environment: impl Provider, flags: &Flags) -> Result<Self, Box<figment::Error>> {

@@ -1,5 +1,6 @@
 //! The agent's process: reads its configuration, connects to the hypervisor, serves until it is told to stop.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +24,24 @@ use uuid::Uuid;
 const PAUSE: Duration = Duration::from_secs(2);
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let config = Config::read(&Flags::parse())?;
+async fn main() -> ExitCode {
+    match start(&Flags::parse()).await {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+        // There is no log yet. Not by returning it: that would print a backtrace where the environment asks for one.
+        Err(error) => {
+            eprintln!("drover-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The outer error is one from before there was a log.
+async fn start(flags: &Flags) -> anyhow::Result<anyhow::Result<()>> {
+    let config = Config::read(flags)?;
     let telemetry = telemetry::init(
         "drover-agent",
         &TelemetryOptions {
@@ -35,15 +52,12 @@ async fn main() -> anyhow::Result<()> {
     )?;
     let mut signals = Signals::new()?;
     let result = run(config, &mut signals).await;
-    if let Err(error) = &result {
-        tracing::error!("{error:#}");
-    }
     telemetry.shutdown().await;
-    result
+    Ok(result)
 }
 
 async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
-    let tls = Tls::load(config.tls.clone(), config.trust_domain.clone())?;
+    let tls = Tls::load_with(config.tls.clone(), config.identities()?)?;
     if tls.own_identity() != Identity::Agent(config.host_id.clone()) {
         bail!(
             "the certificate is for {}, this host is {}",

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use drover_proto::agent::v1::peer_service_client::PeerServiceClient;
 use drover_proto::agent::v1::{HandOverGuestRequest, HandOverGuestResponse};
+use drover_proto::channel::channel_beyond_expiry;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::identity::Identity;
 use drover_proto::ids::{Attempt, HostId, MigrationId, Ticket};
@@ -13,9 +14,14 @@ use drover_proto::trace::TraceInterceptor;
 use tonic::Request;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::hypervisor::Cookie;
 use crate::journal::Call;
+
+/// Longer than connecting may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Another host's agent.
 pub struct PeerClient {
@@ -39,11 +45,24 @@ impl PeerClient {
     /// Connects at the first call. Addresses are `host:port`, best first.
     pub fn new(tls: &Tls, host: HostId, addresses: Vec<String>) -> Self {
         let open = |address: String| {
-            let channel = drover_proto::channel::channel(tls, &address, Identity::Agent(host.clone()));
+            let channel = channel_beyond_expiry(tls, &address, Identity::Agent(host.clone()));
             channel.map_err(|error| error.to_string())
         };
         let channels = addresses.into_iter().map(open).collect();
         Self { host, channels }
+    }
+
+    /// Connects now, so that no handshake falls into the blackout, and no certificate that expires on the way keeps
+    /// the hand-over from being made. Where it fails, the hand-over tries again.
+    pub async fn connect(&self) {
+        let Some(Ok(channel)) = self.channels.first() else {
+            return;
+        };
+        let request = HealthCheckRequest::default();
+        let answer = tokio::time::timeout(CONNECT_LIMIT, HealthClient::new(channel.clone()).check(request)).await;
+        if !matches!(answer, Ok(Ok(_))) {
+            tracing::debug!(host = %self.host, "the destination's agent does not answer yet");
+        }
     }
 
     /// Tells it that the guest is its own. The `call`th try goes to the next address in turn.

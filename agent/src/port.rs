@@ -6,6 +6,7 @@
 
 use std::io;
 
+use drover_proto::identity::Identity;
 use drover_proto::serve::{Accepted, GrpcStream, accept};
 use drover_proto::tls::{ALPN_DATA, ALPN_H2, Tls};
 use tokio::net::TcpListener;
@@ -60,7 +61,12 @@ async fn dispatch(
         match accepted.alpn.as_slice() {
             ALPN_H2 => {
                 let address = accepted.address;
-                if grpc.try_send(GrpcStream::new(accepted)).is_err() {
+                // Another agent hands a guest over, by ticket: its certificate may expire meanwhile.
+                let stream = match &accepted.peer {
+                    Identity::Agent(_) => GrpcStream::beyond_expiry(accepted),
+                    Identity::Controller | Identity::User(_) => GrpcStream::new(accepted),
+                };
+                if grpc.try_send(stream).is_err() {
                     tracing::warn!(%address, "too many gRPC connections wait: closed one");
                 }
             }
@@ -75,11 +81,12 @@ async fn dispatch(
 
 #[cfg(test)]
 mod tests {
-    use drover_proto::channel::channel;
+    use drover_proto::channel::{channel, channel_beyond_expiry};
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpStream;
     use tokio_rustls::TlsConnector;
     use tokio_rustls::rustls::pki_types::ServerName;
+    use tonic::transport::Channel;
     use tonic_health::pb::health_client::HealthClient;
 
     use super::*;
@@ -109,6 +116,36 @@ mod tests {
         shutdown.cancel();
         port.closed().await;
         TcpStream::connect(&address).await.unwrap_err();
+    }
+
+    /// What the other side of a connection does once its certificate has expired.
+    async fn asked_after_expiry(caller: &Identity, connect: impl Fn(&Tls, &str) -> Channel) -> (Tls, bool) {
+        let (pki, folder, shutdown) = (Pki::new(), tempfile::tempdir().unwrap(), CancellationToken::new());
+        let (address, _port) = open(&pki, folder.path(), &shutdown).await;
+        let tls = pki.tls_for(folder.path(), caller, time::Duration::seconds(3));
+        let mut client = HealthClient::new(connect(&tls, &address));
+        let ask = tonic_health::pb::HealthCheckRequest::default;
+        client.check(ask()).await.unwrap();
+        while !tls.has_expired() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        // Only the connection that is there can answer: no new one is made with this certificate.
+        let answered = client.check(ask()).await.is_ok();
+        (tls, answered)
+    }
+
+    #[tokio::test]
+    async fn a_hand_over_under_way_outlives_the_certificates() {
+        let connect = |tls: &Tls, address: &str| channel_beyond_expiry(tls, address, agent("b")).unwrap();
+        let (_tls, answered) = asked_after_expiry(&agent("a"), connect).await;
+        assert!(answered, "the connection between two agents was cut");
+    }
+
+    #[tokio::test]
+    async fn an_expired_controller_commands_no_more() {
+        let connect = |tls: &Tls, address: &str| channel(tls, address, agent("b")).unwrap();
+        let (_tls, answered) = asked_after_expiry(&Identity::Controller, connect).await;
+        assert!(!answered, "the connection went on");
     }
 
     #[tokio::test]

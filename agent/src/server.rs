@@ -214,5 +214,13 @@ fn about(options: &AgentOptions, jobs: &Jobs, facts: &HostFacts) -> Arc<dyn Fn()
         problem: options.unfit.clone().unwrap_or_default(),
         ..Host::default()
     };
-    Arc::new(move || host.clone())
+    let tls = options.tls.clone();
+    Arc::new(move || Host {
+        problem: [host.problem.clone(), tls.problem().unwrap_or_default()]
+            .into_iter()
+            .filter(|problem| !problem.is_empty())
+            .collect::<Vec<_>>()
+            .join("; "),
+        ..host.clone()
+    })
 }

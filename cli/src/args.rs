@@ -95,7 +95,7 @@ pub(crate) enum Command {
     /// Look at migrations and act on them
     #[command(subcommand)]
     Migration(Migration),
-    /// Look at hosts
+    /// Look at hosts, and take them out of use as destinations
     #[command(subcommand)]
     Host(Host),
     /// Look at guests
@@ -114,6 +114,15 @@ pub(crate) enum Command {
         /// The shell to complete in
         shell: Shell,
     },
+    /// Write manual pages, one for each command
+    Man {
+        /// Folder to write to; for `man`, a folder named man1 in one of `manpath`
+        #[arg(long, value_name = "FOLDER")]
+        dir: PathBuf,
+    },
+    /// Tell what the exit codes mean
+    #[command(after_help = crate::exit::HELP)]
+    ExitCodes,
 }
 
 #[derive(Debug, Args)]
@@ -131,6 +140,9 @@ pub(crate) struct Migrate {
     pub(crate) labels: Vec<(String, String)>,
     #[command(flatten)]
     pub(crate) overrides: Overrides,
+    /// Only check: print what a migration would be refused for, and move nothing
+    #[arg(long, visible_alias = "validate-only", conflicts_with = "no_wait")]
+    pub(crate) dry_run: bool,
     /// Return as soon as the migration is accepted
     #[arg(long)]
     pub(crate) no_wait: bool,
@@ -210,6 +222,21 @@ pub(crate) enum Migration {
 pub(crate) enum Host {
     /// List hosts
     List,
+    /// Show a host
+    Get {
+        /// Id of the host
+        host: String,
+    },
+    /// Take a host out of use as a destination; its guests stay
+    Cordon {
+        /// Id of the host
+        host: String,
+    },
+    /// Put a host back into use
+    Uncordon {
+        /// Id of the host
+        host: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -219,6 +246,11 @@ pub(crate) enum Guest {
         /// Only of this host
         #[arg(long)]
         host: Option<String>,
+    },
+    /// Tell which host a guest belongs to, also while that is undecided
+    Owner {
+        /// Name or UUID of the guest
+        guest: String,
     },
 }
 

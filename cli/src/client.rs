@@ -39,7 +39,7 @@ pub(crate) struct Inventory {
 impl Controller {
     /// Reads the certificates; connects at the first call.
     pub(crate) fn new(settings: Settings) -> Result<Self, Problem> {
-        let tls = Tls::load(settings.files, settings.trust_domain)?;
+        let tls = Tls::load_with(settings.files, settings.identities)?;
         let channel = channel(&tls, &settings.controller, Identity::Controller)?;
         Ok(Self {
             migrations: MigrationServiceClient::new(channel.clone())

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use drover_proto::identity::TrustDomain;
+use drover_proto::identity::IdentityError;
+use drover_proto::identity_patterns::{IdentityPatterns, PatternLists};
 use drover_proto::tls::TlsFiles;
 use figment::Figment;
 use figment::providers::{Format, Toml};
@@ -26,7 +27,7 @@ pub(crate) struct Settings {
     /// `host:port`.
     pub(crate) controller: String,
     pub(crate) files: TlsFiles,
-    pub(crate) trust_domain: TrustDomain,
+    pub(crate) identities: IdentityPatterns,
 }
 
 /// The keys of a configuration file. Relative paths are relative to the file.
@@ -38,6 +39,8 @@ struct File {
     key: Option<RelativePathBuf>,
     ca: Option<RelativePathBuf>,
     trust_domain: Option<String>,
+    /// How certificates name identities, where they do it in another way than Drover's own.
+    identities: PatternLists,
 }
 
 /// `$XDG_CONFIG_HOME/drover`, by default `~/.config/drover`.
@@ -98,11 +101,12 @@ fn combine(given: &Connection, file: File, folder: Option<&Path>) -> Result<Sett
     };
     let trust_domain = given.trust_domain.clone().or(file.trust_domain);
     let trust_domain = trust_domain.as_deref().unwrap_or(DEFAULT_TRUST_DOMAIN).parse();
-    let trust_domain = trust_domain.map_err(|error| Problem::new(Exit::Usage, format!("{error}")))?;
+    let usage = |error: IdentityError| Problem::new(Exit::Usage, error.to_string());
+    let identities = IdentityPatterns::new(trust_domain.map_err(usage)?, &file.identities).map_err(usage)?;
     Ok(Settings {
         controller: with_port(controller),
         files,
-        trust_domain,
+        identities,
     })
 }
 
@@ -150,7 +154,7 @@ mod tests {
         assert_eq!(settings.controller, "file:1");
         assert_eq!(settings.files.ca, folder.path().join("pki/ca.crt"));
         assert_eq!(settings.files.key, PathBuf::from("k"));
-        assert_eq!(settings.trust_domain.as_str(), "lab.local");
+        assert_eq!(settings.identities.trust_domain().as_str(), "lab.local");
         flags.controller = Some("flag:2".to_owned());
         assert_eq!(load(&flags).unwrap().controller, "flag:2");
 
@@ -167,7 +171,10 @@ mod tests {
         assert!(problem.next.unwrap().contains("DROVER_CONTROLLER"));
         let settings = combine(&given(Some("host")), File::default(), None).unwrap();
         assert_eq!(
-            (settings.controller.as_str(), settings.trust_domain.as_str()),
+            (
+                settings.controller.as_str(),
+                settings.identities.trust_domain().as_str()
+            ),
             ("host:7440", "drover.local")
         );
     }

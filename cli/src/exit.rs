@@ -183,7 +183,8 @@ pub(crate) fn of_migration(migration: &Migration) -> Exit {
     }
 }
 
-fn of_failed(migration: &Migration) -> Exit {
+/// The exit code for a migration that was refused, or would be, or failed.
+pub(crate) fn of_failed(migration: &Migration) -> Exit {
     let Some(error) = &migration.error else {
         return Exit::Failed;
     };

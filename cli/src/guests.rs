@@ -31,6 +31,20 @@ pub(crate) fn choose<'a>(inventory: &'a Inventory, wanted: &str, from: Option<&s
     }
 }
 
+/// The UUID of the one guest of this name, on however many hosts it shows while it moves.
+pub(crate) fn uuid_of(inventory: &Inventory, wanted: &str) -> Result<String, Problem> {
+    let meant: Vec<&Guest> = inventory
+        .guests
+        .iter()
+        .filter(|guest| guest.display_name == wanted)
+        .collect();
+    match &meant[..] {
+        [] => Err(unknown(inventory, wanted, None)),
+        [first, rest @ ..] if rest.iter().all(|guest| guest.uuid == first.uuid) => Ok(first.uuid.clone()),
+        several => Err(ambiguous(several, wanted)),
+    }
+}
+
 /// While a guest migrates, its destination has a copy that waits: the other one is meant.
 fn without_waiting(meant: Vec<&Guest>) -> Vec<&Guest> {
     let one_uuid = meant.iter().all(|guest| guest.uuid == meant[0].uuid);

@@ -1,28 +1,14 @@
-//! `drover host list` and `drover guest list`.
+//! `drover guest list` and `drover guest owner`.
 
-use drover_proto::ids::HostId;
-use drover_proto::v1::{ListGuestsResponse, ListHostsResponse};
+use drover_proto::ids::{GuestId, HostId};
+use drover_proto::v1::{GetGuestOwnerRequest, GetGuestOwnerResponse, ListGuestsResponse};
 
 use crate::args::Output;
-use crate::client::Controller;
+use crate::client::{Controller, request};
 use crate::exit::{Exit, Problem};
+use crate::guests::uuid_of;
 use crate::render::{lists, words};
 use crate::{json, out};
-
-pub(crate) async fn hosts(mut controller: Controller, output: Output) -> Result<Exit, Problem> {
-    let hosts = controller.list_hosts().await?;
-    match output {
-        Output::Table => out::result(&lists::hosts(&hosts))?,
-        Output::Json => {
-            let all = ListHostsResponse {
-                hosts,
-                next_page_token: String::new(),
-            };
-            out::json(&json::of("drover.v1.ListHostsResponse", &all)?)?;
-        }
-    }
-    Ok(Exit::Done)
-}
 
 pub(crate) async fn guests(mut controller: Controller, host: Option<String>, output: Output) -> Result<Exit, Problem> {
     let parent = match host {
@@ -52,4 +38,65 @@ pub(crate) async fn guests(mut controller: Controller, host: Option<String>, out
         }
     }
     Ok(Exit::Done)
+}
+
+pub(crate) async fn owner(mut controller: Controller, guest: &str, output: Output) -> Result<Exit, Problem> {
+    // A UUID is asked for as it is: a guest that no host shows may still belong to one.
+    let guest_uuid = match guest.parse::<GuestId>() {
+        Ok(id) => id.to_string(),
+        Err(_) => uuid_of(&controller.list_guests("hosts/-").await?, guest)?,
+    };
+    let asked = controller
+        .hosts
+        .get_guest_owner(request(GetGuestOwnerRequest { guest_uuid }));
+    let owner = asked.await?.into_inner();
+    match output {
+        Output::Table => out::result(&owner_words(guest, &owner))?,
+        Output::Json => out::json(&json::of("drover.v1.GetGuestOwnerResponse", &owner)?)?,
+    }
+    Ok(match (owner.owner_host.as_str(), owner.migration.as_str()) {
+        ("", "") => Exit::NotFound,
+        ("", _) => Exit::Attention,
+        (_, _) => Exit::Done,
+    })
+}
+
+fn owner_words(guest: &str, owner: &GetGuestOwnerResponse) -> String {
+    let guest = words::one_line(guest);
+    let mut line = match owner.owner_host.as_str() {
+        "" => format!(
+            "nobody knows where {guest} belongs: {}",
+            words::one_line(&owner.undecided_reason)
+        ),
+        host => format!("{guest} belongs to {}", words::id(host)),
+    };
+    if !owner.migration.is_empty() {
+        line.push_str(&format!(" (migration {} is unfinished)", words::id(&owner.migration)));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_undecided_owner_says_why() {
+        let mut owner = GetGuestOwnerResponse {
+            owner_host: "hosts/host-a".to_owned(),
+            ..GetGuestOwnerResponse::default()
+        };
+        assert_eq!(owner_words("web", &owner), "web belongs to host-a");
+        owner.migration = "migrations/m-1".to_owned();
+        assert_eq!(
+            owner_words("web", &owner),
+            "web belongs to host-a (migration m-1 is unfinished)"
+        );
+        owner.owner_host.clear();
+        owner.undecided_reason = "host-b does not answer".to_owned();
+        assert_eq!(
+            owner_words("web", &owner),
+            "nobody knows where web belongs: host-b does not answer (migration m-1 is unfinished)"
+        );
+    }
 }

@@ -6,9 +6,11 @@ mod config;
 mod exit;
 mod follow;
 mod guests;
+mod hosts;
 mod inventory;
 mod json;
 mod live;
+mod manual;
 mod migrate;
 mod migration;
 mod out;
@@ -20,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command, Connection, Guest, Host};
+use args::{Cli, Command, Connection, Guest};
 use client::Controller;
 use exit::{Exit, Problem};
 
@@ -44,11 +46,14 @@ async fn run(cli: Cli) -> Result<Exit, Problem> {
             clap_complete::generate(shell, &mut Cli::command(), "drover", &mut script);
             out::result(&String::from_utf8_lossy(&script)).map(|()| Exit::Done)
         }
+        Command::Man { dir } => manual::write(&dir, output).map(|()| Exit::Done),
+        Command::ExitCodes => out::result(exit::HELP).map(|()| Exit::Done),
         Command::Migrate(command) => migrate::run(connect(&cli.connection)?, command, output).await,
         Command::Migration(command) => migration::run(connect(&cli.connection)?, command, output).await,
         Command::Timeline { id } => migration::timeline(connect(&cli.connection)?, &id, output).await,
-        Command::Host(Host::List) => inventory::hosts(connect(&cli.connection)?, output).await,
+        Command::Host(command) => hosts::run(connect(&cli.connection)?, command, output).await,
         Command::Guest(Guest::List { host }) => inventory::guests(connect(&cli.connection)?, host, output).await,
+        Command::Guest(Guest::Owner { guest }) => inventory::owner(connect(&cli.connection)?, &guest, output).await,
     }
 }
 

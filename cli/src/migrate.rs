@@ -9,11 +9,12 @@ use tonic::{Request, Status};
 
 use crate::args::{Migrate, Output};
 use crate::client::{Controller, request};
-use crate::exit::{Exit, Problem, of_migration};
+use crate::exit::{Exit, Problem, of_failed, of_migration};
 use crate::follow::{Follower, News, is_at_rest};
-use crate::guests::{choose, near};
+use crate::guests::choose;
+use crate::hosts::{explain, host_id};
 use crate::live::Display;
-use crate::render::{lists::host_of, record, words};
+use crate::render::{lists::host_of, record};
 use crate::{json, out};
 
 /// The same request is sent so often while the controller does not answer: its id makes that one migration.
@@ -22,10 +23,8 @@ const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(mut controller: Controller, command: Migrate, output: Output) -> Result<Exit, Problem> {
-    let host =
-        |text: &str| HostId::from_resource_name(text).map_err(|error| Problem::new(Exit::Usage, error.to_string()));
-    let destination = host(&command.to)?;
-    let source = command.from.as_deref().map(host).transpose()?;
+    let destination = host_id(&command.to)?;
+    let source = command.from.as_deref().map(host_id).transpose()?;
 
     let inventory = controller.list_guests("hosts/-").await?;
     let guest = choose(&inventory, &command.guest, source.as_ref().map(HostId::as_str))?;
@@ -39,12 +38,15 @@ pub(crate) async fn run(mut controller: Controller, command: Migrate, output: Ou
             ..Migration::default()
         }),
         request_id: command.request_id.unwrap_or_else(uuid::Uuid::new_v4).to_string(),
-        validate_only: false,
+        validate_only: command.dry_run,
     };
     let created = match create(&mut controller, &wanted).await {
         Ok(created) => created,
         Err(status) => return Err(explain(&mut controller, status, &destination).await),
     };
+    if command.dry_run {
+        return checked(&created, output);
+    }
     if command.no_wait {
         return show(&created, output).map(|()| Exit::Done);
     }
@@ -79,27 +81,23 @@ async fn create(controller: &mut Controller, wanted: &CreateMigrationRequest) ->
     }
 }
 
+/// What was checked, and whether the same command without `--dry-run` would be accepted.
+fn checked(migration: &Migration, output: Output) -> Result<Exit, Problem> {
+    match output {
+        Output::Table => out::result(&record::checks(migration))?,
+        Output::Json => show(migration, output)?,
+    }
+    Ok(match &migration.error {
+        Some(_) => of_failed(migration),
+        None => Exit::Done,
+    })
+}
+
 /// A script that has a trace of its own gives it by the usual variable; the migration becomes part of it.
 fn pass_trace_on<T>(request: &mut Request<T>) {
     let parent = std::env::var("TRACEPARENT").ok().and_then(|parent| parent.parse().ok());
     if let Some(parent) = parent {
         request.metadata_mut().insert("traceparent", parent);
-    }
-}
-
-/// Adds what the controller cannot know: which host may have been meant.
-async fn explain(controller: &mut Controller, status: Status, destination: &HostId) -> Problem {
-    let reason = Failure::from_status(&status).reason;
-    let problem = Problem::from(status);
-    if reason != Reason::HostNotFound {
-        return problem;
-    }
-    let hosts = controller.list_hosts().await.unwrap_or_default();
-    let near = near(destination.as_str(), hosts.iter().map(|host| words::id(&host.name)));
-    if near.is_empty() {
-        problem
-    } else {
-        problem.with_next(format!("did you mean {near}?"))
     }
 }
 

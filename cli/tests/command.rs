@@ -1,5 +1,7 @@
 //! The real `drover` command against a controller that plays a script.
 
+mod golden;
+mod reach;
 mod stand_in;
 
 use std::path::PathBuf;
@@ -173,6 +175,11 @@ async fn a_guest_is_found_moved_and_watched_over_a_restart() {
         run.stderr
     );
     assert!(!run.stderr.contains('\x1b'), "{}", run.stderr);
+    assert!(
+        run.stderr.lines().all(|line| line.chars().count() <= 80),
+        "{}",
+        run.stderr
+    );
 
     let stage = bench.controller.0.lock().unwrap();
     let wanted = stage.created[0].migration.as_ref().unwrap();
@@ -282,6 +289,12 @@ async fn errors_tell_the_next_step() {
         run.stderr
     );
     let run = bench.run("migrate deno --to host-b").await;
+    assert_eq!(run.code, 4);
+    assert!(run.stderr.contains("did you mean demo?"), "{}", run.stderr);
+    let run = bench.run("host cordon hots-a").await;
+    assert_eq!(run.code, 4);
+    assert!(run.stderr.contains("next: did you mean host-a?"), "{}", run.stderr);
+    let run = bench.run("guest owner deno").await;
     assert_eq!(run.code, 4);
     assert!(run.stderr.contains("did you mean demo?"), "{}", run.stderr);
     assert_eq!(bench.run("migration get not-an-id").await.code, 2);

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use drover_proto::identity::TrustDomain;
+use drover_proto::identity::{IdentityError, TrustDomain};
+use drover_proto::identity_patterns::{IdentityPatterns, PatternLists};
 use drover_proto::roles::Roles;
 use drover_proto::telemetry::LogFormat;
 use drover_proto::tls::TlsFiles;
@@ -31,6 +32,9 @@ pub struct Config {
     pub tls: TlsFiles,
     #[serde(default = "default_trust_domain")]
     pub trust_domain: TrustDomain,
+    /// How certificates name identities, where they do it in another way than Drover's own.
+    #[serde(default)]
+    pub identities: PatternLists,
     /// Which users have which roles.
     #[serde(default)]
     pub roles: Roles,
@@ -115,21 +119,39 @@ pub enum Command {
     },
 }
 
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error(
+        "there is no configuration file {}\n  next: write it as docs/operating.md shows, or name another with --config",
+        .0.display()
+    )]
+    Missing(PathBuf),
+    #[error("{0}\n  next: docs/operating.md tells what each key means")]
+    Invalid(Box<figment::Error>),
+}
+
 impl Config {
     /// Reads file, environment and flags.
-    // The error is made once, at the start of the process.
-    #[allow(clippy::result_large_err)]
-    pub fn read(flags: &Flags) -> Result<Self, figment::Error> {
+    pub fn read(flags: &Flags) -> Result<Self, ConfigError> {
+        if !flags.config.exists() {
+            return Err(ConfigError::Missing(flags.config.clone()));
+        }
         Self::from_figment(&flags.config, flags)
     }
 
-    #[allow(clippy::result_large_err)]
-    fn from_figment(file: &Path, flags: &Flags) -> Result<Self, figment::Error> {
+    fn from_figment(file: &Path, flags: &Flags) -> Result<Self, ConfigError> {
         Figment::new()
             .merge(Toml::file_exact(file))
             .merge(Env::prefixed(ENVIRONMENT).ignore(&["config"]).split("__"))
             .merge(Serialized::defaults(flags))
             .extract()
+            .map_err(|error| ConfigError::Invalid(Box::new(error)))
+    }
+
+    /// How certificates name identities.
+    pub fn identities(&self) -> Result<IdentityPatterns, IdentityError> {
+        IdentityPatterns::new(self.trust_domain.clone(), &self.identities)
     }
 
     /// How often agents say that they are there.

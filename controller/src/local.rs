@@ -1,12 +1,14 @@
 //! The plain local port: whether this process lives, whether it can work, and its numbers.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use drover_proto::tls::Tls;
 use drover_proto::v1::{HostState, MigrationState};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +26,7 @@ pub struct Local {
     pub office: Arc<Office>,
     pub registry: Arc<Registry>,
     pub metrics: Arc<Metrics>,
+    pub tls: Tls,
 }
 
 impl Local {
@@ -65,14 +68,24 @@ impl Local {
             hosts_up: up as u64,
             hosts_silent: (hosts.len() - up) as u64,
             in_office: self.office.is_in_office(),
+            certificate_expiry: self
+                .tls
+                .expires()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            certificate_problem: self.tls.problem().is_some(),
         })
     }
 }
 
+/// Not ready is who can serve nobody. What a person should look at is told in either case.
 async fn ready(State(local): State<Local>) -> impl IntoResponse {
+    let certificates = local.tls.problem().map(|problem| format!("certificates: {problem}\n"));
+    let certificates = certificates.unwrap_or_default();
     match local.store.check().await {
-        Ok(()) if local.office.is_in_office() => (StatusCode::OK, "ready\n".to_owned()),
-        Ok(()) => (StatusCode::OK, "read-only: not in office\n".to_owned()),
+        Ok(()) if local.tls.has_expired() => (StatusCode::SERVICE_UNAVAILABLE, certificates),
+        Ok(()) if local.office.is_in_office() => (StatusCode::OK, format!("ready\n{certificates}")),
+        Ok(()) => (StatusCode::OK, format!("read-only: not in office\n{certificates}")),
         Err(error) => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!("the store cannot be written: {error}\n"),

@@ -1,5 +1,7 @@
 //! `drover-controller`: reads its configuration, serves until it is told to stop, and leaves nothing half-written.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use drover_controller::config::{Command, Config, Flags};
 use drover_controller::server::{Controller, adopt_restored, open_store};
@@ -7,24 +9,36 @@ use drover_proto::telemetry::{self, TelemetryOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
-    let config = Config::read(&flags)?;
+async fn main() -> ExitCode {
+    match start(&Flags::parse()).await {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+        // There is no log yet. Not by returning it: that would print a backtrace where the environment asks for one.
+        Err(error) => {
+            eprintln!("drover-controller: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The outer error is one from before there was a log.
+async fn start(flags: &Flags) -> anyhow::Result<anyhow::Result<()>> {
+    let config = Config::read(flags)?;
     let options = TelemetryOptions {
         log_format: config.log_format,
         log_filter: config.log_filter.clone(),
         ..TelemetryOptions::default()
     };
     let telemetry = telemetry::init("drover-controller", &options)?;
-    let outcome = match flags.command {
+    let outcome = match &flags.command {
         None => run(&config).await,
-        Some(Command::AdoptRestored { allow_silent }) => restored(&config, allow_silent).await,
+        Some(Command::AdoptRestored { allow_silent }) => restored(&config, *allow_silent).await,
     };
-    if let Err(error) = &outcome {
-        tracing::error!("{error:#}");
-    }
     telemetry.shutdown().await;
-    outcome
+    Ok(outcome)
 }
 
 async fn restored(config: &Config, allow_silent: bool) -> anyhow::Result<()> {

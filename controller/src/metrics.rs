@@ -45,6 +45,10 @@ pub struct Now {
     pub hosts_up: u64,
     pub hosts_silent: u64,
     pub in_office: bool,
+    /// End of the own certificate's life, in seconds since 1970.
+    pub certificate_expiry: u64,
+    /// New certificate files are not usable, or the certificate should have been renewed.
+    pub certificate_problem: bool,
 }
 
 #[derive(Default)]
@@ -177,6 +181,16 @@ fn write_now(text: &mut String, now: &Now) {
             "drover_controller_in_office",
             "1 while this controller commands.",
             u64::from(now.in_office),
+        ),
+        (
+            "drover_certificate_expiry_timestamp_seconds",
+            "When the controller's certificate expires.",
+            now.certificate_expiry,
+        ),
+        (
+            "drover_certificate_problem",
+            "1 while the certificate files need a person: /readyz says why.",
+            u64::from(now.certificate_problem),
         ),
     ] {
         head(text, name, "gauge", help);

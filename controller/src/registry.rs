@@ -13,6 +13,9 @@ const MISSING: u32 = 3;
 /// So many earlier instances of an agent are remembered, to find out two agents that claim one host.
 const INSTANCES: usize = 16;
 
+/// An agent that was refused tries again within 30 seconds: one that does not has gone.
+const RIVALRY: Duration = Duration::from_secs(120);
+
 /// Heartbeats of all hosts.
 pub struct Registry {
     interval: Duration,
@@ -27,6 +30,8 @@ struct Heard {
     instances: Vec<String>,
     /// Journals of migrations that the store does not know.
     orphans: Vec<MigrationId>,
+    /// Another agent that claimed this host, and when it did so last.
+    rival: Option<(String, Instant)>,
 }
 
 /// What a heartbeat meant.
@@ -71,6 +76,7 @@ impl Registry {
                 time: SystemTime::now(),
                 instances: vec![instance.to_owned()],
                 orphans: Vec::new(),
+                rival: None,
             };
             all.insert(host.clone(), heard);
             return Beat::Back;
@@ -91,6 +97,21 @@ impl Registry {
             heard.instances.drain(..excess);
         }
         Beat::Back
+    }
+
+    /// Notes that somebody else claims to be this host's agent.
+    pub fn note_rival(&self, host: &HostId, address: &str) {
+        let mut all = self.heard();
+        if let Some(heard) = all.get_mut(host) {
+            heard.rival = Some((address.to_owned(), Instant::now()));
+        }
+    }
+
+    /// The address of somebody else who claimed this host a short while ago.
+    pub fn rival(&self, host: &HostId) -> Option<String> {
+        let all = self.heard();
+        let (address, at) = all.get(host)?.rival.as_ref()?;
+        (at.elapsed() <= RIVALRY).then(|| address.clone())
     }
 
     /// Notes the journals that the store does not know, and gives those that are new.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use drover_proto::authorization::Authorize;
 use drover_proto::deadline::DeadlineLayer;
+use drover_proto::explain::ExplainLayer;
 use drover_proto::identity::Identity;
 use drover_proto::serve::{GrpcStream, accept};
 use drover_proto::tls::{ALPN_H2, Tls};
@@ -42,6 +43,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// A connection that says nothing is asked for a sign of life after this time.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
+/// Calls and watches at once on one connection; a client sends more of them later.
+const MOST_STREAMS: u32 = 500;
+
 /// A controller that serves.
 pub struct Controller {
     /// Where the API listens.
@@ -67,9 +71,20 @@ pub async fn open_store(url: &str) -> anyhow::Result<Arc<dyn Store>> {
     Ok(Arc::new(store))
 }
 
+/// The certificates, which must be a controller's.
+fn own_tls(config: &Config) -> anyhow::Result<Tls> {
+    let tls = Tls::load_with(config.tls.clone(), config.identities()?)?;
+    let own = tls.own_identity();
+    anyhow::ensure!(
+        own == Identity::Controller,
+        "the certificate is that of {own}, not of a controller"
+    );
+    Ok(tls)
+}
+
 /// Makes a restored database the one in use (`drover-controller adopt-restored`). No controller serves meanwhile.
 pub async fn adopt_restored(config: &Config, store: Arc<dyn Store>, allow_silent: bool) -> anyhow::Result<Restored> {
-    let tls = Tls::load(config.tls.clone(), config.trust_domain.clone())?;
+    let tls = Tls::load_with(config.tls.clone(), config.identities()?)?;
     let agents = Agents::new(tls, Arc::clone(&store), Arc::new(Office::default()));
     Ok(restored::adopt_restored(&store, &agents, allow_silent).await?)
 }
@@ -77,12 +92,7 @@ pub async fn adopt_restored(config: &Config, store: Arc<dyn Store>, allow_silent
 impl Controller {
     /// Takes office, takes up what was left, and serves.
     pub async fn start(config: &Config, store: Arc<dyn Store>) -> anyhow::Result<Self> {
-        let tls = Tls::load(config.tls.clone(), config.trust_domain.clone())?;
-        let own = tls.own_identity();
-        anyhow::ensure!(
-            own == Identity::Controller,
-            "the certificate is that of {own}, not of a controller"
-        );
+        let tls = own_tls(config)?;
         let stopping = CancellationToken::new();
         tokio::spawn(tls.clone().keep_fresh(stopping.clone()));
         // Before anything is decided: an address in use must not cost a term.
@@ -121,6 +131,7 @@ impl Controller {
             office: Arc::clone(&office),
             registry: Arc::clone(&registry),
             metrics,
+            tls: tls.clone(),
         };
         let api = Api {
             ledger,
@@ -175,7 +186,9 @@ async fn serve(api: Api, config: Config, tls: Tls, listener: TcpListener, stoppi
         .max_encoding_message_size(MAX_ENCODING_MESSAGE_BYTES);
     let served = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .max_concurrent_streams(MOST_STREAMS)
         .layer(TraceLayer)
+        .layer(ExplainLayer)
         .layer(DeadlineLayer)
         .layer(Authorize::new(config.roles))
         .add_service(health_service)

@@ -308,6 +308,66 @@ mod tests {
         }
     }
 
+    /// What somebody may call of the public API and of other agents' services, in the order of the table.
+    fn allowed(identity: &Identity) -> Vec<&'static str> {
+        let paths = TABLE.iter().map(|(path, _)| *path);
+        let allowed = paths.filter(|path| decide(path, identity, &roles()).is_ok());
+        allowed.filter_map(|path| path.rsplit('/').next()).collect()
+    }
+
+    const HEALTH: [&str; 2] = ["Check", "Watch"];
+
+    #[test]
+    fn the_key_of_a_host_registers_it_and_hands_guests_over_and_nothing_else() {
+        let agent = Identity::Agent("host-1".parse().unwrap());
+        let mine = ["RegisterHost", "HandOverGuest"];
+        assert_eq!(allowed(&agent), [&mine[..], &HEALTH].concat());
+    }
+
+    #[test]
+    fn the_key_of_the_controller_commands_agents_and_nothing_else() {
+        let rows = TABLE.iter().map(|(path, _)| *path);
+        let commands = rows.filter_map(|path| path.strip_prefix("/drover.agent.v1.AgentService/"));
+        let commands: Vec<_> = commands.chain(HEALTH).collect();
+        assert_eq!(allowed(&Identity::Controller), commands);
+    }
+
+    #[test]
+    fn a_user_may_what_the_role_may_and_nothing_else() {
+        let anybody = [&HEALTH[..], &["ServerReflectionInfo"]].concat();
+        let looks = [
+            "CheckMigration",
+            "GetMigration",
+            "ListMigrations",
+            "WatchMigration",
+            "ListHosts",
+            "GetHost",
+            "ListGuests",
+            "GetGuestOwner",
+        ];
+        let moves = [
+            "CreateMigration",
+            "AdjustMigration",
+            "CancelMigration",
+            "RetryMigration",
+        ];
+        let operates = ["ResolveMigration", "CordonHost", "UncordonHost", "DrainHost"];
+        let everything = [&anybody[..], &looks, &moves, &operates].concat();
+        for (name, expected) in [
+            ("nobody", anybody.clone()),
+            ("vera", [&anybody[..], &looks].concat()),
+            ("nova", [&anybody[..], &looks, &moves].concat()),
+            ("otto", everything.clone()),
+            ("alice", everything),
+        ] {
+            let (given, expected): (BTreeSet<_>, BTreeSet<_>) = (
+                allowed(&user(name)).into_iter().collect(),
+                expected.into_iter().collect(),
+            );
+            assert_eq!(given, expected, "{name}");
+        }
+    }
+
     #[test]
     fn roles_are_read_as_written() {
         let roles: Roles = serde_json::from_str(r#"{"admin": ["alice"], "viewer": ["alice", "vera"]}"#).unwrap();

@@ -1,11 +1,14 @@
 //! A gRPC channel to one peer: our own connector does TLS with the newest certificates at every connect.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use crate::expiry::Expiring;
 use crate::identity::Identity;
 use crate::tls::{ALPN_H2, CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, Tls, TlsError};
 
@@ -15,8 +18,26 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Without a sign of life for this long after asking, the connection is lost.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A channel to `host:port`, connected at its first use and again after a loss. Only `expected` may answer.
+/// A channel to `host:port`, connected at its first use and again after a loss. Only `expected` may answer. A
+/// connection ends with the peer's certificate, also in the middle of a call.
 pub fn channel(tls: &Tls, address: &str, expected: Identity) -> Result<Channel, TlsError> {
+    open(tls, address, expected, Expiring::at)
+}
+
+/// The same, but what is connected outlives the peer's certificate: for the hand-over of a guest, which nothing may
+/// cut.
+pub fn channel_beyond_expiry(tls: &Tls, address: &str, expected: Identity) -> Result<Channel, TlsError> {
+    open(tls, address, expected, |stream, _| Expiring::never(stream))
+}
+
+type Stream = TlsStream<TcpStream>;
+
+fn open(
+    tls: &Tls,
+    address: &str,
+    expected: Identity,
+    limit: fn(Stream, SystemTime) -> Expiring<Stream>,
+) -> Result<Channel, TlsError> {
     let wrong = || TlsError::Address {
         address: address.to_owned(),
     };
@@ -34,7 +55,10 @@ pub fn channel(tls: &Tls, address: &str, expected: Identity) -> Result<Channel, 
     let (tls, address) = (tls.clone(), address.to_owned());
     let connector = service_fn(move |_: Uri| {
         let (tls, address, expected) = (tls.clone(), address.clone(), expected.clone());
-        async move { tls.connect(&address, ALPN_H2, &expected).await.map(TokioIo::new) }
+        async move {
+            let (stream, expires) = tls.connect_until(&address, ALPN_H2, &expected).await?;
+            Ok::<_, TlsError>(TokioIo::new(limit(stream, expires)))
+        }
     });
     Ok(endpoint.connect_with_connector_lazy(connector))
 }

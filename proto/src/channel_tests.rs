@@ -125,3 +125,44 @@ async fn addresses_are_looked_at() {
     }
     assert!(channel(&tls, "[::1]:7440", Identity::Controller).is_ok());
 }
+
+/// A process whose certificate lives for so many seconds from now.
+fn brief(folder: &TempDir, ca: &TestCa, identity: &str, seconds: i64) -> Tls {
+    let now = ::time::OffsetDateTime::now_utc();
+    let until = now + ::time::Duration::seconds(seconds);
+    let uri = format!("spiffe://drover.local/{identity}");
+    let certificate = ca.issue_for(&[&uri], now - ::time::Duration::hours(1), until);
+    let files = ca.write(&folder.path().join(identity), &certificate);
+    Tls::load(files, "drover.local".parse().unwrap()).unwrap()
+}
+
+/// Watches the health of a server until the stream breaks; a watch says nothing after its first message.
+async fn watch_until_cut(client: Channel) -> tonic::Status {
+    let mut client = HealthClient::new(client);
+    let watch = client.watch(HealthCheckRequest::default()).await.unwrap();
+    let mut watch = watch.into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    watch.message().await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_long_stream_ends_with_the_certificate_of_its_caller() {
+    let (folder, ca, shutdown) = (TempDir::new().unwrap(), TestCa::new(), CancellationToken::new());
+    let address = serve(process(&folder, &ca, "controller"), shutdown.clone()).await;
+    let caller = brief(&folder, &ca, "user/vera", 3);
+    let cut = watch_until_cut(channel(&caller, &address, Identity::Controller).unwrap()).await;
+    assert!(caller.has_expired(), "cut before its time: {cut}");
+    assert!(!Failure::from_status(&cut).is_evidence());
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn a_long_stream_ends_with_the_certificate_of_its_server() {
+    let (folder, ca, shutdown) = (TempDir::new().unwrap(), TestCa::new(), CancellationToken::new());
+    let server = brief(&folder, &ca, "controller", 3);
+    let address = serve(server.clone(), shutdown.clone()).await;
+    let caller = process(&folder, &ca, "user/vera");
+    let cut = watch_until_cut(channel(&caller, &address, Identity::Controller).unwrap()).await;
+    assert!(server.has_expired(), "cut before its time: {cut}");
+    shutdown.cancel();
+}

@@ -16,6 +16,10 @@ use crate::failure::{Failure, Reason};
 /// tonic watches the same deadline: ours expires a little earlier, so that our answer is the one that is sent.
 const HEAD_START: Duration = Duration::from_millis(5);
 
+/// The deadline of a caller that gives none: a request that never comes to its end must not be held for ever. Streams
+/// are limited only up to their beginning.
+const LONGEST: Duration = Duration::from_secs(900);
+
 /// The layer. Put it on every server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DeadlineLayer;
@@ -49,13 +53,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let limit = requested(request.headers());
+        let limit = requested(request.headers()).unwrap_or(LONGEST);
         let work = self.inner.call(request);
-        let Some(limit) = limit else { return Box::pin(work) };
         Box::pin(async move {
             let early = limit.saturating_sub(HEAD_START).max(limit / 2);
             tokio::time::timeout(early, work).await.unwrap_or_else(|_| {
-                let failure = Failure::new(Reason::DeadlineExceeded, "the caller's deadline expired");
+                let failure = Failure::new(Reason::DeadlineExceeded, "the deadline of this call expired");
                 Ok(Status::from(failure).into_http())
             })
         })

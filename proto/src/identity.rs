@@ -84,6 +84,8 @@ pub enum IdentityError {
     Certificate(String),
     #[error("the certificate has {0} URI names, but an identity is exactly one")]
     UriCount(usize),
+    #[error("the pattern {given:?} of [identities] is not valid: {why}")]
+    Pattern { given: String, why: &'static str },
 }
 
 impl Identity {
@@ -127,26 +129,31 @@ impl Identity {
 
     /// Reads the identity in a certificate: its only URI name. The chain must have been verified already.
     pub fn from_certificate(der: &[u8], trust_domain: &TrustDomain) -> Result<Self, IdentityError> {
-        let unreadable = |error: &dyn fmt::Display| IdentityError::Certificate(error.to_string());
-        let (_, certificate) = X509Certificate::from_der(der).map_err(|error| unreadable(&error))?;
-        let names = certificate
-            .subject_alternative_name()
-            .map_err(|error| unreadable(&error))?;
-        let uris: Vec<&str> = names
-            .iter()
-            .flat_map(|extension| &extension.value.general_names)
-            .filter_map(|name| {
-                if let GeneralName::URI(uri) = name {
-                    Some(*uri)
-                } else {
-                    None
-                }
-            })
-            .collect();
-        match uris[..] {
-            [uri] => Self::from_uri(uri, trust_domain),
-            [] | [_, _, ..] => Err(IdentityError::UriCount(uris.len())),
-        }
+        Self::from_uri(&uri_of(der)?, trust_domain)
+    }
+}
+
+/// The only URI name of a certificate.
+pub(crate) fn uri_of(der: &[u8]) -> Result<String, IdentityError> {
+    let unreadable = |error: &dyn fmt::Display| IdentityError::Certificate(error.to_string());
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|error| unreadable(&error))?;
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|error| unreadable(&error))?;
+    let uris: Vec<&str> = names
+        .iter()
+        .flat_map(|extension| &extension.value.general_names)
+        .filter_map(|name| {
+            if let GeneralName::URI(uri) = name {
+                Some(*uri)
+            } else {
+                None
+            }
+        })
+        .collect();
+    match uris[..] {
+        [uri] => Ok(uri.to_owned()),
+        [] | [_, _, ..] => Err(IdentityError::UriCount(uris.len())),
     }
 }
 
@@ -173,13 +180,13 @@ impl FromStr for Identity {
 }
 
 /// No percent signs, slashes or dots alone: nothing that a reader of URIs could normalise into another name.
-fn is_user_name(name: &str) -> bool {
+pub(crate) fn is_user_name(name: &str) -> bool {
     let allowed = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-' | b'_' | b'@');
     (1..=MAX_USER_BYTES).contains(&name.len()) && name.bytes().all(allowed) && name != "." && name != ".."
 }
 
 /// What comes from outside may be long: an error quotes only its beginning.
-fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     text.chars().take(120).collect()
 }
 

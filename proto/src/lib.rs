@@ -4,8 +4,11 @@
 pub mod authorization;
 pub mod channel;
 pub mod deadline;
+mod expiry;
+pub mod explain;
 pub mod failure;
 pub mod identity;
+pub mod identity_patterns;
 pub mod ids;
 mod log;
 pub mod overrides;
@@ -16,6 +19,7 @@ pub mod telemetry;
 pub mod time;
 pub mod tls;
 mod tls_material;
+mod tls_reload;
 pub mod trace;
 mod trace_layer;
 

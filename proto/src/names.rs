@@ -98,6 +98,8 @@ pub mod metric {
     pub const QUEUE_WAIT: &str = "drover.queue.wait";
     pub const MEMORY_TRANSFERRED: &str = "drover.memory.transferred";
     pub const HOSTS: &str = "drover.hosts";
+    /// Seconds left in the life of the process's own certificate; negative after its end.
+    pub const CERTIFICATE_REMAINING: &str = "drover.certificate.remaining";
 }
 
 /// Fields of `tracing` that become part of every log line below them.

@@ -78,6 +78,8 @@ reasons! {
     Unfit = "UNFIT" => FailedPrecondition,
     /// A field of the request is not valid.
     InvalidArgument = "INVALID_ARGUMENT" => InvalidArgument,
+    /// A message is larger than a server reads.
+    MessageTooLarge = "MESSAGE_TOO_LARGE" => ResourceExhausted,
     /// A page token that this server did not give for this request.
     PageTokenInvalid = "PAGE_TOKEN_INVALID" => InvalidArgument,
     /// A resume token that is too old: watch from the beginning.

@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
+use crate::expiry::Expiring;
 use crate::failure::{Failure, Reason};
 use crate::identity::Identity;
 use crate::tls::{HANDSHAKE_TIMEOUT, Tls, TlsError, peer_identity};
@@ -113,7 +114,7 @@ async fn identify(
         .await
         .map_err(failed)?;
     let session = stream.get_ref().1;
-    let (peer, expires) = peer_identity(session, tls.trust_domain(), &address.to_string())?;
+    let (peer, expires) = peer_identity(session, tls.identities(), &address.to_string())?;
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec).unwrap_or_default();
     Ok(Accepted {
         stream,
@@ -124,25 +125,27 @@ async fn identify(
     })
 }
 
-/// An accepted connection for tonic's `serve_with_incoming`. It ends with its peer's certificate: TLS looks at that
-/// only in the handshake.
+/// An accepted connection for tonic's `serve_with_incoming`.
 pub struct GrpcStream {
-    stream: TlsStream<TcpStream>,
+    stream: Expiring<TlsStream<TcpStream>>,
     peer: Peer,
-    expires: SystemTime,
 }
 
 impl GrpcStream {
+    /// It ends with its peer's certificate, also in the middle of a call.
     pub fn new(accepted: Accepted) -> Self {
-        let peer = Peer {
-            identity: accepted.peer,
-            address: accepted.address,
-        };
-        Self {
-            stream: accepted.stream,
-            peer,
-            expires: accepted.expires,
-        }
+        let stream = Expiring::at(accepted.stream, accepted.expires);
+        Self::of(stream, accepted.peer, accepted.address)
+    }
+
+    /// It outlives its peer's certificate: for agents that hand a guest over, which nothing may cut.
+    pub fn beyond_expiry(accepted: Accepted) -> Self {
+        Self::of(Expiring::never(accepted.stream), accepted.peer, accepted.address)
+    }
+
+    fn of(stream: Expiring<TlsStream<TcpStream>>, identity: Identity, address: SocketAddr) -> Self {
+        let peer = Peer { identity, address };
+        Self { stream, peer }
     }
 }
 
@@ -169,12 +172,6 @@ impl Connected for GrpcStream {
 
 impl AsyncRead for GrpcStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if SystemTime::now() > self.expires {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "the peer's certificate expired",
-            )));
-        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

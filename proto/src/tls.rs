@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -23,9 +23,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_util::sync::CancellationToken;
 
 use crate::identity::{Identity, IdentityError, TrustDomain};
+use crate::identity_patterns::IdentityPatterns;
 use crate::tls_material::{self, Material};
 
 /// Limit of a TCP connect.
@@ -33,9 +33,6 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Limit of a handshake, either side.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How often the files are looked at. Polled, because Kubernetes swaps symlinks that a watch would lose.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// ALPN of gRPC.
 pub const ALPN_H2: &[u8] = b"h2";
@@ -87,89 +84,47 @@ pub enum TlsError {
 /// This process's certificate and the authorities it trusts. Cheap to clone; all clones reload together.
 #[derive(Clone)]
 pub struct Tls {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-struct Shared {
-    files: TlsFiles,
-    trust_domain: TrustDomain,
-    provider: Arc<CryptoProvider>,
-    material: ArcSwap<Material>,
+pub(crate) struct Shared {
+    pub(crate) files: TlsFiles,
+    pub(crate) identities: IdentityPatterns,
+    pub(crate) provider: Arc<CryptoProvider>,
+    pub(crate) material: ArcSwap<Material>,
+    /// Why the files as they are now are not in use.
+    pub(crate) bad_files: Mutex<Option<String>>,
 }
 
 impl Tls {
-    /// Reads and checks the files.
+    /// Reads and checks the files; identities are named in Drover's own way.
     pub fn load(files: TlsFiles, trust_domain: TrustDomain) -> Result<Self, TlsError> {
+        Self::load_with(files, trust_domain.into())
+    }
+
+    /// Reads and checks the files; identities are named as configured.
+    pub fn load_with(files: TlsFiles, identities: IdentityPatterns) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let material = Material::parse(tls_material::read(&files)?, &files, &trust_domain, &provider)?;
-        let material = ArcSwap::from_pointee(material);
+        let material = Material::parse(tls_material::read(&files)?, &files, &identities, &provider)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 files,
-                trust_domain,
+                identities,
                 provider,
-                material,
+                material: ArcSwap::from_pointee(material),
+                bad_files: Mutex::default(),
             }),
         })
     }
 
-    pub fn trust_domain(&self) -> &TrustDomain {
-        &self.shared.trust_domain
+    /// How identities are named.
+    pub fn identities(&self) -> &IdentityPatterns {
+        &self.shared.identities
     }
 
     /// Who this process is, by its own certificate.
     pub fn own_identity(&self) -> Identity {
         self.shared.material.load().identity.clone()
-    }
-
-    /// When the own certificate's life ends.
-    pub fn expires(&self) -> SystemTime {
-        self.shared.material.load().expires
-    }
-
-    /// Reads the files again; true where they changed. On any error the old material stays in use.
-    pub fn reload(&self) -> Result<bool, TlsError> {
-        let Shared {
-            files,
-            trust_domain,
-            provider,
-            material,
-        } = &*self.shared;
-        let contents = tls_material::read(files)?;
-        let old = material.load();
-        if old.is_made_of(&contents) {
-            return Ok(false);
-        }
-        let new = Material::parse(contents, files, trust_domain, provider)?;
-        if new.identity != old.identity {
-            return Err(TlsError::IdentityChanged {
-                old: old.identity.clone(),
-                new: new.identity,
-            });
-        }
-        material.store(Arc::new(new));
-        Ok(true)
-    }
-
-    /// Reloads whenever the files change, until `shutdown`. A bad file is logged once, when it changes.
-    pub async fn keep_fresh(self, shutdown: CancellationToken) {
-        let mut reported = String::new();
-        while timeout(RELOAD_INTERVAL, shutdown.cancelled()).await.is_err() {
-            match self.reload() {
-                Ok(true) => {
-                    reported.clear();
-                    tracing::info!("certificates were reloaded");
-                }
-                Ok(false) => reported.clear(),
-                Err(error) => {
-                    let words = error.to_string();
-                    if words != reported {
-                        tracing::error!("the new certificates are not usable, the old ones stay in use: {words}");
-                        reported = words;
-                    }
-                }
-            }
-        }
     }
 
     /// For servers. Asks for a client certificate and refuses peers without one. The newest material at each call.
@@ -208,6 +163,16 @@ impl Tls {
         alpn: &[u8],
         expected: &Identity,
     ) -> Result<TlsStream<TcpStream>, TlsError> {
+        Ok(self.connect_until(address, alpn, expected).await?.0)
+    }
+
+    /// The same, with the end of the life of the peer's certificate.
+    pub(crate) async fn connect_until(
+        &self,
+        address: &str,
+        alpn: &[u8],
+        expected: &Identity,
+    ) -> Result<(TlsStream<TcpStream>, SystemTime), TlsError> {
         let name = server_name(address)?;
         let refused = |source| TlsError::Connect {
             address: address.to_owned(),
@@ -230,7 +195,7 @@ impl Tls {
             .map_err(failed)?;
 
         let session = stream.get_ref().1;
-        let (found, _) = peer_identity(session, self.trust_domain(), address)?;
+        let (found, expires) = peer_identity(session, self.identities(), address)?;
         if found != *expected {
             return Err(TlsError::WrongPeer {
                 address: address.to_owned(),
@@ -245,7 +210,7 @@ impl Tls {
                 expected,
             });
         }
-        Ok(stream)
+        Ok((stream, expires))
     }
 }
 
@@ -260,7 +225,7 @@ impl fmt::Debug for Tls {
 /// Who the peer of a finished handshake is, and when its certificate's life ends.
 pub(crate) fn peer_identity(
     session: &CommonState,
-    trust_domain: &TrustDomain,
+    identities: &IdentityPatterns,
     address: &str,
 ) -> Result<(Identity, SystemTime), TlsError> {
     let Some([leaf, ..]) = session.peer_certificates() else {
@@ -268,10 +233,7 @@ pub(crate) fn peer_identity(
             address: address.to_owned(),
         });
     };
-    Ok((
-        Identity::from_certificate(leaf, trust_domain)?,
-        tls_material::not_after(leaf)?,
-    ))
+    Ok((identities.of_certificate(leaf)?, tls_material::Life::of(leaf)?.until))
 }
 
 /// The part of `host:port` before the port; goes into SNI only.

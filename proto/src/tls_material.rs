@@ -14,9 +14,10 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
-use crate::identity::{Identity, TrustDomain};
+use crate::identity::{Identity, IdentityError};
+use crate::identity_patterns::IdentityPatterns;
 use crate::tls::{TlsError, TlsFiles};
 
 /// What one set of files gives.
@@ -25,8 +26,8 @@ pub(crate) struct Material {
     contents: [Vec<u8>; 3],
     pub(crate) key: Arc<CertifiedKey>,
     pub(crate) identity: Identity,
-    /// End of the own certificate's life.
-    pub(crate) expires: SystemTime,
+    /// Of the own certificate.
+    pub(crate) life: Life,
     pub(crate) servers: Arc<dyn ServerCertVerifier>,
     pub(crate) clients: Arc<dyn ClientCertVerifier>,
 }
@@ -48,7 +49,7 @@ impl Material {
     pub(crate) fn parse(
         contents: [Vec<u8>; 3],
         files: &TlsFiles,
-        trust_domain: &TrustDomain,
+        identities: &IdentityPatterns,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, TlsError> {
         let [certificate, key, ca] = &contents;
@@ -60,13 +61,13 @@ impl Material {
         }
         let roots = Arc::new(roots);
 
-        let identity = Identity::from_certificate(&chain[0], trust_domain)?;
-        let expires = not_after(&chain[0])?;
-        verify(&chain, &roots, provider).map_err(|error| invalid(&files.certificate, &error))?;
-        let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| invalid(&files.key, &error))?;
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider))
             .build()
             .map_err(|error| invalid(&files.ca, &error))?;
+        let identity = identities.of_certificate(&chain[0])?;
+        let life = Life::of(&chain[0])?;
+        verify(&chain, &identity, &roots, &*clients, provider).map_err(|error| invalid(&files.certificate, &error))?;
+        let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| invalid(&files.key, &error))?;
         let servers = Arc::new(ChainVerifier {
             roots,
             provider: Arc::clone(provider),
@@ -75,7 +76,7 @@ impl Material {
             contents,
             key: Arc::new(key),
             identity,
-            expires,
+            life,
             servers,
             clients,
         })
@@ -86,12 +87,26 @@ impl Material {
     }
 }
 
-/// The end of a certificate's life.
-pub(crate) fn not_after(der: &[u8]) -> Result<SystemTime, TlsError> {
-    let (_, certificate) = X509Certificate::from_der(der)
-        .map_err(|error| TlsError::Identity(crate::identity::IdentityError::Certificate(error.to_string())))?;
-    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+/// From when and until when a certificate is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) from: SystemTime,
+    pub(crate) until: SystemTime,
+}
+
+impl Life {
+    pub(crate) fn of(der: &[u8]) -> Result<Self, TlsError> {
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| TlsError::Identity(IdentityError::Certificate(error.to_string())))?;
+        let time = |time: ASN1Time| {
+            let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+        };
+        Ok(Self {
+            from: time(certificate.validity().not_before),
+            until: time(certificate.validity().not_after),
+        })
+    }
 }
 
 fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -111,10 +126,23 @@ fn invalid(path: &Path, error: &dyn fmt::Display) -> TlsError {
     }
 }
 
-fn verify(chain: &[CertificateDer<'_>], roots: &RootCertStore, provider: &CryptoProvider) -> Result<(), rustls::Error> {
-    let algorithms = provider.signature_verification_algorithms.all;
-    let leaf = ParsedCertificate::try_from(&chain[0])?;
-    verify_server_cert_signed_by_trust_anchor(&leaf, roots, &chain[1..], UnixTime::now(), algorithms)
+/// What peers will look at. Users are clients only; everybody else is both.
+fn verify(
+    chain: &[CertificateDer<'_>],
+    identity: &Identity,
+    roots: &RootCertStore,
+    clients: &dyn ClientCertVerifier,
+    provider: &CryptoProvider,
+) -> Result<(), rustls::Error> {
+    clients.verify_client_cert(&chain[0], &chain[1..], UnixTime::now())?;
+    match identity {
+        Identity::User(_) => Ok(()),
+        Identity::Controller | Identity::Agent(_) => {
+            let algorithms = provider.signature_verification_algorithms.all;
+            let leaf = ParsedCertificate::try_from(&chain[0])?;
+            verify_server_cert_signed_by_trust_anchor(&leaf, roots, &chain[1..], UnixTime::now(), algorithms)
+        }
+    }
 }
 
 /// Checks a server's chain, not its DNS name: who it is, its SPIFFE URI says, and `Tls::connect` compares that.

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 
 use ::time::{Duration as Span, OffsetDateTime};
+use rcgen::ExtendedKeyUsagePurpose;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::serve::{Accepted, accept};
@@ -186,6 +188,22 @@ fn material_that_peers_would_refuse_is_not_loaded() {
         .write(&bench.folder.path().join("gone"), &bench.ca.issue(&[AGENT]));
     std::fs::remove_file(&files.ca).unwrap();
     assert!(load(files).contains("cannot read"));
+}
+
+#[test]
+fn the_certificate_of_a_user_is_one_for_clients() {
+    let bench = Bench::new();
+    let now = OffsetDateTime::now_utc();
+    let for_clients = |uri: &str| {
+        let usages = [ExtendedKeyUsagePurpose::ClientAuth];
+        let made = bench
+            .ca
+            .issue_with(&[uri], now - Span::hours(1), now + Span::hours(1), &usages);
+        Tls::load(bench.ca.write(&bench.folder.path().join("clients"), &made), domain())
+    };
+    for_clients("spiffe://drover.local/user/alice").unwrap();
+    // Who also serves needs one that clients take.
+    for_clients(AGENT).unwrap_err();
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ impl Jobs {
         let Delivery { ticket, management, .. } = delivery;
         let addresses = delivery.hand_over_addresses();
         let ways = addresses.len();
-        let peer = PeerClient::new(&self.tls, part.peer.clone(), addresses);
+        let peer = job.peer(|| PeerClient::new(&self.tls, part.peer.clone(), addresses));
         let mut pause = Duration::from_millis(50);
         let mut call = 0;
         loop {

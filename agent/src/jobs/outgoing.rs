@@ -2,7 +2,7 @@
 //!
 //! Nothing here decides; what must outlive the process is in the journal.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use drover_proto::failure::Failure;
@@ -14,6 +14,7 @@ use super::calls::CallLog;
 use super::lock;
 use super::progress::{Event, Iteration, Problem, Progress, Summary, What};
 use crate::hypervisor::{Cookie, Outgoing};
+use crate::peer::PeerClient;
 
 /// Messages that a slow watcher may be behind.
 const WATCH_BUFFER: usize = 256;
@@ -34,6 +35,8 @@ pub struct OutgoingJob {
     pub give_up: CancellationToken,
     /// StartMigrate came, or the job is over.
     pub claimed: CancellationToken,
+    /// The way to the destination's agent.
+    peer: OnceLock<Arc<PeerClient>>,
 }
 
 /// How far the transfer is.
@@ -110,11 +113,17 @@ impl OutgoingJob {
             seen: Mutex::default(),
             give_up: CancellationToken::new(),
             claimed: CancellationToken::new(),
+            peer: OnceLock::new(),
         }
     }
 
     pub fn hold(&self, handle: Box<dyn Outgoing>) {
         *lock(&self.handle) = Some(Arc::from(handle));
+    }
+
+    /// The way to the destination's agent: one for the whole migration, so that it is connected before the blackout.
+    pub fn peer(&self, make: impl FnOnce() -> PeerClient) -> Arc<PeerClient> {
+        Arc::clone(self.peer.get_or_init(|| Arc::new(make())))
     }
 
     pub fn handle(&self) -> Option<Arc<dyn Outgoing>> {

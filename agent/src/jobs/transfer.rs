@@ -22,6 +22,7 @@ use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep, UnderWay};
 use super::progress::{Iteration, Problem, Progress, Stage, What};
 use crate::hypervisor::{Cookie, GuestEvent, Happened, Outgoing, PerformRequest};
 use crate::journal::{Delivery, Forbidden, Record, SourceState};
+use crate::peer::PeerClient;
 use crate::tunnel::{ChannelPlan, HelloTemplate, Source, SourceOptions};
 
 /// How often the job is asked how far it is.
@@ -72,6 +73,11 @@ impl Jobs {
             .await?;
         self.sockets.make(migration).await?;
         let tunnel = Source::open(self.tunnel_options(&record, &order))?;
+        if let Some(part) = record.source() {
+            let (host, addresses) = (part.peer.clone(), order.delivery.hand_over_addresses());
+            let peer = job.peer(|| PeerClient::new(&self.tls, host, addresses));
+            tokio::spawn(async move { peer.connect().await });
+        }
         job.claimed.cancel();
         let under_way = job.under_way(TransferStep::Performing);
         let transfer = Transfer {

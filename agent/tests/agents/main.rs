@@ -18,6 +18,7 @@ mod repeats;
 mod resolve;
 mod scene;
 mod stand_in;
+mod starting;
 mod still;
 mod undo;
 mod verdicts;

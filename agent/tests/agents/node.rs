@@ -19,7 +19,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Node {
     pub(crate) name: &'static str,
     pub(crate) host: SimHost,
-    tls: Tls,
+    pub(crate) tls: Tls,
     folder: PathBuf,
     address: Option<SocketAddr>,
     limits: Timing,

@@ -1,6 +1,7 @@
 //! A certificate authority for the tests.
 
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use drover_proto::tls::{Tls, TlsFiles};
 use rcgen::{
@@ -19,10 +20,16 @@ impl Pki {
 
     /// TLS of the process with this identity, `agent/a` or `controller`.
     pub(crate) fn tls(&self, folder: &Path, identity: &str) -> Tls {
+        self.tls_for(folder, identity, Duration::from_secs(24 * 3600))
+    }
+
+    /// The same, for a time from now.
+    pub(crate) fn tls_for(&self, folder: &Path, identity: &str, life: Duration) -> Tls {
         let mut params = CertificateParams::default();
         let uri = format!("spiffe://drover.local/{identity}");
         params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().unwrap())];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_after = (SystemTime::now() + life).into();
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         let folder = folder.join(identity.replace('/', "-"));

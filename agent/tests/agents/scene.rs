@@ -53,10 +53,15 @@ impl Scene {
 
     /// The guest on host a; both agents serve.
     pub(crate) async fn with_limits(guest: SimGuest, limits: Timing) -> Self {
+        Self::with_lives(guest, limits, Duration::from_secs(24 * 3600)).await
+    }
+
+    /// The same, with certificates of both agents that live only so long.
+    pub(crate) async fn with_lives(guest: SimGuest, limits: Timing, life: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (pki, world) = (Pki::new(), SimWorld::new());
         let node = |name: &'static str| {
-            let tls = pki.tls(folder.path(), &format!("agent/{name}"));
+            let tls = pki.tls_for(folder.path(), &format!("agent/{name}"), life);
             Node::new(name, world.host(name), tls, folder.path().join(name), limits)
         };
         let (mut a, mut b) = (node("a"), node("b"));
@@ -132,6 +137,14 @@ impl Scene {
     }
 
     pub(crate) async fn begin(&self) -> Result<BeginOutgoingResponse, Failure> {
+        self.begin_with(TransferPolicy::default()).await
+    }
+
+    pub(crate) async fn begin_life(&self, incarnation: Option<Incarnation>) -> Result<BeginOutgoingResponse, Failure> {
+        self.begin_so(incarnation, TransferPolicy::default()).await
+    }
+
+    pub(crate) async fn begin_with(&self, policy: TransferPolicy) -> Result<BeginOutgoingResponse, Failure> {
         let facts = self
             .ask_a()
             .inspect_guest(InspectGuestRequest {
@@ -139,16 +152,20 @@ impl Scene {
                 destination_overrides: None,
             })
             .await?;
-        self.begin_life(facts.into_inner().incarnation).await
+        self.begin_so(facts.into_inner().incarnation, policy).await
     }
 
-    pub(crate) async fn begin_life(&self, incarnation: Option<Incarnation>) -> Result<BeginOutgoingResponse, Failure> {
+    async fn begin_so(
+        &self,
+        incarnation: Option<Incarnation>,
+        policy: TransferPolicy,
+    ) -> Result<BeginOutgoingResponse, Failure> {
         let request = BeginOutgoingRequest {
             fence: self.fence(),
             migration: self.reference(),
             destination_host: format!("hosts/{}", self.b.name),
             incarnation,
-            policy: Some(TransferPolicy::default()),
+            policy: Some(policy),
             destination_overrides: self.overrides.clone(),
         };
         Ok(self.ask_a().begin_outgoing(request).await?.into_inner())

@@ -36,6 +36,40 @@ pub(crate) fn hosts(hosts: &[Host]) -> String {
     )
 }
 
+/// All that is known of one host.
+pub(crate) fn host(host: &Host) -> String {
+    let addresses: Vec<String> = host
+        .migration_addresses
+        .iter()
+        .map(|one| match one.network.as_str() {
+            "" => one.address.clone(),
+            network => format!("{} ({network})", one.address),
+        })
+        .collect();
+    let cordoned = if host.cordoned {
+        "yes: no guest is moved to it"
+    } else {
+        "no"
+    };
+    let facts = [
+        ("state", words::host_state(host.state())),
+        ("cordoned", cordoned.to_owned()),
+        ("problem", host.problem.clone()),
+        ("address", host.management_address.clone()),
+        ("data", addresses.join(", ")),
+        ("features", host.features.join(", ")),
+        ("agent", host.agent_version.clone()),
+        ("libvirt", host.libvirt_version.clone()),
+        ("qemu", host.qemu_version.clone()),
+        ("boot id", host.boot_id.clone()),
+        ("last seen", host.last_seen_time.map(units::moment).unwrap_or_default()),
+    ];
+    let told = facts.into_iter().filter(|(_, value)| !value.is_empty());
+    let lines = told.map(|(name, value)| format!("  {name:<12}{}", words::one_line(&value)));
+    let name = words::one_line(words::id(&host.name));
+    std::iter::once(name).chain(lines).collect::<Vec<_>>().join("\n")
+}
+
 pub(crate) fn guests(guests: &[Guest]) -> String {
     let row = |guest: &Guest| {
         vec![

@@ -4,6 +4,9 @@ use drover_proto::v1::{Migration, MigrationPhase, Progress, TransferStage};
 
 use super::{units, words};
 
+/// What a line has room for.
+const COLUMNS: usize = 80;
+
 /// What the live display shows of a moment.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Moment {
@@ -58,15 +61,15 @@ impl Moment {
         let left = progress.memory_remaining_bytes + progress.disk_remaining_bytes;
         let fraction = (total > 0).then(|| ((total - left) as f64 / total as f64).clamp(0.0, 1.0));
         let mut details = vec![
-            format!("{} remaining", units::bytes(left)),
+            format!("{} left", units::bytes(left)),
             format!("dirty {}", units::rate(progress.dirty_bytes_per_second)),
-            format!("bandwidth {}", units::rate(progress.bandwidth_bytes_per_second)),
+            format!("sent {}", units::rate(progress.bandwidth_bytes_per_second)),
         ];
-        if progress.iteration > 0 {
-            details.push(format!("round {}", progress.iteration));
-        }
         if progress.throttle_percent > 0 {
             details.push(format!("slowed {} %", progress.throttle_percent));
+        }
+        if progress.iteration > 0 {
+            details.push(format!("round {}", progress.iteration));
         }
         Self {
             title,
@@ -75,14 +78,19 @@ impl Moment {
         }
     }
 
-    /// The line of a log: `transfer 62 %: 195 MiB remaining, …`.
+    /// The line of a log: `transfer 62 %: 195 MiB left, …`. What does not fit is left out, the last first.
     pub(crate) fn line(&self) -> String {
         let mut line = self.title.clone();
         if let Some(fraction) = self.fraction {
             line.push_str(&format!(" {:.0} %", fraction * 100.0));
         }
-        if !self.details.is_empty() {
-            line.push_str(&format!(": {}", self.details));
+        for (index, detail) in self.details.split(", ").filter(|detail| !detail.is_empty()).enumerate() {
+            let separator = if index == 0 { ": " } else { ", " };
+            if index > 0 && line.chars().count() + separator.len() + detail.chars().count() > COLUMNS {
+                break;
+            }
+            line.push_str(separator);
+            line.push_str(detail);
         }
         line
     }
@@ -119,7 +127,27 @@ mod tests {
         assert_eq!(moment.fraction, Some(0.75));
         assert_eq!(
             moment.line(),
-            "transfer 75 %: 128 MiB remaining, dirty 12 MiB/s, bandwidth 420 MiB/s, round 3, slowed 20 %"
+            "transfer 75 %: 128 MiB left, dirty 12 MiB/s, sent 420 MiB/s, slowed 20 %"
+        );
+    }
+
+    #[test]
+    fn a_line_fits_into_80_columns() {
+        let progress = Progress {
+            iteration: 12_345,
+            memory_total_bytes: 2_000 << 30,
+            memory_remaining_bytes: 1_023 << 30,
+            dirty_bytes_per_second: 1_023 << 30,
+            bandwidth_bytes_per_second: 1_023 << 30,
+            throttle_percent: 99,
+            stage: TransferStage::PostCopyFailed.into(),
+            ..Progress::default()
+        };
+        let line = Moment::of(&migration(MigrationPhase::Transfer, Some(progress))).line();
+        assert!(line.chars().count() <= 80, "{line}");
+        assert!(
+            line.starts_with("post-copy-failed 49 %: 1023 GiB left, dirty 1023 GiB/s"),
+            "{line}"
         );
     }
 

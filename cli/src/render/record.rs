@@ -1,7 +1,8 @@
 //! One migration in words: how it came out, and all that its record says.
 
-use drover_proto::v1::{CheckResult, FencedSide, Migration, MigrationState, WaitingFor};
+use drover_proto::v1::{Check, CheckResult, FencedSide, Migration, MigrationState, WaitingFor};
 
+use super::table::table;
 use super::{units, words};
 
 /// The outcome in a few lines: blackout, total time, bytes, rounds, trace.
@@ -21,6 +22,35 @@ pub(crate) fn summary(migration: &Migration) -> String {
         "details",
         words::id(&migration.name)
     ));
+    lines.join("\n")
+}
+
+/// Every check with what was found, and whether a migration would be accepted.
+pub(crate) fn checks(migration: &Migration) -> String {
+    let row = |check: &Check| {
+        vec![
+            check.id.clone(),
+            words::check_result(check.result()),
+            check.found.clone(),
+        ]
+    };
+    let rows: Vec<_> = migration.checks.iter().map(row).collect();
+    let mut lines = vec![table(&["CHECK", "RESULT", "FOUND"], &rows), String::new()];
+    let guest = words::one_line(words::guest(&migration.guest_name, &migration.guest_uuid));
+    let to = words::id(&migration.destination_host);
+    match &migration.error {
+        None => lines.push(format!("{guest} can move to {to}. Nothing was moved.")),
+        Some(error) => {
+            let why = words::one_line(&error.message);
+            lines.push(format!("{guest} cannot move to {to}: {}: {why}", error.reason));
+        }
+    }
+    let failed = migration
+        .checks
+        .iter()
+        .filter(|check| check.result() != CheckResult::Passed);
+    let remedies = failed.filter(|check| !check.remedy.is_empty());
+    lines.extend(remedies.map(|check| format!("  {}: {}", check.id, words::one_line(&check.remedy))));
     lines.join("\n")
 }
 
@@ -205,7 +235,7 @@ pub(crate) fn record(migration: &Migration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use drover_proto::v1::{Check, MigrationError, MigrationPhase, PhaseOutcome, PhaseRecord, TransferSummary};
+    use drover_proto::v1::{MigrationError, MigrationPhase, PhaseOutcome, PhaseRecord, TransferSummary};
     use prost_types::{Duration, Timestamp};
 
     use super::*;

@@ -17,8 +17,10 @@ use drover_proto::v1::*;
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
+use tonic::codegen::http;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
+use tower::util::MapRequestLayer;
 
 pub(crate) const GUEST: &str = "11111111-1111-4111-8111-111111111111";
 pub(crate) const ID: &str = "0190a1b2-0000-7000-8000-c3d4e5f60718";
@@ -40,6 +42,8 @@ pub(crate) struct Stage {
     pub(crate) created: Vec<CreateMigrationRequest>,
     pub(crate) traceparents: Vec<String>,
     pub(crate) resume_tokens: Vec<String>,
+    /// Paths of all RPCs that came in.
+    pub(crate) calls: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -62,13 +66,68 @@ impl StandIn {
         let address = listener.local_addr().unwrap().to_string();
         let incoming = accept(listener, tls, &[ALPN_H2], CancellationToken::new());
         let incoming = incoming.map(|accepted| Ok::<_, io::Error>(GrpcStream::new(accepted)));
+        let stage = Arc::clone(&self.0);
+        let record = MapRequestLayer::new(move |request: http::Request<tonic::body::Body>| {
+            stage.lock().unwrap().calls.push(request.uri().path().to_owned());
+            request
+        });
         let server = Server::builder()
+            .layer(record)
             .layer(Authorize::new(Roles::default().with("alice", Role::Operator)))
             .add_service(MigrationServiceServer::new(self.clone()))
             .add_service(HostServiceServer::new(self.clone()))
             .serve_with_incoming(incoming);
         tokio::spawn(server);
         address
+    }
+}
+
+/// What `validate_only` answers: one check failed.
+fn examined(migration: Migration) -> Migration {
+    let check = |id: &str, result: CheckResult, found: &str, remedy: &str| Check {
+        id: id.to_owned(),
+        result: result.into(),
+        found: found.to_owned(),
+        remedy: remedy.to_owned(),
+    };
+    let error = MigrationError {
+        reason: Reason::StorageNotShared.name().to_owned(),
+        message: "vda is not shared".to_owned(),
+        phase: MigrationPhase::Validate.into(),
+        ..MigrationError::default()
+    };
+    Migration {
+        guest_name: "demo".to_owned(),
+        checks: vec![
+            check("cpu", CheckResult::Passed, "the destination has every feature", ""),
+            check(
+                "storage-shared",
+                CheckResult::Failed,
+                "vda: /srv/local/demo.img is another file there",
+                "put the image on storage that both hosts share",
+            ),
+        ],
+        error: Some(error),
+        ..migration
+    }
+}
+
+fn host(id: &str) -> Host {
+    Host {
+        name: format!("hosts/{id}"),
+        state: HostState::Up.into(),
+        management_address: format!("{id}.example:7450"),
+        ..Host::default()
+    }
+}
+
+/// One of the two hosts there are.
+fn known(name: &str) -> Result<Host, Status> {
+    let id = name.trim_start_matches("hosts/");
+    if ["host-a", "host-b"].contains(&id) {
+        Ok(host(id))
+    } else {
+        Err(Failure::new(Reason::HostNotFound, format!("there is no host {id}")).into())
     }
 }
 
@@ -96,6 +155,9 @@ impl MigrationService for StandIn {
         }
         if let Some(refusal) = &stage.refusal {
             return Err(refusal.clone().into());
+        }
+        if stage.created.last().is_some_and(|request| request.validate_only) {
+            return Ok(Response::new(examined(migration)));
         }
         let state = MigrationState::Queued.into();
         Ok(Response::new(Migration {
@@ -180,11 +242,6 @@ impl MigrationService for StandIn {
 #[tonic::async_trait]
 impl HostService for StandIn {
     async fn list_hosts(&self, _: Request<ListHostsRequest>) -> Result<Response<ListHostsResponse>, Status> {
-        let host = |id: &str| Host {
-            name: format!("hosts/{id}"),
-            state: HostState::Up.into(),
-            ..Host::default()
-        };
         let hosts = vec![host("host-a"), host("host-b")];
         Ok(Response::new(ListHostsResponse {
             hosts,
@@ -214,16 +271,18 @@ impl HostService for StandIn {
         unimplemented()
     }
 
-    async fn get_host(&self, _: Request<GetHostRequest>) -> Result<Response<Host>, Status> {
-        unimplemented()
+    async fn get_host(&self, request: Request<GetHostRequest>) -> Result<Response<Host>, Status> {
+        known(&request.get_ref().name).map(Response::new)
     }
 
-    async fn cordon_host(&self, _: Request<CordonHostRequest>) -> Result<Response<Host>, Status> {
-        unimplemented()
+    async fn cordon_host(&self, request: Request<CordonHostRequest>) -> Result<Response<Host>, Status> {
+        let cordoned = true;
+        let host = known(&request.get_ref().name)?;
+        Ok(Response::new(Host { cordoned, ..host }))
     }
 
-    async fn uncordon_host(&self, _: Request<UncordonHostRequest>) -> Result<Response<Host>, Status> {
-        unimplemented()
+    async fn uncordon_host(&self, request: Request<UncordonHostRequest>) -> Result<Response<Host>, Status> {
+        known(&request.get_ref().name).map(Response::new)
     }
 
     async fn drain_host(&self, _: Request<DrainHostRequest>) -> Result<Response<DrainHostResponse>, Status> {
@@ -232,8 +291,12 @@ impl HostService for StandIn {
 
     async fn get_guest_owner(
         &self,
-        _: Request<GetGuestOwnerRequest>,
+        request: Request<GetGuestOwnerRequest>,
     ) -> Result<Response<GetGuestOwnerResponse>, Status> {
-        unimplemented()
+        assert_eq!(request.get_ref().guest_uuid, GUEST);
+        Ok(Response::new(GetGuestOwnerResponse {
+            owner_host: "hosts/host-a".to_owned(),
+            ..GetGuestOwnerResponse::default()
+        }))
     }
 }

@@ -1,5 +1,8 @@
 //! HostService: agents register here, and everybody else asks for hosts and guests.
 
+use std::time::Duration;
+
+use drover_proto::agent::v1::GetAgentStatusRequest;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::identity::Identity;
 use drover_proto::ids::HostId;
@@ -16,6 +19,9 @@ use crate::store::{HostRecord, StoreError, now};
 
 /// Hosts in a page where the caller does not say.
 const PAGE: u32 = 100;
+
+/// The agent that is registered answers within this time, or it is not there any more.
+const STILL_THERE: Duration = Duration::from_secs(3);
 
 /// So often a write is tried again where somebody else wrote meanwhile.
 const MAX_CONFLICTS: u32 = 20;
@@ -134,11 +140,10 @@ impl Api {
             let message = format!("{identity} may not register host {id}");
             return Err(Failure::new(Reason::PermissionDenied, message));
         }
+        self.refuse_second(&id, &said).await?;
         let beat = self.registry.beat(&id, &said.agent_instance);
         if beat == Beat::Conflict {
-            let message = format!("two agents claim to be {id}");
-            tracing::error!("{message}");
-            return Err(Failure::new(Reason::HostConflict, message).with_remedy("give each agent a host id of its own"));
+            return Err(self.conflict(&id, &said.management_address));
         }
         self.store_registration(&id, said).await?;
         self.note_journals(&id, &request.unfinished_journals).await?;
@@ -152,6 +157,42 @@ impl Api {
             self.executor.heard_of(&id);
         }
         Ok(resolutions)
+    }
+
+    /// One identity is one agent: where the agent that is registered still answers, another one is refused. Its host
+    /// is not the one whose guests and journals this host id stands for.
+    async fn refuse_second(&self, id: &HostId, said: &Host) -> Result<(), Failure> {
+        let Some(known) = self.ledger.store.host(id).await.map_err(errors::store)? else {
+            return Ok(());
+        };
+        if known.registration.agent_instance == said.agent_instance {
+            return Ok(());
+        }
+        // The address that is registered: a restarted agent answers there as its new self.
+        let registered = self.agents.of(id).await?;
+        let asked = tokio::time::timeout(
+            STILL_THERE,
+            registered.get_agent_status(GetAgentStatusRequest::default()),
+        )
+        .await;
+        let answers = match asked {
+            Ok(Ok(status)) => status
+                .host
+                .is_some_and(|host| host.agent_instance == known.registration.agent_instance),
+            Ok(Err(_)) | Err(_) => false,
+        };
+        if answers {
+            return Err(self.conflict(id, &said.management_address));
+        }
+        Ok(())
+    }
+
+    fn conflict(&self, id: &HostId, address: &str) -> Failure {
+        let message = format!("two agents claim to be {id}; the one at {address} is refused");
+        tracing::error!("{message}");
+        self.registry.note_rival(id, address);
+        Failure::new(Reason::HostConflict, message)
+            .with_remedy("give each agent a host id and a certificate of its own")
     }
 
     /// Written only where the agent says something new: a heartbeat costs no write.
@@ -184,16 +225,16 @@ impl Api {
 
     fn shown_host(&self, row: &HostRecord) -> Host {
         let orphans = self.registry.orphans(&row.id);
-        let problem = match orphans.first() {
-            Some(id) if row.registration.problem.is_empty() => {
-                format!(
-                    "{} unfinished journals are not in the store, like {}",
-                    orphans.len(),
-                    id.resource_name()
-                )
-            }
-            Some(_) | None => row.registration.problem.clone(),
-        };
+        let rival = self.registry.rival(&row.id);
+        let problems = [
+            rival.map(|address| format!("another agent, at {address}, claims to be this host and is refused")),
+            (!row.registration.problem.is_empty()).then(|| row.registration.problem.clone()),
+            orphans.first().map(|id| {
+                let (count, id) = (orphans.len(), id.resource_name());
+                format!("{count} unfinished journals are not in the store, like {id}")
+            }),
+        ];
+        let problem = problems.into_iter().flatten().collect::<Vec<_>>().join("; ");
         Host {
             name: row.id.resource_name(),
             state: self.registry.state(&row.id).into(),

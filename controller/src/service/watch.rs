@@ -13,7 +13,7 @@ use drover_proto::ids::MigrationId;
 use drover_proto::time::{now, timestamp};
 use drover_proto::v1::watch_migration_response::Event as Happened;
 use drover_proto::v1::{Heartbeat, Progress, WatchMigrationResponse};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -23,6 +23,11 @@ use crate::store::sequence;
 
 /// Messages that wait for a slow reader.
 const QUEUE: usize = 8;
+
+/// Watchers at once, of all callers: what they cost must have an end.
+const MOST_WATCHERS: usize = 5000;
+
+static WATCHERS: Semaphore = Semaphore::const_new(MOST_WATCHERS);
 
 /// Events read from the store at once.
 const BATCH: u32 = 32;
@@ -47,6 +52,10 @@ struct Watcher {
 
 impl Api {
     pub(super) async fn watch(&self, id: MigrationId, token: &str) -> Result<Stream, Failure> {
+        let place = WATCHERS.try_acquire().map_err(|_| {
+            let message = format!("{MOST_WATCHERS} watches are open");
+            Failure::new(Reason::ResourceExhausted, message).with_remedy("watch less, or ask with GetMigration")
+        })?;
         // Before the record is read: what is written in between is told twice rather than not at all.
         let news = self.ledger.hub.subscribe(id);
         let record = match self.record(id).await {
@@ -72,7 +81,10 @@ impl Api {
             sender,
         };
         let at_rest = record.position.is_final();
-        tokio::spawn(watcher.run(snapshot, news, at_rest));
+        tokio::spawn(async move {
+            watcher.run(snapshot, news, at_rest).await;
+            drop(place);
+        });
         Ok(Box::pin(ReceiverStream::new(receiver)))
     }
 }

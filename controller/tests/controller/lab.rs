@@ -6,6 +6,7 @@ use drover_controller::config::Config;
 use drover_controller::server::{Controller, open_store};
 use drover_proto::channel::channel;
 use drover_proto::identity::Identity;
+use drover_proto::identity_patterns::PatternLists;
 use drover_proto::roles::{Role, Roles};
 use drover_proto::telemetry::LogFormat;
 use drover_proto::v1::host_service_client::HostServiceClient;
@@ -72,6 +73,7 @@ impl Lab {
             store: format!("sqlite://{}/{}", self.folder.path().display(), self.file),
             tls: self.pki.files("controller"),
             trust_domain: "drover.local".parse().unwrap(),
+            identities: PatternLists::default(),
             roles: Roles::default().with("alice", Role::Admin).with("vera", Role::Viewer),
             heartbeat_interval_seconds: 10,
             log_format: LogFormat::Human,

@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod faults;
+mod identities;
 mod lab;
 mod moves;
 mod overrides;
@@ -10,5 +11,6 @@ mod pki;
 mod resolve;
 mod restored;
 mod rules;
+mod starting;
 mod watches;
 mod world;

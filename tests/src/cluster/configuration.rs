@@ -46,7 +46,10 @@ fn make_pki(cluster: &Cluster<'_>, pki: &Path) -> Result<()> {
     };
     let folder = pki.display().to_string();
     drover(&["init", &folder])?;
-    drover(&["issue", &folder, "controller"])?;
+    // Names for clients that check them: by the address in the lab, and by a name.
+    let address = Network::Management.address(1).to_string();
+    let names = ["--ip", &address, "--dns", "drover-controller"];
+    drover(&[&["issue", &folder, "controller"], &names[..]].concat())?;
     for (user, _) in USERS {
         drover(&["issue", &folder, "user", user])?;
     }

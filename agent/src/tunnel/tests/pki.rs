@@ -28,11 +28,17 @@ impl Pki {
 
     /// Writes a certificate of this identity below `folder` and loads it.
     pub(crate) fn tls(&self, folder: &Path, identity: &Identity) -> Tls {
+        self.tls_for(folder, identity, time::Duration::days(1))
+    }
+
+    /// The same, for a time from now.
+    pub(crate) fn tls_for(&self, folder: &Path, identity: &Identity, life: time::Duration) -> Tls {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         let uri = identity.uri(&self.domain);
         params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_after = time::OffsetDateTime::now_utc() + life;
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let folder = folder.join(format!("{identity:?}").replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
         std::fs::create_dir_all(&folder).unwrap();

@@ -1,0 +1,50 @@
+//! What somebody sees who starts the process for the first time: the next step, and no backtrace.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Starts it with this configuration and gives what it says before it ends.
+fn said(config: &Path) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_drover-controller"))
+        .arg("--config")
+        .arg(config)
+        .env("RUST_BACKTRACE", "1")
+        .env("RUST_LIB_BACKTRACE", "1")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!said.contains("backtrace") && !said.contains("   0: "), "{said}");
+    said
+}
+
+fn said_of(text: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("controller.toml");
+    std::fs::write(&file, text).unwrap();
+    said(&file)
+}
+
+#[test]
+fn a_missing_configuration_tells_the_next_step() {
+    let file = Path::new("/nowhere/controller.toml");
+    let said = said(file);
+    assert!(
+        said.contains("/nowhere/controller.toml") && said.contains("next: "),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_missing_key_is_named() {
+    let said = said_of("store = 'memory:'");
+    assert!(said.contains("next: ") && said.contains("tls"), "{said}");
+}
+
+#[test]
+fn missing_certificates_are_told_once() {
+    let tls = "\n[tls]\ncertificate = '/nowhere/tls.crt'\nkey = '/nowhere/tls.key'\nca = '/nowhere/ca.crt'\n";
+    let said = said_of(&format!("store = 'memory:'{tls}"));
+    let told = said.lines().filter(|line| line.contains("/nowhere/tls.crt"));
+    assert_eq!(told.count(), 1, "{said}");
+}
