@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::config::SimGuest;
+use super::domain::Phase;
 use super::error;
 use super::fault::{Call, Fault};
 use super::state::State;
@@ -85,6 +86,13 @@ impl SimHost {
             .domains
             .get(&guest)
             .is_some_and(|domain| domain.job.is_some())
+    }
+
+    /// Whether all of the guest was sent, and libvirt waits to be told how that came out.
+    pub fn is_sent(&self, guest: GuestId) -> bool {
+        let state = self.lock();
+        let job = state.domains.get(&guest).and_then(|domain| domain.job.as_ref());
+        job.is_some_and(|job| matches!(job.phase, Phase::Sent { .. }))
     }
 
     /// The guest shuts itself down.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use drover_agent::hypervisor::GuestState;
 use drover_agent::jobs::Jobs;
 use drover_agent::sim::{Call, Fault, SimGuest};
 use drover_proto::agent::v1::*;
@@ -78,14 +77,7 @@ async fn what_is_sent_while_the_agent_is_being_stopped_is_handed_over_first() {
     scene.a.host.script(Call::Perform, Fault::AnswerAfter(answer.clone()));
     let ready = scene.ready().await;
     scene.send(&ready).await.unwrap();
-    let sent = || {
-        scene
-            .a
-            .host
-            .look(scene.guest)
-            .is_some_and(|guest| guest.state == GuestState::PausedMigrating)
-    };
-    eventually("all is sent", sent).await;
+    eventually("all is sent", || scene.a.host.is_sent(scene.guest)).await;
     let jobs = scene.a.jobs();
     let stopping = stop(&jobs);
     eventually("it is being stopped", || jobs.is_stopping()).await;

@@ -105,6 +105,7 @@ async fn where_the_source_cannot_ask_the_destination_finishes_alone() {
     scene
         .until(&scene.b, "all has come", |status| status.stream_complete)
         .await;
+    eventually("all is sent", || scene.a.host.is_sent(scene.guest)).await;
     // HandedOver is written, and the agent dies before the first request leaves.
     let mut page = scene.a.jobs().journal.lock(scene.migration).await.unwrap();
     page.change(|record| record.source_mut().unwrap().state = SourceState::HandedOver)

@@ -89,7 +89,8 @@ async fn never_ran_neither_resumes_nor_autostarts_a_guest_that_leaves_again() {
     scene.migration = second;
     go_on.cancel();
     scene.until_state(&scene.b, JournalState::Ran).await;
-    scene.until_quiet(&scene.a).await;
+    let source = scene.until_quiet(&scene.a).await;
+    assert!(!source.journal.unwrap().suspended_by_agent, "it did not run in between");
     scene.rest(Verdict::Ran).await;
 }
 
@@ -232,4 +233,21 @@ async fn a_status_is_not_torn_by_what_happens_while_libvirt_is_asked() {
         "and the guest that goes with it, not the one from before"
     );
     assert_eq!(journal_state(&scene.status(&scene.b).await), JournalState::Waiting);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_that_was_carried_out_does_not_undo_what_the_user_did_since() {
+    use drover_agent::hypervisor::Hypervisor;
+    let scene = Scene::new(with_autostart()).await;
+    scene.ready().await;
+    scene.abort().await.unwrap();
+    scene.revoke().await.unwrap();
+    scene.settle_a(Verdict::NeverRan).await.unwrap();
+    assert_eq!(scene.runs_on(), ["a"]);
+    scene.a.host.suspend(scene.guest).await.unwrap();
+    scene.a.host.set_autostart(scene.guest, false).await.unwrap();
+    scene.settle_a(Verdict::NeverRan).await.unwrap();
+    assert!(scene.runs_on().is_empty(), "its user paused it");
+    assert!(!scene.autostart(&scene.a));
+    scene.rest(Verdict::NeverRan).await;
 }

@@ -86,6 +86,8 @@ async fn a_guest_that_was_handed_over_in_vain_runs_again() {
     assert!(scene.runs_on().is_empty(), "it does not resume by itself");
     scene.abort().await.unwrap();
     assert!(scene.runs_on().is_empty(), "an undo decides nothing");
+    let journal = scene.status(&scene.a).await.journal.unwrap();
+    assert!(!journal.suspended_by_agent, "nor did it run in between");
     scene.rest(Verdict::NeverRan).await;
     assert_eq!(scene.runs_on(), ["a"]);
 }

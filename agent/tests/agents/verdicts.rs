@@ -139,14 +139,7 @@ async fn a_guest_that_stands_still_without_a_journal_is_neither_resumed_nor_said
         .script(Call::Perform, Fault::AnswerAfter(CancellationToken::new()));
     let ready = scene.ready().await;
     scene.send(&ready).await.unwrap();
-    let sent = || {
-        scene
-            .a
-            .host
-            .look(scene.guest)
-            .is_some_and(|guest| guest.state == GuestState::PausedMigrating)
-    };
-    eventually("all is sent", sent).await;
+    eventually("all is sent", || scene.a.host.is_sent(scene.guest)).await;
     scene.a.kill().await;
     scene.a.lose_state();
     scene.a.start().await;
