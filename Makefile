@@ -1,15 +1,17 @@
 # Drover. `make help` lists what there is. Needs root where real hosts are made (demo, tests, lab).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo check test test-unit test-lab test-all fuzz lab-up lab-down lab-shell bench clean
+.PHONY: help setup build demo check test test-unit test-lab test-all fuzz chaos failures-table lab-up lab-down lab-shell bench clean
 
 CARGO ?= cargo
 HOST ?= host-a
 SECONDS ?= 60
+MINUTES ?= 30
+SEED ?=
 VENV := .venv
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what Debian lacks (root)
 	@scripts/install-packages
@@ -44,6 +46,12 @@ test-all: test-unit build $(VENV)/.ready ## Everything, also what takes long; re
 
 fuzz: setup ## Attack the readers of what comes from outside: make fuzz SECONDS=60 (for each)
 	@DROVER_FUZZ_SECONDS=$(SECONDS) $(CARGO) test -p drover-fuzz --locked --quiet -- --nocapture --test-threads 1
+
+chaos: build ## Random faults against random migrations: make chaos MINUTES=30 SEED=7 (root)
+	@target/debug/drover-faults chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+failures-table: build ## What the faults on real hosts came to, as the table of docs/failures.md
+	@target/debug/drover-faults table
 
 bench: build $(VENV)/.ready ## Figures: Drover against virsh, interleaved (root)
 	@target/debug/drover-bench

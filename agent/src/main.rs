@@ -50,6 +50,7 @@ async fn start(flags: &Flags) -> anyhow::Result<anyhow::Result<()>> {
             resource: vec![(attribute::HOST_ID, config.host_id.to_string())],
         },
     )?;
+    drover_proto::fault_points::enable_from_environment();
     let mut signals = Signals::new()?;
     let result = run(config, &mut signals).await;
     telemetry.shutdown().await;

@@ -12,6 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use drover_proto::fault_points::{self, point};
 use drover_proto::ids::{HostId, MigrationId};
 use drover_proto::v1::WaitingFor;
 use futures::FutureExt;
@@ -244,6 +245,7 @@ impl Inner {
             ledger: self.ledger.clone(),
         };
         let went = self.run(phase, &work, running).instrument(span.clone()).await;
+        fault_points::reach_one_of(&point::CONTROLLER_OVER, phase as usize).await;
         if !self.office.is_in_office() {
             // What the agents answered was meant for somebody who is not in office.
             return Ok(Next::Stop);
@@ -272,6 +274,7 @@ impl Inner {
     /// The phase, unless somebody wants it left.
     async fn run(&self, phase: Phase, work: &Work, running: &Running) -> Went {
         let attempt = async {
+            fault_points::reach_one_of(&point::CONTROLLER_STARTED, phase as usize).await;
             match AssertUnwindSafe(phases::run(phase, work)).catch_unwind().await {
                 Ok(report) => Went::Through(Box::new(report)),
                 // The panic itself was reported where it happened.

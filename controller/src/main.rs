@@ -33,6 +33,7 @@ async fn start(flags: &Flags) -> anyhow::Result<anyhow::Result<()>> {
         ..TelemetryOptions::default()
     };
     let telemetry = telemetry::init("drover-controller", &options)?;
+    drover_proto::fault_points::enable_from_environment();
     let outcome = match &flags.command {
         None => run(&config).await,
         Some(Command::AdoptRestored { allow_silent }) => restored(&config, *allow_silent).await,

@@ -7,6 +7,7 @@ pub mod deadline;
 mod expiry;
 pub mod explain;
 pub mod failure;
+pub mod fault_points;
 pub mod identity;
 pub mod identity_patterns;
 pub mod ids;

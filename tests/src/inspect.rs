@@ -140,7 +140,7 @@ fn look_at(host: &Host, uuid: &str) -> Result<Domain> {
 }
 
 /// QEMU processes of a host that run a guest (not those that libvirt asks for their abilities).
-fn qemus(host: &Host) -> Result<Vec<(i32, String)>> {
+pub(crate) fn qemus(host: &Host) -> Result<Vec<(i32, String)>> {
     let mut found = Vec::new();
     for pid in host.processes_named("qemu-system")? {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -13,6 +13,7 @@
 mod accelerator;
 pub mod cluster;
 mod domain;
+pub mod faults;
 mod guardian;
 mod guest;
 mod host;

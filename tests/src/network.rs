@@ -185,6 +185,16 @@ impl Link<'_> {
         self.node.run("nft", &[&rules]).map(|_| ())
     }
 
+    /// Drops silently what comes from `peer`; what goes there arrives.
+    pub fn deafen_to(&self, peer: Ipv4Addr) -> Result<()> {
+        if self.network != Network::Management {
+            bail!("hosts have addresses on the management network only");
+        }
+        let rules =
+            format!("table ip lab {{ chain in {{ type filter hook input priority 0; ip saddr {peer} drop; }}; }}");
+        self.node.run("nft", &[&rules]).map(|_| ())
+    }
+
     /// Ends all separations of this host.
     pub fn join_again(&self) -> Result<()> {
         let _ = self.node.run("nft", &["delete", "table", "ip", "lab"]);

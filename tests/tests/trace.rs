@@ -12,6 +12,7 @@ fn one_migration_is_one_trace_across_controller_and_both_agents() -> Result<()> 
     let collector = Collector::start(&lab)?;
     let options = ClusterOptions {
         environment: collector.environment(),
+        ..ClusterOptions::default()
     };
     let cluster = Cluster::start_with(&lab, options)?;
     // Slow enough for more than one round.

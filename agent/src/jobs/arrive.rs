@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use drover_proto::failure::{Failure, Reason};
+use drover_proto::fault_points::{self, point};
 use drover_proto::ids::{Attempt, HostId, MigrationId, Ticket};
 use drover_proto::trace::names::span;
 
@@ -99,6 +100,7 @@ impl Jobs {
                     job.put_back(handle);
                     return Err(failure);
                 }
+                fault_points::reach(point::DESTINATION_FINISHING).await;
                 let finished = job.calls.call(span::LIBVIRT_FINISH, handle.finish(cookie)).await;
                 drop(handle);
                 let result = match finished {
@@ -140,6 +142,7 @@ impl Jobs {
             self.await_pages(&record).await?;
             switched
         } else {
+            fault_points::reach(point::DESTINATION_FINISHED).await;
             self.start_guest(page, job).await?;
             (SystemTime::now(), arrived.elapsed())
         };
@@ -147,7 +150,9 @@ impl Jobs {
             switched: switched.0,
             cookie,
         };
+        fault_points::reach(point::DESTINATION_RESUMED).await;
         write_ran(page, arrival.clone(), job.calls.all()).await?;
+        fault_points::reach(point::DESTINATION_RAN).await;
         Ok(Taken {
             arrival,
             elapsed: Some(switched.1),
@@ -185,6 +190,7 @@ impl Jobs {
         if let Step::Write(state) = self.state(&record)?.resume()? {
             write_state(page, state).await?;
         }
+        fault_points::reach(point::DESTINATION_RESUMING).await;
         let resumed = job
             .calls
             .call(span::LIBVIRT_RESUME, self.hypervisor.resume(record.guest))

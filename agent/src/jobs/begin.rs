@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use drover_proto::failure::{Failure, Reason};
+use drover_proto::fault_points::{self, point};
 use drover_proto::ids::HostId;
 use drover_proto::overrides::Overrides;
 use drover_proto::trace::names::span;
@@ -198,6 +199,7 @@ impl Jobs {
         })
         .await?;
         self.expire_unclaimed(&job, record);
+        fault_points::reach(point::SOURCE_BEGUN).await;
         answer(part, begun)
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use drover_proto::failure::{Failure, Reason};
+use drover_proto::fault_points::{self, point};
 use drover_proto::trace::names::{attribute, metric};
 use opentelemetry::global;
 use tracing::Instrument;
@@ -74,9 +75,11 @@ impl Jobs {
         migration: drover_proto::ids::MigrationId,
         cookie: &Cookie,
     ) -> Result<Answer, Failure> {
+        fault_points::reach(point::SOURCE_ALL_SENT).await;
         let mut page = self.lock(migration).await?;
         let record = write_handed_over(&mut page).await?;
         drop(page);
+        fault_points::reach(point::SOURCE_HANDED_OVER).await;
         self.call_until_answered(job, &record, cookie).await
     }
 
@@ -187,7 +190,10 @@ impl Jobs {
             if let Step::Write(decision) = record.decision.decide(Verdict::Ran)? {
                 page.change(|record| record.decision = decision).await?;
             }
-            self.remove_source_copy(&mut page, Some(job), &cookie).await
+            fault_points::reach(point::SOURCE_CONFIRMING).await;
+            self.remove_source_copy(&mut page, Some(job), &cookie).await?;
+            fault_points::reach(point::SOURCE_CONFIRMED).await;
+            Ok::<(), Failure>(())
         };
         if let Err(failure) = settled.await {
             // The controller looks, and asks for it again.

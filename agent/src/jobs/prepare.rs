@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_proto::failure::{Failure, Reason};
+use drover_proto::fault_points::{self, point};
 use drover_proto::ids::{HostId, Ticket};
 use drover_proto::trace::names::span;
 use tracing::Instrument;
@@ -186,6 +187,7 @@ impl Jobs {
         let job = Arc::new(IncomingJob::new(migration, calls, handle, tunnel));
         lock(&self.incoming).insert(migration, Arc::clone(&job));
         self.expire_unused(&job, &record);
+        fault_points::reach(point::DESTINATION_PREPARED).await;
         Ok(PrepareAnswer {
             ticket: part_ticket(&record)?,
             cookie,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use drover_proto::failure::{Failure, Reason};
+use drover_proto::fault_points::{self, point};
 use drover_proto::identity::Identity;
 use drover_proto::trace::names::{attribute, span};
 use tokio::sync::broadcast;
@@ -147,6 +148,7 @@ impl Transfer {
             started: self.started,
         };
         let watching = tokio::spawn(watching.run(events).in_current_span());
+        fault_points::reach(point::SOURCE_SENDING).await;
         let performed = self.perform(cookie).await;
         sent.cancel();
         let Self {

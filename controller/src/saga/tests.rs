@@ -216,3 +216,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn fault_points_are_named_after_the_phases() {
+    use drover_proto::fault_points::point;
+    for phase in Phase::ALL {
+        assert_eq!(
+            point::CONTROLLER_STARTED[phase as usize],
+            format!("controller.{phase}-started")
+        );
+        assert_eq!(
+            point::CONTROLLER_OVER[phase as usize],
+            format!("controller.{phase}-over")
+        );
+    }
+}

@@ -44,6 +44,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let collector = Collector::start(&lab)?;
     let options = ClusterOptions {
         environment: collector.environment(),
+        ..ClusterOptions::default()
     };
     let mut cluster = Cluster::start_with(&lab, options)?;
     println!("{} pairs, idle guest of {} MiB", arguments.pairs, arguments.memory);

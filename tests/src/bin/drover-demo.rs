@@ -79,6 +79,7 @@ fn run(lab: &mut Lab) -> Result<()> {
     let collector = Collector::start(lab)?;
     let options = ClusterOptions {
         environment: collector.environment(),
+        ..ClusterOptions::default()
     };
     let cluster = Cluster::start_with(lab, options)?;
     show(&cluster, &["host", "list"])?;

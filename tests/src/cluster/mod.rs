@@ -3,6 +3,8 @@
 mod command_line;
 mod configuration;
 mod invariants;
+mod points;
+mod small_disks;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +17,7 @@ use crate::{Daemon, Host, Lab, wait_until};
 
 pub use command_line::{Migration, Run};
 pub use invariants::Expected;
+pub use points::Process;
 
 /// How long a daemon may take until it serves.
 const START: Duration = Duration::from_secs(20);
@@ -28,6 +31,10 @@ pub const AGENT_PORT: u16 = 7450;
 pub struct ClusterOptions {
     /// Environment of the controller and the agents: `OTEL_EXPORTER_OTLP_ENDPOINT`, `DROVER_FAULT`, ….
     pub environment: Vec<(String, String)>,
+    /// Processes can be held at fault points, see [`Cluster::arm`].
+    pub fault_points: bool,
+    /// State lies on small file systems, see [`Cluster::fill_disk`].
+    pub small_disks: bool,
 }
 
 /// A running Drover. Its processes end with it.
@@ -56,6 +63,9 @@ impl<'lab> Cluster<'lab> {
             agents: BTreeMap::new(),
         };
         cluster.install().context("installing Drover in the lab")?;
+        if cluster.options.small_disks {
+            cluster.mount_small_disks()?;
+        }
         cluster.start_controller()?;
         let names: Vec<String> = lab.hosts().iter().map(|host| host.name().to_string()).collect();
         for name in &names {
@@ -104,6 +114,7 @@ impl<'lab> Cluster<'lab> {
         let mut command = node.command(&self.program("drover-controller"))?;
         command.arg("--config").arg(self.folder.join("controller.toml"));
         command.envs(self.options.environment.iter().cloned());
+        command.envs(self.points_of(&Process::Controller)?);
         let daemon = Daemon::spawn(&node, "controller", &mut command)?;
         let log = daemon.log().display().to_string();
         self.controller = Some(daemon);
@@ -137,6 +148,7 @@ impl<'lab> Cluster<'lab> {
         let mut command = node.command_as_agent(&self.program("drover-agent"))?;
         command.arg("--config").arg(self.folder.join(format!("{host}.toml")));
         command.envs(self.options.environment.iter().cloned());
+        command.envs(self.points_of(&Process::Agent(host.to_string()))?);
         let daemon = Daemon::spawn(node, "agent", &mut command)?;
         self.agents.insert(host.to_string(), daemon);
         Ok(())

@@ -1,0 +1,89 @@
+//! Faults on real hosts: every moment of a migration and every victim at least once. All pairs: `long_faults`.
+//!
+//! Each case prints what happened, how long the guest stood still, and who decided. After each the invariants hold:
+//! never two copies, the guest runs unless its QEMU was killed, the record and the hosts agree, nothing is left.
+
+use anyhow::{Result, ensure};
+use drover_tests::faults::{Act, Case, Daemon, Moment, Outcome, Patience, Role, run_all};
+
+use Role::{Destination, Source};
+
+fn case(moment: Moment, act: Act) -> Case {
+    Case { moment, act }
+}
+
+/// Runs them all, and fails at the end with everything that failed.
+fn run(cases: &[Case]) -> Result<()> {
+    let mut failed = Vec::new();
+    run_all(cases, Patience::SHORT, |case, outcome| match outcome {
+        Ok(outcome) => {
+            println!("{outcome}");
+            if let Err(error) = outcome.append_to(&Outcome::file()) {
+                failed.push(format!("{case}: {error:#}"));
+            }
+        }
+        Err(error) => {
+            println!("FAILED {error:#}");
+            failed.push(format!("{error:#}"));
+        }
+    })?;
+    ensure!(
+        failed.is_empty(),
+        "{} of {} cases failed:\n{}",
+        failed.len(),
+        cases.len(),
+        failed.join("\n")
+    );
+    Ok(())
+}
+
+#[test]
+fn faults_before_all_is_sent() -> Result<()> {
+    use Moment::{EarlyTransfer, LateTransfer, Preparing};
+    run(&[
+        case(Preparing, Act::Kill(Daemon::Controller)),
+        case(Preparing, Act::JournalFull(Destination)),
+        case(Preparing, Act::CutController(Destination)),
+        case(EarlyTransfer, Act::Kill(Daemon::Agent(Source))),
+        case(EarlyTransfer, Act::Kill(Daemon::Libvirtd(Source))),
+        case(EarlyTransfer, Act::Reset),
+        case(EarlyTransfer, Act::Stop(Daemon::Controller)),
+        case(LateTransfer, Act::KillQemu(Destination)),
+        case(LateTransfer, Act::Cut),
+        case(LateTransfer, Act::KillBothAgents),
+        case(LateTransfer, Act::KillQemu(Source)),
+    ])
+}
+
+#[test]
+fn faults_after_all_is_sent() -> Result<()> {
+    use Moment::{AllSent, Confirming, Finalizing, Finished};
+    run(&[
+        case(AllSent, Act::Kill(Daemon::Agent(Source))),
+        case(AllSent, Act::KillQemu(Source)),
+        case(AllSent, Act::Cut),
+        case(AllSent, Act::Kill(Daemon::Libvirtd(Destination))),
+        case(AllSent, Act::Stop(Daemon::Agent(Destination))),
+        case(Finished, Act::Kill(Daemon::Agent(Destination))),
+        case(Finished, Act::CutOneWay(Destination)),
+        case(Finished, Act::KillQemu(Destination)),
+        case(Confirming, Act::Kill(Daemon::Libvirtd(Source))),
+        case(Confirming, Act::JournalFull(Source)),
+        case(Finalizing, Act::Kill(Daemon::Controller)),
+        case(Finalizing, Act::StoreFull),
+    ])
+}
+
+#[test]
+fn every_moment_is_a_fault_point_of_the_product() {
+    use drover_proto::fault_points::point;
+    let known = [
+        point::AGENT.as_slice(),
+        &point::CONTROLLER_STARTED,
+        &point::CONTROLLER_OVER,
+    ]
+    .concat();
+    for name in Moment::ALL.into_iter().filter_map(Moment::point) {
+        assert!(known.contains(&name), "{name}");
+    }
+}

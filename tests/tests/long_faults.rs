@@ -1,0 +1,60 @@
+//! Every fault at every moment, on real hosts. What passed for this build is not run again: `target/faults.passed`
+//! remembers it, so that an interrupted run goes on where it was.
+//!
+//! `DROVER_FAULTS=WORDS` runs only cases whose line contains all these words, whether they passed before or not.
+
+use std::fs;
+use std::io::Write;
+use std::time::UNIX_EPOCH;
+
+use anyhow::{Context, Result, ensure};
+use drover_tests::faults::{Case, Outcome, Patience, run_all};
+
+/// Changes with the programs that are tested.
+fn build() -> Result<String> {
+    let folder = std::env::current_exe()?;
+    let folder = folder.ancestors().nth(2).context("no folder of programs")?.to_owned();
+    let stamps = ["drover-agent", "drover-controller"].map(|name| -> Result<String> {
+        let data = fs::metadata(folder.join(name))?;
+        let changed = data.modified()?.duration_since(UNIX_EPOCH)?;
+        Ok(format!("{}-{}", data.len(), changed.as_secs()))
+    });
+    Ok(stamps.into_iter().collect::<Result<Vec<_>>>()?.join("-"))
+}
+
+#[test]
+fn every_fault_at_every_moment() -> Result<()> {
+    let (build, passed_file) = (build()?, Outcome::file().with_extension("passed"));
+    let passed = fs::read_to_string(&passed_file).unwrap_or_default();
+    let line = |case: &Case| format!("{build} {case}");
+    let wanted = std::env::var("DROVER_FAULTS").ok();
+    let left: Vec<Case> = Case::all()
+        .into_iter()
+        .filter(|case| match &wanted {
+            Some(words) => words.split_whitespace().all(|word| line(case).contains(word)),
+            None => !passed.lines().any(|known| known == line(case)),
+        })
+        .collect();
+    println!("{} of {} cases are to be run", left.len(), Case::all().len());
+    let mut file = fs::File::options().create(true).append(true).open(&passed_file)?;
+    let mut failed = Vec::new();
+    run_all(&left, Patience::LONG, |case, outcome| {
+        let noted = outcome.and_then(|outcome| {
+            println!("{outcome}");
+            outcome.append_to(&Outcome::file())?;
+            Ok(writeln!(file, "{}", line(&case))?)
+        });
+        if let Err(error) = noted {
+            println!("FAILED {error:#}");
+            failed.push(format!("{error:#}"));
+        }
+    })?;
+    ensure!(
+        failed.is_empty(),
+        "{} of {} cases failed:\n{}",
+        failed.len(),
+        left.len(),
+        failed.join("\n")
+    );
+    Ok(())
+}
