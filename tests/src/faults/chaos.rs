@@ -111,10 +111,10 @@ impl Plan {
 
 /// Rounds until the time is over, or one of them breaks a promise.
 pub fn run(seed: u64, limit: Duration, mut tell: impl FnMut(&str)) -> Result<Summary> {
-    let (began, mut summary) = (Instant::now(), Summary::default());
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &Stage::guest())?;
     let mut stage = Stage::start(&lab, guest)?;
+    let (began, mut summary) = (Instant::now(), Summary::default());
     while began.elapsed() < limit {
         let plan = Plan::of(seed, summary.rounds);
         let seen = stage.chaos(&plan);

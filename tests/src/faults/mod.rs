@@ -9,6 +9,7 @@
 
 mod act;
 pub mod chaos;
+pub mod figures;
 mod moment;
 pub mod outcome;
 mod random;
@@ -20,7 +21,7 @@ pub use act::{Act, Daemon, Patience, Role};
 pub use moment::Moment;
 pub use outcome::Outcome;
 pub use rules::{End, expected, is_possible};
-pub use stage::{Stage, run_all};
+pub use stage::{Held, Stage, run_all};
 pub use table::render;
 
 /// One case of the matrix.

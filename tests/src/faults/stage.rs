@@ -223,6 +223,44 @@ impl<'lab> Stage<'lab> {
         self.cluster.host(host).link(Network::Management)
     }
 
+    /// Begins a migration under a watch and brings it to a moment, for a test that does something then.
+    pub fn hold_at(&self, moment: Moment) -> Result<Held> {
+        let (source, destination) = self.sides();
+        let watch = self.cluster.lab().watch(&[&self.guest])?;
+        let id = self.hold(
+            moment,
+            Sides {
+                source: &source,
+                destination: &destination,
+            },
+        )?;
+        Ok(Held {
+            id,
+            watch,
+            source,
+            destination,
+        })
+    }
+
+    /// Lets it go and waits for its rest; the guest is looked at by the caller.
+    pub fn release_and_rest(&self, held: &Held) -> Result<Migration> {
+        self.cluster.release()?;
+        self.link(&held.source).limit_mbit(None)?;
+        self.rest(&held.id)
+    }
+
+    /// Lets it go, waits for its rest and checks every invariant. Returns also how long the guest stood still.
+    pub fn go_on(&mut self, held: Held) -> Result<(End, Migration, Option<Duration>)> {
+        let record = self.release_and_rest(&held)?;
+        let sides = Sides {
+            source: &held.source,
+            destination: &held.destination,
+        };
+        let end = self.settle(&record, sides)?;
+        self.guest.dirty(CALM_KIB, None)?;
+        Ok((end, record, self.seen(held.watch, end)?))
+    }
+
     /// A round of chaos: any end is right that the record and the hosts agree on.
     pub(super) fn chaos(&mut self, plan: &Plan) -> Result<(End, Duration)> {
         let (source, destination) = self.sides();
@@ -261,5 +299,37 @@ impl<'lab> Stage<'lab> {
         let end = self.settle(&record, sides)?;
         self.guest.dirty(CALM_KIB, None)?;
         Ok((end, self.seen(watch, end)?.unwrap_or_default()))
+    }
+}
+
+/// A migration at a moment.
+#[derive(Debug)]
+pub struct Held {
+    id: String,
+    watch: Watch,
+    source: String,
+    destination: String,
+}
+
+impl Held {
+    /// Of the migration.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The host that is on this side of it.
+    pub fn host(&self, role: Role) -> &str {
+        match role {
+            Role::Source => &self.source,
+            Role::Destination => &self.destination,
+        }
+    }
+
+    /// The host on the other side.
+    pub fn other(&self, role: Role) -> &str {
+        match role {
+            Role::Source => &self.destination,
+            Role::Destination => &self.source,
+        }
     }
 }
