@@ -45,6 +45,7 @@ fn one_trace_survives_the_death_of_the_controller() -> Result<()> {
     let collector = Collector::start(&lab)?;
     let options = ClusterOptions {
         environment: collector.environment(),
+        ..ClusterOptions::default()
     };
     let mut cluster = Cluster::start_with(&lab, options)?;
     cluster.host("host-a").link(Network::Management).limit_mbit(Some(200))?;
