@@ -65,24 +65,22 @@ fn main() -> Result<()> {
         }
         Command::Matrix { times, long, words } => matrix(times, long, &words)?,
         Command::Figures { times } => {
-            let all: [(&str, fn(usize) -> Result<Figure>); 3] = [
-                (
-                    "controller killed at the switch: restart until its record is at rest",
-                    figures::controller_recovery,
-                ),
-                (
-                    "controller killed while memory is sent: restart until it follows",
-                    figures::controller_follows,
-                ),
-                (
-                    "source agent killed when all is sent, back after 1 s: guest still for",
-                    figures::source_agent,
-                ),
-            ];
-            for (what, measure) in all {
-                let Figure { least, median, most } = measure(times)?;
+            let tell = |what: &str, figure: Figure| {
+                let Figure { least, median, most } = figure;
                 println!("{what}: median {median:.1?} ({least:.1?} to {most:.1?}, n={times})");
-            }
+            };
+            tell(
+                "controller killed at the switch: restart until its record is at rest",
+                figures::controller_recovery(times)?,
+            );
+            tell(
+                "controller killed while memory is sent: restart until it follows",
+                figures::controller_follows(times)?,
+            );
+            tell(
+                "source agent killed when all is sent, back after 1 s: guest still for",
+                figures::source_agent(times)?,
+            );
         }
         Command::Table => print!("{}", render(&Outcome::read_all(&Outcome::file())?)),
     }
