@@ -5,6 +5,7 @@
 
 pub mod checks;
 pub mod config;
+pub mod gate;
 pub mod guest_xml;
 pub mod hypervisor;
 pub mod jobs;

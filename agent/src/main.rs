@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use drover_agent::config::{Config, Flags, HypervisorKind};
+use drover_agent::gate::Gate;
 use drover_agent::hypervisor::Hypervisor;
 use drover_agent::jobs::Timing;
 use drover_agent::libvirt::Libvirt;
@@ -89,6 +90,7 @@ async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
         unfit,
         boot_id: boot_id()?,
         limits: Timing::default(),
+        gate: Gate::default(),
     })
     .await?;
     tracing::info!(address = %agent.address(), "ready");

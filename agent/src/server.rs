@@ -23,6 +23,7 @@ use tonic::transport::Server;
 use uuid::Uuid;
 
 use crate::checks::version;
+use crate::gate::Gate;
 use crate::hypervisor::{HostFacts, Hypervisor};
 use crate::jobs::sockets::Sockets;
 use crate::jobs::{Jobs, Parts, Timing};
@@ -55,6 +56,8 @@ pub struct AgentOptions {
     pub unfit: Option<String>,
     pub boot_id: Uuid,
     pub limits: Timing,
+    /// Open but in a simulation.
+    pub gate: Gate,
 }
 
 /// An agent that serves.
@@ -104,7 +107,7 @@ impl Agent {
 
         let stop_listening = CancellationToken::new();
         let (port, incoming) = Port::open(options.listener, options.tls.clone(), tunnel, stop_listening.clone());
-        let services = services(agent, PeerServer::new(Arc::clone(&jobs)))?;
+        let services = services(agent, PeerServer::new(Arc::clone(&jobs)), options.gate)?;
         let server =
             tokio::spawn(services.serve_with_incoming_shutdown(incoming, stop_listening.clone().cancelled_owned()));
         if let Some(registration) = registration {
@@ -160,12 +163,14 @@ async fn register_first(
     Ok(Some(registration))
 }
 
-type Layers = tower::layer::util::Stack<
-    Authorize,
-    tower::layer::util::Stack<DeadlineLayer, tower::layer::util::Stack<TraceLayer, tower::layer::util::Identity>>,
->;
+type Stack<Inner, Outer> = tower::layer::util::Stack<Inner, Outer>;
+type Layers = Stack<Gate, Stack<Authorize, Stack<DeadlineLayer, Stack<TraceLayer, tower::layer::util::Identity>>>>;
 
-fn services(agent: AgentServer, peer: PeerServer) -> anyhow::Result<tonic::transport::server::Router<Layers>> {
+fn services(
+    agent: AgentServer,
+    peer: PeerServer,
+    gate: Gate,
+) -> anyhow::Result<tonic::transport::server::Router<Layers>> {
     let (health, health_service) = tonic_health::server::health_reporter();
     // It serves from the moment it listens; the reporter only holds the state.
     drop(health);
@@ -183,6 +188,7 @@ fn services(agent: AgentServer, peer: PeerServer) -> anyhow::Result<tonic::trans
         .layer(TraceLayer)
         .layer(DeadlineLayer)
         .layer(Authorize::default())
+        .layer(gate)
         .add_service(health_service)
         .add_service(reflection)
         .add_service(agent)

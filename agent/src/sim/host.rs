@@ -13,6 +13,7 @@ use super::error;
 use super::fault::{Call, Fault};
 use super::state::State;
 use super::watch::Watch;
+use crate::gate::{Gate, Moment, Pass};
 use crate::hypervisor::{CpuAnswer, GuestFacts, HostFacts, Result, StopReason};
 
 /// A host with its libvirtd and its guests. Cheap to clone; all clones are the same host.
@@ -35,7 +36,27 @@ impl SimHost {
 
     /// Makes a call, with the fault that is planted for it.
     pub(super) async fn call<T>(&self, call: Call, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let fault = self.lock().script.take(call);
+        let (fault, gate) = {
+            let mut state = self.lock();
+            (state.script.take(call), state.gate.clone())
+        };
+        match gate.ask(call.name(), Moment::Before).await {
+            Pass::Go => {}
+            Pass::Refuse => return Err(error::scripted()),
+            Pass::Lose => return Err(error::answer_lost()),
+        }
+        if self.lock().is_off() {
+            return Err(error::disconnected());
+        }
+        let answer = self.with_fault(fault, work).await;
+        match gate.ask(call.name(), Moment::After).await {
+            Pass::Go if !self.lock().is_off() => answer,
+            // A handle in the lost answer goes with its connection.
+            Pass::Go | Pass::Refuse | Pass::Lose => Err(error::answer_lost()),
+        }
+    }
+
+    async fn with_fault<T>(&self, fault: Option<Fault>, work: impl Future<Output = Result<T>>) -> Result<T> {
         match fault {
             None => work.await,
             Some(Fault::Refuse) => Err(error::scripted()),
@@ -68,6 +89,11 @@ impl SimHost {
     /// Plants a fault for the next call of this kind; several are met in turn.
     pub fn script(&self, call: Call, fault: Fault) {
         self.lock().script.plant(call, fault);
+    }
+
+    /// Who is asked at every call from now on.
+    pub fn set_gate(&self, gate: Gate) {
+        self.lock().gate = gate;
     }
 
     /// Defines and starts a guest.
@@ -119,7 +145,19 @@ impl SimHost {
 
     /// The host's power fails and comes back.
     pub fn reboot(&self) {
-        self.lock().reboot();
+        let mut state = self.lock();
+        state.power_off();
+        state.power_on();
+    }
+
+    /// The host's power fails: guests end, no call is answered any more.
+    pub fn power_off(&self) {
+        self.lock().power_off();
+    }
+
+    /// The host starts: what has autostart is started anew.
+    pub fn power_on(&self) {
+        self.lock().power_on();
     }
 
     /// Changes with every reboot.

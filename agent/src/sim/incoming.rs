@@ -74,7 +74,10 @@ impl SimIncoming {
         let finishing = tokio::spawn(async move {
             let outcome = received.wait_for(|received| *received != Received::Waiting).await;
             match outcome.map(|received| received.clone()) {
-                Ok(Received::Complete(totals)) => host.lock().finished(guest, connection, &arrived, totals),
+                Ok(Received::Complete(totals)) => {
+                    let finished = async { host.lock().finished(guest, connection, &arrived, totals) };
+                    host.call(Call::Finishing, finished).await
+                }
                 Ok(Received::Broken(why)) => Err(error::failed(format!("migration in job: {why}"))),
                 Ok(Received::Waiting) | Err(_) => Err(error::failed("migration in job: QEMU is gone")),
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use drover_proto::ids::GuestId;
 
+use super::domain::Limits;
 use super::error;
 use super::fault::Call;
 use super::host::SimHost;
@@ -40,6 +41,15 @@ impl Drop for PerformFails {
 }
 
 impl SimOutgoing {
+    async fn set_limits(&self, set: impl FnOnce(&mut Limits) + Send) -> Result<()> {
+        let work = async {
+            self.host
+                .lock()
+                .update_job(self.guest, self.connection, |job| set(&mut job.limits))
+        };
+        self.host.call(Call::SetLimits, work).await
+    }
+
     async fn perform_now(&self, request: &PerformRequest) -> Result<Cookie> {
         let (host, guest, connection) = (self.host.clone(), self.guest, self.connection);
         let (spec, cut) = host.lock().start_perform(guest, connection, request)?;
@@ -101,16 +111,12 @@ impl Outgoing for SimOutgoing {
     }
 
     async fn set_max_downtime(&self, max: Duration) -> Result<()> {
-        self.host
-            .lock()
-            .update_job(self.guest, self.connection, |job| job.limits.max_downtime = max)
+        self.set_limits(|limits| limits.max_downtime = max).await
     }
 
     async fn set_bandwidth(&self, bytes_per_second: u64) -> Result<()> {
         let whole = bytes_per_second.next_multiple_of(1 << 20);
-        self.host
-            .lock()
-            .update_job(self.guest, self.connection, |job| job.limits.bandwidth = whole)
+        self.set_limits(|limits| limits.bandwidth = whole).await
     }
 
     async fn confirm_moved(&self, _cookie: &Cookie) -> Result<()> {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::domain::{Limits, Spec};
 use super::error;
+use super::fault::Call;
 use super::host::SimHost;
 use super::stream::{self, Frame, Head, LARGEST, Tail};
 use crate::hypervisor::{Happened, HypervisorError, JobStats, Result};
@@ -40,6 +41,7 @@ impl Sender {
             self.update(|stats| (stats.iteration, stats.memory_remaining) = (iteration, remaining))?;
             let began = Instant::now();
             self.send_pages(&mut channels, remaining).await?;
+            self.host.call(Call::Sending, async { Ok(()) }).await?;
             let took = began.elapsed().max(Duration::from_micros(1));
             let dirtied = self.dirtied(took);
             let bandwidth = (remaining as f64 / took.as_secs_f64()) as u64;
@@ -56,6 +58,7 @@ impl Sender {
             .lock()
             .stop_for_last_round(self.guest(), self.connection)?
             .then(SystemTime::now);
+        self.host.call(Call::LastRound, async { Ok(()) }).await?;
         self.send_pages(&mut channels, remaining).await?;
         self.send_tails(channels, stopped).await
     }

@@ -12,6 +12,7 @@ use super::domain::{Domain, Phase, Spec};
 use super::error;
 use super::fault::Script;
 use super::watch::Watch;
+use crate::gate::Gate;
 use crate::hypervisor::{
     CpuAnswer, GuestEvent, GuestState, Happened, HostFacts, Incarnation, JobStats, MachineTypes, Result, StopReason,
 };
@@ -32,6 +33,8 @@ pub(super) struct State {
     pub(super) facts: HostFacts,
     pub(super) cpu: CpuAnswer,
     pub(super) script: Script,
+    pub(super) gate: Gate,
+    off: bool,
 }
 
 impl State {
@@ -66,6 +69,8 @@ impl State {
             facts,
             cpu: CpuAnswer::Fits,
             script: Script::default(),
+            gate: Gate::default(),
+            off: false,
         }
     }
 
@@ -301,8 +306,13 @@ impl State {
         }
     }
 
-    /// The host's power fails and comes back: what has autostart is started anew.
-    pub(super) fn reboot(&mut self) {
+    pub(super) fn is_off(&self) -> bool {
+        self.off
+    }
+
+    /// The host's power fails.
+    pub(super) fn power_off(&mut self) {
+        self.off = true;
         self.oldest_connection = self.next_connection;
         let active: Vec<_> = self
             .domains
@@ -313,6 +323,14 @@ impl State {
         for guest in active {
             self.end(guest, StopReason::Failed);
         }
+    }
+
+    /// The host starts: what has autostart is started anew.
+    pub(super) fn power_on(&mut self) {
+        if !self.off {
+            return;
+        }
+        self.off = false;
         self.boot_id = Uuid::new_v4();
         let again: Vec<_> = self
             .domains

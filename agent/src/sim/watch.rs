@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use drover_proto::ids::GuestId;
 
@@ -36,6 +36,9 @@ struct Seen {
     last: HashMap<GuestId, Life>,
     overtaken: HashSet<(GuestId, Life)>,
     violations: Vec<Violation>,
+    /// Since when no copy runs.
+    still: HashMap<GuestId, Instant>,
+    standstills: HashMap<GuestId, Vec<Duration>>,
 }
 
 impl Watch {
@@ -45,6 +48,11 @@ impl Watch {
 
     pub(crate) fn violations(&self) -> Vec<Violation> {
         self.seen().violations.clone()
+    }
+
+    /// How long no copy ran, each time that one ran again afterwards.
+    pub(crate) fn standstills(&self, guest: GuestId) -> Vec<Duration> {
+        self.seen().standstills.get(&guest).cloned().unwrap_or_default()
     }
 
     pub(crate) fn running(&self, guest: GuestId) -> Vec<String> {
@@ -68,6 +76,9 @@ impl Watch {
         {
             seen.overtaken.insert((guest, former));
         }
+        if let Some(since) = seen.still.remove(&guest) {
+            seen.standstills.entry(guest).or_default().push(since.elapsed());
+        }
         let running = seen.running.entry(guest).or_default();
         running.insert(life);
         let hosts: Vec<_> = running.iter().map(|(host, _)| host.clone()).collect();
@@ -77,8 +88,13 @@ impl Watch {
     }
 
     pub(crate) fn stopped(&self, guest: GuestId, host: &str, life: u64) {
-        if let Some(running) = self.seen().running.get_mut(&guest) {
-            running.remove(&(host.to_owned(), life));
+        let mut seen = self.seen();
+        let Some(running) = seen.running.get_mut(&guest) else {
+            return;
+        };
+        running.remove(&(host.to_owned(), life));
+        if running.is_empty() {
+            seen.still.insert(guest, Instant::now());
         }
     }
 }
@@ -112,6 +128,7 @@ mod tests {
             watch.stopped(guest, host, life);
         }
         assert_eq!(wrongs(&watch), []);
+        assert_eq!(watch.standstills(guest).len(), 2, "between three lives");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use drover_proto::ids::GuestId;
 
@@ -32,6 +33,11 @@ impl SimWorld {
     /// Every moment at which two copies of a guest ran, or an old one ran on. Empty is right.
     pub fn violations(&self) -> Vec<Violation> {
         self.watch.violations()
+    }
+
+    /// How long no copy of the guest ran, each time that one ran again afterwards.
+    pub fn standstills(&self, guest: GuestId) -> Vec<Duration> {
+        self.watch.standstills(guest)
     }
 
     /// Names of the hosts on which the guest runs now.

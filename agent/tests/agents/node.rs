@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use drover_agent::gate::Gate;
 use drover_agent::jobs::{Jobs, Timing};
 use drover_agent::server::{Agent, AgentOptions};
 use drover_agent::sim::SimHost;
@@ -70,6 +71,7 @@ impl Node {
                 hypervisor: Arc::new(host),
                 unfit: None,
                 limits,
+                gate: Gate::default(),
             })
             .await
             .unwrap()

@@ -1,0 +1,262 @@
+//! What must be true once everything is back: the promises of the design, looked at from outside of the product.
+//!
+//! That never two copies ran, and never an old one over newer disks, is watched all the time by the simulated hosts
+//! themselves; here it is only read.
+
+use std::time::{Duration, Instant};
+
+use drover_agent::hypervisor::GuestState;
+use drover_agent::journal::{DestinationState, Part};
+use drover_controller::saga::Phase;
+use drover_controller::store::Record;
+use drover_proto::v1::MigrationState;
+
+use super::fault::Fault;
+use super::plan::{Plan, Scenario};
+use super::point::Site;
+use super::world::World;
+
+/// What is known to be wrong, and why it is so still. Each is printed and counted at every run; nothing else may be.
+pub const KNOWN: [(&str, &str); 2] = [
+    (
+        "was not started again",
+        "a guest with autostart whose host went down in the middle of its move stays shut off",
+    ),
+    (
+        "beside the disk there is",
+        "a probe file stays until the agent's next start where the answer with its name was lost",
+    ),
+];
+
+/// The reason of what is known to be wrong.
+pub fn known(broken: &str) -> Option<&'static str> {
+    let known = KNOWN.iter().find(|(text, _)| broken.contains(text));
+    known.map(|(_, reason)| *reason)
+}
+
+/// What an agent does after the controller has been told may take so long.
+const AFTERMATH: Duration = Duration::from_secs(8);
+
+/// How a migration came to rest.
+#[derive(Debug)]
+pub enum Rest {
+    /// The wish was never heard.
+    NotCreated,
+    Ended {
+        record: Record,
+        /// How often an operator let a stuck phase try again.
+        retries: u32,
+    },
+    /// It waits, visibly, for a person's word.
+    NeedsPerson { record: Record },
+    /// It did not come to rest although everything is back.
+    Restless { record: Record },
+}
+
+/// Everything that is not as it must be. What is still being done gets a moment to be done.
+pub async fn check(world: &World, plan: &Plan, rest: &Rest) -> Vec<String> {
+    let until = Instant::now() + AFTERMATH;
+    loop {
+        let mut broken = look(world, plan, rest);
+        if broken.is_empty() || Instant::now() > until {
+            broken.extend(violations(world));
+            return broken;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn violations(world: &World) -> impl Iterator<Item = String> {
+    world
+        .sim
+        .violations()
+        .into_iter()
+        .map(|violation| format!("VIOLATION {:?}", violation.what))
+}
+
+fn look(world: &World, plan: &Plan, rest: &Rest) -> Vec<String> {
+    match rest {
+        Rest::NotCreated => vec!["the migration was never created".to_owned()],
+        Rest::Restless { record } => vec![restless(record)],
+        Rest::NeedsPerson { record } => needs_person(world, record),
+        Rest::Ended { record, .. } => ended(world, plan, record),
+    }
+}
+
+fn restless(record: &Record) -> String {
+    let waiting = record.details.waiting_for.as_ref();
+    let waiting = waiting.map_or_else(String::new, |waiting| format!("{} {}", waiting.reason, waiting.remedy));
+    format!("it does not come to rest: {} {waiting}", record.position)
+}
+
+/// The one case that nobody can decide: the destination died between `Resuming` and `Ran`, and the copy is gone.
+fn needs_person(world: &World, record: &Record) -> Vec<String> {
+    let resuming = world.jobs(Site::Destination).is_some_and(|jobs| {
+        jobs.journal.records().iter().any(|page| match &page.part {
+            Part::Destination(part) => part.state == DestinationState::Resuming,
+            Part::Source(_) | Part::Nothing => false,
+        })
+    });
+    let there = world.host(Site::Destination).look(world.guest_id());
+    let absent = there.is_none_or(|guest| !guest.state.is_active());
+    if resuming && absent {
+        return Vec::new();
+    }
+    vec![format!("a person is asked for without need: {}", restless(record))]
+}
+
+/// Where the guest is to be, by what the record says. `None`: it ended.
+fn home(record: &Record) -> Result<Option<Site>, String> {
+    match record.state {
+        MigrationState::Succeeded => Ok(Some(Site::Destination)),
+        MigrationState::Failed | MigrationState::Cancelled => Ok(Some(Site::Source)),
+        MigrationState::GuestEnded => Ok(None),
+        MigrationState::Unspecified
+        | MigrationState::Queued
+        | MigrationState::Running
+        | MigrationState::Cancelling
+        | MigrationState::AttentionRequired => Err(format!("at rest, and {}", record.state.as_str_name())),
+    }
+}
+
+fn ended(world: &World, plan: &Plan, record: &Record) -> Vec<String> {
+    let home = match home(record) {
+        Ok(home) => home,
+        Err(wrong) => return vec![wrong],
+    };
+    let mut broken = nothing_left(world);
+    let powered_off = |site| {
+        let fired = world.director.fired();
+        fired.iter().any(|event| event.fault == Fault::HostReboots(site))
+    };
+    match home {
+        Some(home) => {
+            broken.extend(at_home(world, plan, home));
+            let host = record.guest_host.as_ref().map(ToString::to_string);
+            // Who was refused before anything was looked at knows nothing of it.
+            let unknown = host.is_none() && record.phase == Phase::Validate;
+            if host.as_deref() != Some(home.host()) && !unknown {
+                broken.push(format!(
+                    "the record says that the guest is at {host:?}, not {}",
+                    home.host()
+                ));
+            }
+        }
+        None => {
+            if !Site::BOTH.into_iter().any(powered_off) {
+                broken.push("the record says that the guest ended, and nobody ended it".to_owned());
+            }
+            broken.extend(after_its_end(world, plan));
+        }
+    }
+    broken
+}
+
+/// One copy, with what belongs to it, and nothing on the other host.
+fn at_home(world: &World, plan: &Plan, home: Site) -> Vec<String> {
+    let mut broken = Vec::new();
+    let guest = world.guest_id();
+    if let Some(left) = world.host(home.other()).look(guest) {
+        broken.push(format!("{} still has a copy: {:?}", home.other().host(), left.state));
+    }
+    let Some(found) = world.host(home).look(guest) else {
+        broken.push(format!("{} does not have the guest", home.host()));
+        return broken;
+    };
+    let expected = match plan.scenario {
+        Scenario::MovePaused => GuestState::Paused,
+        Scenario::Move | Scenario::MoveTransient | Scenario::Undo | Scenario::HandOver | Scenario::Finish => {
+            GuestState::Running
+        }
+    };
+    // A paused guest whose host went down and started it anew runs now.
+    let anew = plan.scenario == Scenario::MovePaused && found.state == GuestState::Running && rebooted(world);
+    if found.state != expected && !anew {
+        broken.push(format!("the guest is {:?} at {}", found.state, home.host()));
+    }
+    let kept = plan.scenario != Scenario::MoveTransient;
+    if (found.persistent, found.autostart) != (kept, kept) {
+        let (persistent, autostart) = (found.persistent, found.autostart);
+        broken.push(format!(
+            "at {}: persistent {persistent}, autostart {autostart}",
+            home.host()
+        ));
+    }
+    broken
+}
+
+fn rebooted(world: &World) -> bool {
+    world
+        .director
+        .fired()
+        .iter()
+        .any(|event| event.fault.rebooted().is_some())
+}
+
+/// A guest that ended with its host: a transient one is gone, a persistent one is defined on one host, with autostart.
+fn after_its_end(world: &World, plan: &Plan) -> Vec<String> {
+    let looks = Site::BOTH.map(|site| (site, world.host(site).look(world.guest_id())));
+    let active: Vec<_> = looks
+        .iter()
+        .filter(|(_, guest)| guest.as_ref().is_some_and(|guest| guest.state.is_active()))
+        .map(|(site, _)| site.host())
+        .collect();
+    let mut broken = Vec::new();
+    if !active.is_empty() {
+        broken.push(format!(
+            "the record says that the guest ended, and there is a copy at {active:?}"
+        ));
+    }
+    let defined: Vec<_> = looks
+        .iter()
+        .filter_map(|(site, guest)| Some((site, guest.as_ref()?)))
+        .collect();
+    let expected = usize::from(plan.scenario != Scenario::MoveTransient);
+    if defined.len() != expected {
+        broken.push(format!("the guest is defined on {} hosts", defined.len()));
+    }
+    for (site, guest) in defined {
+        if !guest.autostart {
+            broken.push(format!("autostart was lost at {}", site.host()));
+        }
+        // It was to be started with its host, and its host was started.
+        broken.push(format!("the guest was not started again at {}", site.host()));
+    }
+    broken
+}
+
+/// No job lock, socket, probe file, open journal, waiting copy or transfer in memory.
+fn nothing_left(world: &World) -> Vec<String> {
+    let mut broken = Vec::new();
+    for site in Site::BOTH {
+        let name = site.host();
+        if world.host(site).has_job(world.guest_id()) {
+            broken.push(format!("{name} still holds a job lock"));
+        }
+        let sockets = world.sockets(site);
+        if !sockets.is_empty() {
+            broken.push(format!("{name} still has sockets: {sockets:?}"));
+        }
+        let Some(jobs) = world.jobs(site) else {
+            broken.push(format!("the agent of {name} is not up"));
+            continue;
+        };
+        for page in jobs.journal.records() {
+            if page.closed.is_none() {
+                broken.push(format!(
+                    "a journal is open at {name}: {} {:?}",
+                    page.state_name(),
+                    page.decision
+                ));
+            }
+            if jobs.outgoing_job(page.migration).is_some() || jobs.incoming_job(page.migration).is_some() {
+                broken.push(format!("{name} still works on it"));
+            }
+        }
+    }
+    let images = world.images();
+    if images != ["web.raw"] {
+        broken.push(format!("beside the disk there is {images:?}"));
+    }
+    broken
+}

@@ -1,0 +1,146 @@
+//! A network link that can be cut: an address of its own, behind it whoever has it at the moment.
+//!
+//! A cut ends what goes over it at once and refuses what comes, until it is mended; a link without anybody behind it
+//! refuses too, as a port does that nobody listens on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What is behind it; `None` while it is cut, or nobody is there.
+#[derive(Clone, Copy, Debug, Default)]
+struct Behind {
+    upstream: Option<SocketAddr>,
+    cut: bool,
+}
+
+impl Behind {
+    fn open(self) -> Option<SocketAddr> {
+        self.upstream.filter(|_| !self.cut)
+    }
+}
+
+/// One link. It lives as long as this does.
+#[derive(Debug)]
+pub struct Link {
+    address: SocketAddr,
+    behind: Arc<watch::Sender<Behind>>,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.behind.send_replace(Behind::default());
+    }
+}
+
+impl Link {
+    /// A link with nobody behind it.
+    pub async fn new() -> std::io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let address = listener.local_addr()?;
+        let behind = Arc::new(watch::Sender::new(Behind::default()));
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&behind)));
+        Ok(Self {
+            address,
+            behind,
+            accepting,
+        })
+    }
+
+    /// What others dial.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Who answers from now on.
+    pub fn lead_to(&self, upstream: Option<SocketAddr>) {
+        self.behind.send_modify(|behind| behind.upstream = upstream);
+    }
+
+    /// Everything that goes over it ends; nothing comes through.
+    pub fn cut(&self) {
+        self.behind.send_modify(|behind| behind.cut = true);
+    }
+
+    /// Things go through again.
+    pub fn mend(&self) {
+        self.behind.send_modify(|behind| behind.cut = false);
+    }
+}
+
+async fn accept(listener: TcpListener, behind: Arc<watch::Sender<Behind>>) {
+    loop {
+        let Ok((mut near, _)) = listener.accept().await else {
+            return;
+        };
+        let mut changes = behind.subscribe();
+        let Some(upstream) = changes.borrow_and_update().open() else {
+            continue;
+        };
+        tokio::spawn(async move {
+            let relayed = async {
+                let mut far = TcpStream::connect(upstream).await?;
+                near.set_nodelay(true)?;
+                far.set_nodelay(true)?;
+                copy_bidirectional(&mut near, &mut far).await
+            };
+            tokio::select! {
+                // However it ended: both ends are closed.
+                _ = relayed => {}
+                _ = changes.wait_for(|now| now.open() != Some(upstream)) => {}
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn echo() -> SocketAddr {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await
+                });
+            }
+        });
+        address
+    }
+
+    async fn works(link: &Link) -> bool {
+        let Ok(mut stream) = TcpStream::connect(link.address()).await else {
+            return false;
+        };
+        let mut byte = [0];
+        stream.write_all(b"x").await.is_ok() && stream.read_exact(&mut byte).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_what_is_there_and_refuses_what_comes() {
+        let link = Link::new().await.unwrap();
+        assert!(!works(&link).await, "nobody is behind it");
+        link.lead_to(Some(echo().await));
+        assert!(works(&link).await);
+        let mut open = TcpStream::connect(link.address()).await.unwrap();
+        open.write_all(b"x").await.unwrap();
+        let mut byte = [0];
+        open.read_exact(&mut byte).await.unwrap();
+        link.cut();
+        assert!(!matches!(open.read(&mut byte).await, Ok(1)), "what was open has ended");
+        assert!(!works(&link).await);
+        link.mend();
+        assert!(works(&link).await);
+    }
+}

@@ -1,0 +1,156 @@
+//! The fault matrix: every point that an undisturbed scenario passes × every moment × every fault, generated.
+//!
+//! The points are recorded, not listed: a new RPC or a new call to the hypervisor is in the matrix as soon as a
+//! scenario passes it, and [`unmet`] names those that none does.
+
+use std::collections::BTreeSet;
+
+use super::case;
+use super::fault::Fault;
+use super::plan::{Event, Plan, Scenario};
+use super::point::{Moment, NO_PHASE, Point, every_call};
+use super::random::Dice;
+
+/// The points of one scenario that no earlier one has passed.
+#[derive(Debug)]
+pub struct Row {
+    pub scenario: Scenario,
+    pub points: Vec<Point>,
+}
+
+/// Calls that no scenario reaches, and who looks at them instead.
+pub const UNMET: [(&str, &str); 4] = [
+    (
+        "libvirt.suspend",
+        "only where somebody else resumes a guest that was handed over: agents::crashes",
+    ),
+    (
+        "libvirt.define",
+        "only where libvirt kept no definition: sim::tests, agents::moves",
+    ),
+    (
+        "libvirt.undefine",
+        "only where libvirt left a definition behind: sim::tests, agents::undo",
+    ),
+    (
+        "libvirt.set-limits",
+        "only in a transfer of several rounds or when it is adjusted: sim::tests, downtime's own tests",
+    ),
+];
+
+/// How many repeats of the same call in the same phase are points of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Its first time.
+    First,
+    Every,
+}
+
+/// Runs every scenario undisturbed and notes what it passes. Fails where one does not come to its rest.
+pub async fn record(depth: Depth) -> Result<Vec<Row>, String> {
+    let (mut known, mut rows) = (BTreeSet::new(), Vec::new());
+    for scenario in Scenario::ALL {
+        let undisturbed = Plan {
+            scenario,
+            events: Vec::new(),
+            seed: None,
+        };
+        let outcome = case::run(undisturbed).await;
+        if !outcome.broken.is_empty() || outcome.fired.len() != scenario.events().len() {
+            return Err(format!("{scenario:?} without a fault: {:?}", outcome.broken));
+        }
+        let fresh: BTreeSet<_> = outcome
+            .points
+            .into_iter()
+            .filter(|point| point.phase != NO_PHASE && (depth == Depth::Every || point.nth == 0))
+            .filter(|point| known.insert(point.clone()))
+            .collect();
+        rows.push(Row {
+            scenario,
+            points: fresh.into_iter().collect(),
+        });
+    }
+    Ok(rows)
+}
+
+/// Calls that are neither passed by a scenario nor listed with a reason; and those that are listed in vain.
+pub fn unmet(rows: &[Row]) -> Vec<String> {
+    let met: BTreeSet<_> = rows
+        .iter()
+        .flat_map(|row| &row.points)
+        .map(|point| point.call.as_str())
+        .collect();
+    every_call()
+        .filter(|call| {
+            let listed = UNMET.iter().any(|(unmet, _)| unmet == call);
+            met.contains(call.as_str()) == listed
+        })
+        .collect()
+}
+
+/// All events that can happen at a point.
+fn events(point: &Point) -> impl Iterator<Item = Event> + '_ {
+    [Moment::Before, Moment::After].into_iter().flat_map(move |moment| {
+        Fault::ALL
+            .into_iter()
+            .filter(move |fault| fault.fits(moment))
+            .map(move |fault| Event::at(point.clone(), moment, fault))
+    })
+}
+
+/// Every single fault.
+pub fn singles(rows: &[Row]) -> Vec<Plan> {
+    let of_row = |row: &Row| {
+        let scenario = row.scenario;
+        let plan = |event| Plan {
+            scenario,
+            events: vec![event],
+            seed: None,
+        };
+        row.points.iter().flat_map(events).map(plan).collect::<Vec<_>>()
+    };
+    rows.iter().flat_map(of_row).collect()
+}
+
+/// Every two faults of one scenario, as numbers: there are too many to be held at once.
+#[derive(Debug)]
+pub struct Pairs {
+    singles: Vec<Plan>,
+}
+
+impl Pairs {
+    pub fn new(rows: &[Row]) -> Self {
+        // What went before a scenario's own points is as much a part of it.
+        Self { singles: singles(rows) }
+    }
+
+    pub fn count(&self) -> usize {
+        self.singles.len() * self.singles.len()
+    }
+
+    /// The pair with this number: the second fault may be met before or after the first, whichever comes.
+    pub fn get(&self, number: usize) -> Plan {
+        let (first, second) = (number / self.singles.len(), number % self.singles.len());
+        let (first, second) = (&self.singles[first], &self.singles[second]);
+        let mut events = first.events.clone();
+        events.extend(second.events.iter().cloned());
+        // The rarer scenario passes the commoner one's points too, where these come before its own.
+        let scenario = rarer(first.scenario, second.scenario);
+        Plan {
+            scenario,
+            events,
+            seed: None,
+        }
+    }
+
+    /// Some of them.
+    pub fn sample(&self, count: usize, seed: u64) -> Vec<Plan> {
+        let mut dice = Dice::new(seed);
+        (0..count).map(|_| self.get(dice.below(self.count()))).collect()
+    }
+}
+
+fn rarer(one: Scenario, other: Scenario) -> Scenario {
+    let place = |scenario| Scenario::ALL.iter().position(|known| *known == scenario);
+    if place(one) >= place(other) { one } else { other }
+}

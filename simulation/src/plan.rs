@@ -1,0 +1,145 @@
+//! What goes wrong in one world, and when.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::fault::{Fault, Outage, SHORT};
+use drover_agent::sim::Call;
+
+use super::point::{Moment, Point, Site};
+
+/// When it happens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum When {
+    At(Point, Moment),
+    /// At the call with this number, of all calls of the world: for schedules that are drawn blindly.
+    Crossing(u32),
+}
+
+/// One fault at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Event {
+    pub when: When,
+    pub fault: Fault,
+    /// After so long everything is back.
+    pub outage: Outage,
+    /// The call that met it waits for so long, where it goes on.
+    pub hold: Duration,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.when {
+            When::At(point, Moment::Before) => write!(f, "before {point}")?,
+            When::At(point, Moment::After) => write!(f, "after {point}")?,
+            When::Crossing(number) => write!(f, "at call {number}")?,
+        }
+        write!(f, ": {}", self.fault)?;
+        if self.outage != SHORT || !self.hold.is_zero() {
+            write!(
+                f,
+                " ({} ms, held {} ms)",
+                self.outage.as_millis(),
+                self.hold.as_millis()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// What the user wants, before anything goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scenario {
+    /// A running guest with autostart moves.
+    Move,
+    /// A guest that its user paused moves, and arrives as still.
+    MovePaused,
+    /// A transient guest moves.
+    MoveTransient,
+    /// The move is cancelled while memory is sent.
+    Undo,
+    /// All is sent, the source agent dies before it hands over: the controller has it handed over.
+    HandOver,
+    /// All is sent and handed over, then the source host is gone for a while: the destination finishes in its place.
+    Finish,
+}
+
+impl Scenario {
+    pub const ALL: [Self; 6] = [
+        Self::Move,
+        Self::MovePaused,
+        Self::MoveTransient,
+        Self::Undo,
+        Self::HandOver,
+        Self::Finish,
+    ];
+}
+
+/// A scenario with what goes wrong in it, in order of no importance: each waits for its own moment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Plan {
+    pub scenario: Scenario,
+    pub events: Vec<Event>,
+    /// Where it was drawn: replays it.
+    pub seed: Option<u64>,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(seed) = self.seed {
+            write!(f, "DROVER_SEED={seed} ")?;
+        }
+        write!(f, "{:?}", self.scenario)?;
+        for event in &self.events {
+            write!(f, ", {event}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Scenario {
+    /// What happens in it by itself.
+    pub fn events(self) -> Vec<Event> {
+        let at = |call: &str, site| {
+            When::At(
+                Point {
+                    phase: "transfer",
+                    site,
+                    call: call.to_owned(),
+                    nth: 0,
+                },
+                Moment::Before,
+            )
+        };
+        let event = |when, fault, outage, hold| Event {
+            when,
+            fault,
+            outage: Duration::from_millis(outage),
+            hold: Duration::from_millis(hold),
+        };
+        const HAND_OVER: &str = "/drover.agent.v1.PeerService/HandOverGuest";
+        match self {
+            Self::Move | Self::MovePaused | Self::MoveTransient => Vec::new(),
+            Self::Undo => vec![event(at(Call::Sending.name(), Site::Source), Fault::Cancel, 0, 3000)],
+            Self::HandOver => vec![event(
+                at(HAND_OVER, Site::Destination),
+                Fault::AgentDies(Site::Source),
+                80,
+                0,
+            )],
+            Self::Finish => vec![event(at(HAND_OVER, Site::Destination), Fault::AgentsCut, 7000, 0)],
+        }
+    }
+}
+
+impl Event {
+    /// A fault at a point that lasts as long as most do.
+    pub fn at(point: Point, moment: Moment, fault: Fault) -> Self {
+        Self {
+            when: When::At(point, moment),
+            fault,
+            outage: SHORT,
+            hold: Duration::ZERO,
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! One world: two hosts, their agents, a controller, the links between them, one guest. What can be done to it.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use drover_agent::jobs::{Jobs, Timing};
+use drover_agent::server::{Agent, AgentOptions};
+use drover_agent::sim::{SimGuest, SimHost, SimWorld};
+use drover_controller::config::Config;
+use drover_controller::server::Controller;
+use drover_controller::store::memory::MemoryStore;
+use drover_proto::ids::GuestId;
+use drover_proto::roles::{Role, Roles};
+use drover_proto::telemetry::LogFormat;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+
+use super::director::Director;
+use super::link::Link;
+use super::pki::Pki;
+use super::plan::Scenario;
+use super::point::Site;
+use super::process::Process;
+
+/// Between the death of a process and the next try of its supervisor.
+const SUPERVISOR: Duration = Duration::from_millis(20);
+
+/// Shorter than on real hosts, so that what expires does so within a case.
+const TIMING: Timing = Timing {
+    ticket: Duration::from_secs(3),
+    begin: Duration::from_secs(6),
+    abort: Duration::from_secs(5),
+    hand_over: Duration::from_secs(2),
+};
+
+type Slot<T> = Mutex<Option<Arc<Process<T>>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A host: its hypervisor, its agent, and the ways to them.
+struct HostUnit {
+    host: SimHost,
+    agent: Slot<Agent>,
+    /// The controller's way to the agent, and the agent's to the controller.
+    from_controller: Link,
+    to_controller: Link,
+    /// The other agent's way to this one.
+    from_agent: Link,
+}
+
+/// A whole world. Everything in it ends with [`end`](Self::end).
+pub struct World {
+    pub sim: SimWorld,
+    pub guest: SimGuest,
+    pub store: Arc<MemoryStore>,
+    pub director: Arc<Director>,
+    source: HostUnit,
+    destination: HostUnit,
+    controller: Slot<Controller>,
+    folder: TempDir,
+}
+
+impl World {
+    /// Both agents and the controller are up and know each other.
+    pub async fn new(scenario: Scenario) -> anyhow::Result<Arc<Self>> {
+        let folder = memory_folder()?;
+        let disk = folder.path().join("images").join("web.raw");
+        std::fs::create_dir_all(folder.path().join("images"))?;
+        std::fs::write(&disk, b"disk")?;
+        let guest = SimGuest {
+            memory_mib: 1,
+            persistent: scenario != Scenario::MoveTransient,
+            autostart: scenario != Scenario::MoveTransient,
+            paused: scenario == Scenario::MovePaused,
+            disks: vec![disk.display().to_string()],
+            ..SimGuest::named("web")
+        };
+        let (sim, store) = (SimWorld::new(), Arc::new(MemoryStore::default()));
+        let director = Director::new(Arc::clone(&store), guest.id());
+        let world = Arc::new(Self {
+            source: HostUnit::new(&sim, Site::Source).await?,
+            destination: HostUnit::new(&sim, Site::Destination).await?,
+            sim,
+            guest,
+            store,
+            director,
+            controller: Mutex::default(),
+            folder,
+        });
+        for site in Site::BOTH {
+            world.unit(site).host.set_gate(world.director.gate(site));
+        }
+        world.unit(Site::Source).host.add(&world.guest)?;
+        world.director.stand_in(&world);
+        world.start_controller().await?;
+        for site in Site::BOTH {
+            world.start_agent(site).await?;
+        }
+        Ok(world)
+    }
+
+    fn unit(&self, site: Site) -> &HostUnit {
+        match site {
+            Site::Source => &self.source,
+            Site::Destination => &self.destination,
+        }
+    }
+
+    pub fn guest_id(&self) -> GuestId {
+        self.guest.id()
+    }
+
+    pub fn host(&self, site: Site) -> &SimHost {
+        &self.unit(site).host
+    }
+
+    fn run_dir(&self, site: Site) -> PathBuf {
+        self.folder.path().join(site.host()).join("run")
+    }
+
+    /// Names of what lies where the guest's disk is.
+    pub fn images(&self) -> Vec<String> {
+        names(&self.folder.path().join("images"))
+    }
+
+    /// Names of the socket directories of a host's agent.
+    pub fn sockets(&self, site: Site) -> Vec<String> {
+        names(&self.run_dir(site))
+    }
+
+    /// The operations of an agent that is up.
+    pub fn jobs(&self, site: Site) -> Option<Arc<Jobs>> {
+        let process = lock(&self.unit(site).agent).clone()?;
+        process.with(|agent| Arc::clone(agent.jobs()))
+    }
+
+    /// Where the controller's API is, while it is up.
+    pub fn controller_address(&self) -> Option<SocketAddr> {
+        let process = lock(&self.controller).clone()?;
+        process.with(|controller| controller.address)
+    }
+
+    /// Starts an agent that is not there, as its supervisor would: again and again until it is up.
+    pub async fn start_agent(self: &Arc<Self>, site: Site) -> anyhow::Result<()> {
+        let unit = self.unit(site);
+        let agent = || self.agent_main(site);
+        supervise(&unit.agent, agent, |agent| unit.lead_to(Some(agent.address()))).await
+    }
+
+    /// Starts a controller on the store that is there.
+    pub async fn start_controller(self: &Arc<Self>) -> anyhow::Result<()> {
+        let main = || {
+            let (config, store) = (config(), Arc::clone(&self.store));
+            async move { Controller::start(&config, store).await }
+        };
+        supervise(&self.controller, main, |controller| {
+            for site in Site::BOTH {
+                self.unit(site).to_controller.lead_to(Some(controller.address));
+            }
+        })
+        .await
+    }
+
+    fn agent_main(self: &Arc<Self>, site: Site) -> impl Future<Output = anyhow::Result<Agent>> + Send + 'static {
+        let unit = self.unit(site);
+        let (host, gate) = (unit.host.clone(), self.director.gate(site));
+        let (near, far, to_controller) = (
+            unit.from_controller.address(),
+            unit.from_agent.address(),
+            unit.to_controller.address(),
+        );
+        let (state_dir, run_dir) = (self.folder.path().join(site.host()).join("state"), self.run_dir(site));
+        async move {
+            Agent::start(AgentOptions {
+                host: site.host().parse()?,
+                listener: TcpListener::bind(("127.0.0.1", 0)).await?,
+                management_address: near,
+                migration_addresses: vec![far],
+                controller: Some(to_controller),
+                state_dir,
+                run_dir,
+                qemu_group: None,
+                tls: Pki::shared().tls(&format!("agent/{}", site.host()))?,
+                boot_id: host.boot_id(),
+                hypervisor: Arc::new(host),
+                unfit: None,
+                limits: TIMING,
+                gate,
+            })
+            .await
+        }
+    }
+
+    /// SIGKILL.
+    pub async fn kill_agent(&self, site: Site) {
+        let unit = self.unit(site);
+        let process = lock(&unit.agent).take();
+        if let Some(process) = process {
+            process.kill().await;
+        }
+        if lock(&unit.agent).is_none() {
+            unit.lead_to(None);
+        }
+    }
+
+    /// SIGKILL.
+    pub async fn kill_controller(&self) {
+        let process = lock(&self.controller).take();
+        if let Some(process) = process {
+            process.kill().await;
+        }
+    }
+
+    /// The power of a host fails: nothing of it is heard of any more, then nothing of it is there.
+    pub async fn power_off(&self, site: Site) {
+        let unit = self.unit(site);
+        unit.lead_to(None);
+        unit.host.power_off();
+        self.kill_agent(site).await;
+        // /run does not outlive a boot. What cannot be removed is found by the invariants.
+        let _ = std::fs::remove_dir_all(self.run_dir(site));
+    }
+
+    pub fn power_on(&self, site: Site) {
+        self.unit(site).host.power_on();
+    }
+
+    pub fn cut_agents(&self, cut: bool) {
+        for site in Site::BOTH {
+            set(&self.unit(site).from_agent, cut);
+        }
+    }
+
+    pub fn cut_controller(&self, site: Site, cut: bool) {
+        set(&self.unit(site).from_controller, cut);
+        set(&self.unit(site).to_controller, cut);
+    }
+
+    /// Everything ends.
+    pub async fn end(&self) {
+        self.director.go_home();
+        self.kill_controller().await;
+        for site in Site::BOTH {
+            self.kill_agent(site).await;
+        }
+    }
+}
+
+impl HostUnit {
+    async fn new(sim: &SimWorld, site: Site) -> anyhow::Result<Self> {
+        Ok(Self {
+            host: sim.host(site.host()),
+            agent: Mutex::default(),
+            from_controller: Link::new().await?,
+            to_controller: Link::new().await?,
+            from_agent: Link::new().await?,
+        })
+    }
+
+    fn lead_to(&self, agent: Option<SocketAddr>) {
+        self.from_controller.lead_to(agent);
+        self.from_agent.lead_to(agent);
+    }
+}
+
+fn set(link: &Link, cut: bool) {
+    if cut { link.cut() } else { link.mend() }
+}
+
+/// Starts what should be in a slot until it is up, or somebody else has put something there, or has killed it.
+async fn supervise<T, F>(slot: &Slot<T>, main: impl Fn() -> F, up: impl FnOnce(&T)) -> anyhow::Result<()>
+where
+    T: Send + 'static,
+    F: Future<Output = anyhow::Result<T>> + Send + 'static,
+{
+    for _ in 0..100 {
+        let (process, started) = {
+            let mut place = lock(slot);
+            if place.is_some() {
+                return Ok(());
+            }
+            let (process, started) = Process::spawn(main())?;
+            let process = Arc::new(process);
+            *place = Some(Arc::clone(&process));
+            (process, started)
+        };
+        let Ok(started) = started.await else {
+            // Killed while it started: whoever did that starts it again.
+            return Ok(());
+        };
+        let is_there = || lock(slot).as_ref().is_some_and(|there| Arc::ptr_eq(there, &process));
+        match started {
+            Ok(()) => {
+                if is_there() {
+                    process.with(up);
+                }
+                return Ok(());
+            }
+            Err(error) => {
+                if is_there() {
+                    lock(slot).take();
+                }
+                process.kill().await;
+                tracing::warn!("a process did not start: {error:#}");
+                tokio::time::sleep(SUPERVISOR).await;
+            }
+        }
+    }
+    anyhow::bail!("a process could not be started")
+}
+
+fn config() -> Config {
+    Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        metrics_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        store: "memory:".to_owned(),
+        tls: Pki::shared().files("controller"),
+        trust_domain: "drover.local".parse().expect("a valid name"),
+        roles: Roles::default().with("operator", Role::Admin),
+        heartbeat_interval_seconds: 1,
+        log_format: LogFormat::Human,
+        log_filter: "info".to_owned(),
+    }
+}
+
+/// Where fsync costs nothing, if there is such a place: what is simulated here is the death of processes.
+fn memory_folder() -> anyhow::Result<TempDir> {
+    let builder = || {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("drover-simulation-");
+        builder
+    };
+    builder()
+        .tempdir_in("/dev/shm")
+        .or_else(|_| builder().tempdir())
+        .context("no folder for a world")
+}
+
+fn names(folder: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,111 @@
+//! The simulated fault matrix: single faults, pairs of faults, schedules drawn from a seed.
+//!
+//! - `DROVER_ALL=1` runs all pairs (`DROVER_CHUNK=3/20` the third twentieth of them), every repeat of a call as a
+//!   point of its own, and 10,000 schedules.
+//! - `DROVER_SEED=…` with `DROVER_SCHEDULES=1` replays one schedule; `DROVER_ONLY=…` runs the single faults whose
+//!   description contains the text; `RUST_LOG=info` shows what the processes say.
+
+use drover_simulation::matrix::{Depth, Pairs, Row, record, singles, unmet};
+use drover_simulation::plan::Plan;
+use drover_simulation::random::schedule;
+use drover_simulation::runner::{self, Tally};
+
+/// Of pairs, in `make test`.
+const PAIRS: usize = 300;
+/// In `make test`, and in `make test-all`.
+const SCHEDULES: usize = 300;
+const ALL_SCHEDULES: usize = 10_000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+fn all() -> bool {
+    std::env::var_os("DROVER_ALL").is_some()
+}
+
+fn seed() -> u64 {
+    number("DROVER_SEED").unwrap_or(20_261_124)
+}
+
+async fn rows(depth: Depth) -> Vec<Row> {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        // Another test of this process may have done it.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer()
+            .try_init();
+    }
+    record(depth).await.unwrap()
+}
+
+fn judge(what: &str, tally: &Tally) {
+    println!("{}", tally.describe(what));
+    for (plan, broken) in &tally.broken {
+        println!("  {plan}: {broken:?}");
+    }
+    assert!(
+        tally.broken.is_empty(),
+        "{} of {} cases",
+        tally.broken.len(),
+        tally.cases
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_is_met_by_a_scenario_or_listed() {
+    let rows = rows(Depth::First).await;
+    assert_eq!(
+        unmet(&rows),
+        Vec::<String>::new(),
+        "not met and not listed, or listed and met"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_single_fault() {
+    let depth = if all() { Depth::Every } else { Depth::First };
+    let mut plans = singles(&rows(depth).await);
+    if let Ok(only) = std::env::var("DROVER_ONLY") {
+        plans.retain(|plan| plan.to_string().contains(&only));
+    }
+    judge("single faults", &runner::run(plans).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pairs_of_faults() {
+    let pairs = Pairs::new(&rows(Depth::First).await);
+    if !all() {
+        return judge("pairs", &runner::run(pairs.sample(PAIRS, seed())).await);
+    }
+    let (chunk, chunks) = chunk();
+    let (from, to) = (pairs.count() * (chunk - 1) / chunks, pairs.count() * chunk / chunks);
+    println!("pairs {from} to {to} of {}", pairs.count());
+    let plans: Vec<Plan> = (from..to).map(|number| pairs.get(number)).collect();
+    judge("all pairs", &runner::run(plans).await);
+}
+
+/// `DROVER_CHUNK=3/20`: the third of twenty.
+fn chunk() -> (usize, usize) {
+    let text = std::env::var("DROVER_CHUNK").unwrap_or_else(|_| "1/1".to_owned());
+    let (chunk, chunks) = text.split_once('/').expect("DROVER_CHUNK=k/n");
+    let (chunk, chunks) = (chunk.parse().expect("a number"), chunks.parse().expect("a number"));
+    assert!(1 <= chunk && chunk <= chunks, "DROVER_CHUNK=k/n with 1 <= k <= n");
+    (chunk, chunks)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schedules_of_a_seed() {
+    let default = if all() { ALL_SCHEDULES } else { SCHEDULES };
+    let count = number("DROVER_SCHEDULES").unwrap_or(default as u64);
+    println!(
+        "schedules of the seeds {} to {}: replay one with DROVER_SEED=<seed> DROVER_SCHEDULES=1",
+        seed(),
+        seed() + count - 1
+    );
+    judge(
+        "schedules",
+        &runner::run((seed()..seed() + count).map(schedule).collect()).await,
+    );
+}
