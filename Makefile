@@ -42,6 +42,7 @@ test-lab: build $(VENV)/.ready ## Tests on real hosts, in namespaces (root)
 	@scripts/test-lab
 
 test-all: test-unit build $(VENV)/.ready ## Everything, also what takes long; resumable (root)
+	@scripts/test-simulation
 	@scripts/test-lab --all
 
 fuzz: setup ## Attack the readers of what comes from outside: make fuzz SECONDS=60 (for each)

@@ -86,6 +86,8 @@ pub struct Timing {
     pub abort: Duration,
     /// One try of the call to the destination's agent.
     pub hand_over: Duration,
+    /// A probe file that nobody asks to have removed.
+    pub probe: Duration,
 }
 
 impl Default for Timing {
@@ -95,6 +97,7 @@ impl Default for Timing {
             begin: Duration::from_secs(120),
             abort: Duration::from_secs(20),
             hand_over: Duration::from_secs(30),
+            probe: Duration::from_secs(120),
         }
     }
 }

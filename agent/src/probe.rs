@@ -1,7 +1,7 @@
 //! Proof that two hosts see the same storage: one writes a file beside the image, the other one reads it.
 //!
 //! Promise: a probe file is journaled before it is made, made with a name and content nobody can guess, never
-//! through a link, and removed: by the check itself, or at the next start. Only files that this agent's own journal
+//! through a link, and removed: by the check itself, after a while, or at the next start. Only files that this agent's own journal
 //! names are removed. All functions block; the service keeps them off the async threads.
 
 use std::fs::{File, OpenOptions};

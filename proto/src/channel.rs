@@ -6,7 +6,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tower::service_fn;
+use tower::{BoxError, service_fn};
 
 use crate::expiry::Expiring;
 use crate::identity::Identity;
@@ -55,9 +55,12 @@ fn open(
     let (tls, address) = (tls.clone(), address.to_owned());
     let connector = service_fn(move |_: Uri| {
         let (tls, address, expected) = (tls.clone(), address.clone(), expected.clone());
+        // A task of its own: whoever asked first may leave in the middle, and then nobody would drive the handshake. The
+        // peer would give it up, and the next to ask, however late, would be told so instead of being connected.
+        let connecting = tokio::spawn(async move { tls.connect_until(&address, ALPN_H2, &expected).await });
         async move {
-            let (stream, expires) = tls.connect_until(&address, ALPN_H2, &expected).await?;
-            Ok::<_, TlsError>(TokioIo::new(limit(stream, expires)))
+            let (stream, expires) = connecting.await.map_err(std::io::Error::other)??;
+            Ok::<_, BoxError>(TokioIo::new(limit(stream, expires)))
         }
     });
     Ok(endpoint.connect_with_connector_lazy(connector))

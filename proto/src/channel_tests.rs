@@ -116,6 +116,25 @@ async fn nobody_there_is_no_evidence() {
     assert!(failure.message.contains("cannot connect to"), "{failure}");
 }
 
+/// A call is left between the dialling and the handshake: the handshake goes on, for whoever calls next.
+#[tokio::test]
+async fn a_call_that_is_left_leaves_no_handshake_half_way() {
+    use tokio::io::AsyncReadExt;
+    let (folder, ca) = (TempDir::new().unwrap(), TestCa::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let channel = channel(&process(&folder, &ca, "user/vera"), &address, Identity::Controller).unwrap();
+    let mut client = HealthClient::new(channel);
+    let call = client.check(HealthCheckRequest::default());
+    let mut dialled = tokio::select! {
+        _ = call => panic!("nobody answers"),
+        accepted = listener.accept() => accepted.unwrap().0,
+    };
+    let mut hello = [0; 5];
+    let said = tokio::time::timeout(std::time::Duration::from_secs(5), dialled.read_exact(&mut hello));
+    assert!(said.await.is_ok_and(|read| read.is_ok()), "no ClientHello came");
+}
+
 #[tokio::test]
 async fn addresses_are_looked_at() {
     let (folder, ca) = (TempDir::new().unwrap(), TestCa::new());

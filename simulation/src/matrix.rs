@@ -5,9 +5,11 @@
 
 use std::collections::BTreeSet;
 
+use drover_controller::saga::Phase;
+
 use super::case;
 use super::fault::Fault;
-use super::plan::{Event, Plan, Scenario};
+use super::plan::{Event, Plan, Scenario, When};
 use super::point::{Moment, NO_PHASE, Point, every_call};
 use super::random::Dice;
 
@@ -112,7 +114,7 @@ pub fn singles(rows: &[Row]) -> Vec<Plan> {
     rows.iter().flat_map(of_row).collect()
 }
 
-/// Every two faults of one scenario, as numbers: there are too many to be held at once.
+/// Every two different faults at the points that change something, as numbers: there are too many to be held at once.
 #[derive(Debug)]
 pub struct Pairs {
     singles: Vec<Plan>,
@@ -120,24 +122,31 @@ pub struct Pairs {
 
 impl Pairs {
     pub fn new(rows: &[Row]) -> Self {
-        // What went before a scenario's own points is as much a part of it.
-        Self { singles: singles(rows) }
+        let mut singles = singles(rows);
+        singles.retain(|plan| plan.events.iter().all(tells));
+        Self { singles }
     }
 
+    /// Unordered: whichever is met first happens first.
     pub fn count(&self) -> usize {
-        self.singles.len() * self.singles.len()
+        let singles = self.singles.len();
+        singles * singles.saturating_sub(1) / 2
     }
 
-    /// The pair with this number: the second fault may be met before or after the first, whichever comes.
+    /// The pair with this number.
     pub fn get(&self, number: usize) -> Plan {
-        let (first, second) = (number / self.singles.len(), number % self.singles.len());
-        let (first, second) = (&self.singles[first], &self.singles[second]);
+        // Row `second` of the triangle holds the pairs of it with everything before it.
+        let (mut second, mut before) = (1, 0);
+        while before + second <= number {
+            before += second;
+            second += 1;
+        }
+        let (first, second) = (&self.singles[number - before], &self.singles[second]);
         let mut events = first.events.clone();
         events.extend(second.events.iter().cloned());
-        // The rarer scenario passes the commoner one's points too, where these come before its own.
-        let scenario = rarer(first.scenario, second.scenario);
         Plan {
-            scenario,
+            // The rarer scenario passes the commoner one's points too, where these come before its own.
+            scenario: rarer(first.scenario, second.scenario),
             events,
             seed: None,
         }
@@ -148,6 +157,30 @@ impl Pairs {
         let mut dice = Dice::new(seed);
         (0..count).map(|_| self.get(dice.below(self.count()))).collect()
     }
+}
+
+/// Whether a fault is worth a pair: at a call that changes something, at the moment that matters most, and no
+/// combination of others.
+fn tells(event: &Event) -> bool {
+    let When::At(point, moment) = &event.when else {
+        return false;
+    };
+    let looks = ["Inspect", "List", "Get", "Check", "Probes", "Watch", "look"];
+    if point.phase == Phase::Validate.name() || looks.iter().any(|look| point.call.contains(look)) {
+        return false;
+    }
+    let wanted = match event.fault {
+        Fault::Refused | Fault::Cancel => Moment::Before,
+        Fault::AnswerLost
+        | Fault::AgentDies(_)
+        | Fault::ControllerDies
+        | Fault::HostReboots(_)
+        | Fault::LibvirtdRestarts(_)
+        | Fault::AgentsCut
+        | Fault::ControllerAlone => Moment::After,
+        Fault::BothAgentsDie | Fault::AllDie | Fault::ControllerCut(_) => return false,
+    };
+    *moment == wanted
 }
 
 fn rarer(one: Scenario, other: Scenario) -> Scenario {

@@ -29,6 +29,8 @@ pub struct Tally {
     pub known: BTreeMap<&'static str, usize>,
     /// Of each case in which the guest ran again.
     pub standstills: Vec<Duration>,
+    /// The longest of them, and where.
+    pub longest: Option<(Duration, Plan)>,
     pub took: Duration,
 }
 
@@ -82,6 +84,13 @@ impl Tally {
         *self.rests.entry(rest).or_default() += 1;
         if !outcome.standstill.is_zero() {
             self.standstills.push(outcome.standstill);
+            if self
+                .longest
+                .as_ref()
+                .is_none_or(|(longest, _)| *longest < outcome.standstill)
+            {
+                self.longest = Some((outcome.standstill, outcome.plan.clone()));
+            }
         }
         let (known, broken): (Vec<_>, Vec<_>) = outcome
             .broken
@@ -120,6 +129,9 @@ impl Tally {
             self.missed,
             self.broken.len()
         );
+        if let Some((longest, plan)) = &self.longest {
+            let _ = write!(text, "\n  stood still for {longest:.1?}: {plan}");
+        }
         for (reason, count) in &self.known {
             let _ = write!(text, "\n  known {count}: {reason}");
         }

@@ -35,6 +35,7 @@ const TIMING: Timing = Timing {
     begin: Duration::from_secs(6),
     abort: Duration::from_secs(5),
     hand_over: Duration::from_secs(2),
+    probe: Duration::from_secs(3),
 };
 
 type Slot<T> = Mutex<Option<Arc<Process<T>>>>;
@@ -204,7 +205,8 @@ impl World {
         if let Some(process) = process {
             process.kill().await;
         }
-        if lock(&unit.agent).is_none() {
+        let slot = lock(&unit.agent);
+        if slot.is_none() {
             unit.lead_to(None);
         }
     }
@@ -290,29 +292,38 @@ where
             *place = Some(Arc::clone(&process));
             (process, started)
         };
-        let Ok(started) = started.await else {
-            // Killed while it started: whoever did that starts it again.
-            return Ok(());
-        };
-        let is_there = || lock(slot).as_ref().is_some_and(|there| Arc::ptr_eq(there, &process));
-        match started {
-            Ok(()) => {
-                if is_there() {
+        let is_this = |there: &Arc<Process<T>>| Arc::ptr_eq(there, &process);
+        match started.await {
+            Ok(Ok(())) => {
+                // With the slot held: whoever kills it leads nobody to it afterwards.
+                let place = lock(slot);
+                if place.as_ref().is_some_and(is_this) {
                     process.with(up);
                 }
                 return Ok(());
             }
-            Err(error) => {
-                if is_there() {
-                    lock(slot).take();
-                }
-                process.kill().await;
+            // Killed while it started: whoever did that starts it again.
+            Err(_) if !take_if(slot, is_this) => return Ok(()),
+            Err(error) => tracing::error!("a process broke off in its start: {error}"),
+            Ok(Err(error)) => {
+                take_if(slot, is_this);
                 tracing::warn!("a process did not start: {error:#}");
-                tokio::time::sleep(SUPERVISOR).await;
             }
         }
+        process.kill().await;
+        tokio::time::sleep(SUPERVISOR).await;
     }
     anyhow::bail!("a process could not be started")
+}
+
+/// Whether it was the wanted one, which is out of the slot now.
+fn take_if<T>(slot: &Slot<T>, wanted: impl Fn(&Arc<Process<T>>) -> bool) -> bool {
+    let mut place = lock(slot);
+    let found = place.as_ref().is_some_and(wanted);
+    if found {
+        place.take();
+    }
+    found
 }
 
 fn config() -> Config {

@@ -28,7 +28,8 @@ fn seed() -> u64 {
     number("DROVER_SEED").unwrap_or(20_261_124)
 }
 
-async fn rows(depth: Depth) -> Vec<Row> {
+/// What the processes of all cases say, where `RUST_LOG` asks for it.
+fn listen() {
     if std::env::var_os("RUST_LOG").is_some() {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         // Another test of this process may have done it.
@@ -37,6 +38,10 @@ async fn rows(depth: Depth) -> Vec<Row> {
             .with_test_writer()
             .try_init();
     }
+}
+
+async fn rows(depth: Depth) -> Vec<Row> {
+    listen();
     record(depth).await.unwrap()
 }
 
@@ -97,6 +102,7 @@ fn chunk() -> (usize, usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schedules_of_a_seed() {
+    listen();
     let default = if all() { ALL_SCHEDULES } else { SCHEDULES };
     let count = number("DROVER_SCHEDULES").unwrap_or(default as u64);
     println!(

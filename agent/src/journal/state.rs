@@ -15,7 +15,7 @@
 use serde::{Deserialize, Serialize};
 
 /// How far the source is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SourceState {
     /// From before Begin until all is sent.
     Sending,
@@ -24,7 +24,7 @@ pub enum SourceState {
 }
 
 /// How far the destination is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DestinationState {
     /// From before Prepare.
     Waiting,
@@ -41,7 +41,7 @@ pub enum DestinationState {
 }
 
 /// Who may run the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// It never ran at the destination: it belongs to the source.
     NeverRan,
@@ -51,7 +51,7 @@ pub enum Verdict {
 
 /// What became of a verdict. It is journaled before it is acted upon, and once more when that is done: a late
 /// repeat must not act on what the guest has become since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Decision {
     /// Nobody starts or resumes a copy.
     Open,

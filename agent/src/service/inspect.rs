@@ -1,5 +1,7 @@
 //! The questions that change nothing: host, guests, checks; and the storage probes.
 
+use std::time::Duration;
+
 use drover_proto::agent::v1 as agent;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::overrides::{Overrides, Problem};
@@ -9,7 +11,7 @@ use crate::checks::{Candidate, all};
 use crate::guest_xml::overrides::{Definition, Unfit, apply};
 use crate::guest_xml::{self, GuestShape, Unreadable};
 use crate::hypervisor::{CpuQuestion, GuestFacts};
-use crate::probe::{self, ProbeError};
+use crate::probe::{self, ProbeError, Probes};
 
 impl AgentServer {
     pub(super) async fn host_facts(&self) -> Result<agent::HostFacts, Failure> {
@@ -85,13 +87,15 @@ impl AgentServer {
             .filter(|disk| disk.source_type == "file" && !disk.source.is_empty())
             .map(|disk| disk.source)
             .collect();
-        let probes = self.probes.clone();
-        let written = blocking(move || {
-            images
-                .into_iter()
-                .map(|i| (probes.write(i.as_ref()), i))
-                .collect::<Vec<_>>()
-        });
+        let (probes, life) = (self.probes.clone(), self.jobs.limits.probe);
+        let write = move |image: String| {
+            let written = probes.write(image.as_ref());
+            if let Ok(probe) = &written {
+                expire(&probes, probe.file_name.clone(), life);
+            }
+            (written, image)
+        };
+        let written = blocking(move || images.into_iter().map(write).collect::<Vec<_>>());
         let mut response = agent::WriteStorageProbesResponse::default();
         for (result, image) in written.await? {
             match result {
@@ -107,6 +111,17 @@ impl AgentServer {
         let removed = blocking(move || probes.iter().try_for_each(|probe| own.remove(&probe.file_name))).await?;
         removed.map_err(|error| Failure::new(Reason::ResourceExhausted, error.to_string()))
     }
+}
+
+/// Whoever asked may be gone, or may never have got the names: then nobody else removes it.
+fn expire(probes: &Probes, file_name: String, life: Duration) {
+    let probes = probes.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(life).await;
+        if let Ok(Err(error)) = blocking(move || probes.remove(&file_name)).await {
+            tracing::warn!(%error, "a probe file stays until the next start");
+        }
+    });
 }
 
 pub(super) async fn read_probes(probes: Vec<agent::StorageProbe>) -> Result<agent::ReadStorageProbesResponse, Failure> {

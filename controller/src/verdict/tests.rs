@@ -7,6 +7,7 @@ use super::SourceJournal::{HandedOver, NotBegun, Sending};
 use super::*;
 
 mod combinations;
+mod exhaustive;
 mod open;
 mod verdicts;
 
