@@ -35,7 +35,7 @@ pub enum Call {
 
 impl Call {
     /// Every call. A test below proves that none is missing.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Look,
         Self::Begin,
         Self::Prepare,
@@ -54,6 +54,7 @@ impl Call {
         Self::SetAutostart,
         Self::Define,
         Self::Undefine,
+        Self::Start,
     ];
 
     /// What a [`crate::gate::Gate`] is asked with.
@@ -73,6 +74,7 @@ impl Call {
             Self::ConfirmMoved => "libvirt.confirm",
             Self::ConfirmCancelled => "libvirt.confirm-cancelled",
             Self::Resume => "libvirt.resume",
+            Self::Start => "libvirt.start",
             Self::Suspend => "libvirt.suspend",
             Self::SetAutostart => "libvirt.set-autostart",
             Self::Define => "libvirt.define",
@@ -101,6 +103,7 @@ impl Call {
             Self::SetAutostart => 15,
             Self::Define => 16,
             Self::Undefine => 17,
+            Self::Start => 18,
         }
     }
 }
