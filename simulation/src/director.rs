@@ -209,11 +209,12 @@ impl Director {
     }
 }
 
-/// What becomes of the call at which it happened. One whose caller has died before it was made is not carried out.
+/// What becomes of the call at which it happened. One whose caller has died before it was made is not carried out, nor
+/// one from agent to agent when the two were cut from each other before.
 fn pass(call: &str, moment: Moment, fault: Fault) -> Pass {
-    let caller_dies = match fault {
+    let is_not_made = match fault {
         Fault::ControllerDies | Fault::AllDie => call.starts_with("/drover.agent.v1.AgentService/"),
-        Fault::AgentDies(Site::Source) | Fault::BothAgentsDie | Fault::HostReboots(Site::Source) => {
+        Fault::AgentDies(Site::Source) | Fault::BothAgentsDie | Fault::HostReboots(Site::Source) | Fault::AgentsCut => {
             call.starts_with("/drover.agent.v1.PeerService/")
         }
         Fault::AgentDies(Site::Destination)
@@ -221,12 +222,11 @@ fn pass(call: &str, moment: Moment, fault: Fault) -> Pass {
         | Fault::Refused
         | Fault::AnswerLost
         | Fault::LibvirtdRestarts(_)
-        | Fault::AgentsCut
         | Fault::ControllerCut(_)
         | Fault::ControllerAlone
         | Fault::Cancel => false,
     };
-    if caller_dies && moment == Moment::Before {
+    if is_not_made && moment == Moment::Before {
         Pass::Lose
     } else {
         Pass::Go
