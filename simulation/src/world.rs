@@ -13,6 +13,7 @@ use drover_agent::sim::{SimGuest, SimHost, SimWorld};
 use drover_controller::config::Config;
 use drover_controller::server::Controller;
 use drover_controller::store::memory::MemoryStore;
+use drover_proto::identity_patterns::PatternLists;
 use drover_proto::ids::GuestId;
 use drover_proto::roles::{Role, Roles};
 use drover_proto::telemetry::LogFormat;
@@ -333,6 +334,7 @@ fn config() -> Config {
         store: "memory:".to_owned(),
         tls: Pki::shared().files("controller"),
         trust_domain: "drover.local".parse().expect("a valid name"),
+        identities: PatternLists::default(),
         roles: Roles::default().with("operator", Role::Admin),
         heartbeat_interval_seconds: 1,
         log_format: LogFormat::Human,
