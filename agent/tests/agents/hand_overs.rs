@@ -69,27 +69,37 @@ async fn one_that_hangs_is_left_after_its_time_and_tried_another_way() {
     scene.rest(Verdict::Ran).await;
 }
 
-/// A way to `to` that takes one connection and no other.
-async fn way_for_one(to: String) -> String {
+/// A way to an address, open until the token is cancelled: then what is connected breaks, and nobody listens.
+async fn way_until(cut: CancellationToken, to: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    tokio::spawn(async move {
-        let (mut near, _) = listener.accept().await.unwrap();
-        drop(listener);
-        let mut far = TcpStream::connect(to).await.unwrap();
-        // It ends with the transfer.
-        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-    });
+    let accepting = cut.clone();
+    tokio::spawn(accepting.run_until_cancelled_owned(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (cut, to) = (cut.clone(), to.clone());
+            tokio::spawn(cut.run_until_cancelled_owned(async move {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                // It ends with the transfer, or is cut.
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            }));
+        }
+    }));
     address
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_no_migration_address_answers_the_management_address_does() {
     let scene = Scene::new(SimGuest::named("web")).await;
+    let (sent, cut) = (CancellationToken::new(), CancellationToken::new());
+    scene.a.host.script(Call::Perform, Fault::AnswerAfter(sent.clone()));
     let ready = scene.ready().await;
-    // Memory gets through, and then the migration network is gone.
-    let ways = vec![way_for_one(scene.b.address()).await];
+    let ways = vec![way_until(cut.clone(), scene.b.address()).await];
     scene.send_to(&ready, ways, scene.b.address()).await.unwrap();
+    // Memory gets through, and then the migration network is gone.
+    let complete = |status: &MigrationStatus| status.stream_complete;
+    scene.until(&scene.b, "all has come", complete).await;
+    cut.cancel();
+    sent.cancel();
     scene.until_moved().await;
     scene.rest(Verdict::Ran).await;
     assert_eq!(scene.runs_on(), ["b"]);
