@@ -1,13 +1,16 @@
 //! Whether this host could take a guest: what the guest needs against what is here. Pure comparisons; the facts are
 //! gathered by the service. The ids are listed in docs/checks.md.
 
+mod resources;
+mod versions;
+
 use drover_proto::agent::v1 as agent;
 use drover_proto::v1::{Check, CheckResult};
 
-use crate::hypervisor::{CpuAnswer, GuestFacts, HostFacts};
+pub use resources::{Presence, look};
+pub use versions::version;
 
-/// Memory that a QEMU needs beside its guest's, bytes.
-const OVERHEAD: u64 = 128 << 20;
+use crate::hypervisor::{CpuAnswer, GuestFacts, HostFacts};
 
 /// All that is compared.
 #[derive(Debug)]
@@ -24,6 +27,18 @@ pub struct Candidate<'a> {
     pub cpu: Result<CpuAnswer, String>,
     /// What this host lacks to migrate at all.
     pub unfit: Option<&'a str>,
+    /// The files that the guest starts from, and whether they are here.
+    pub boot_files: Vec<(String, Presence)>,
+    pub space: Space,
+}
+
+/// What this agent can still write, bytes; `None` where nobody knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// In its state directory.
+    pub state: Option<u64>,
+    /// In the directory of its sockets.
+    pub run: Option<u64>,
 }
 
 /// Every check, in the order in which people should read them.
@@ -33,13 +48,17 @@ pub fn all(candidate: &Candidate<'_>) -> Vec<Check> {
         host_uuid(candidate),
         uuid_free(candidate),
         name_free(candidate),
-        devices(candidate),
         machine_type(candidate),
         cpu(candidate),
-        memory(candidate),
+        versions::versions(candidate),
+        versions::lock_manager(candidate),
+        resources::memory(candidate),
+        resources::huge_pages(candidate),
+        resources::numa(candidate),
+        resources::boot_files(candidate),
         names("bridges", "bridge", candidate, &candidate.host.bridges),
         names("networks", "network", candidate, &candidate.host.networks),
-        versions(candidate),
+        resources::space(candidate),
     ]
 }
 
@@ -108,17 +127,6 @@ fn name_free(candidate: &Candidate<'_>) -> Check {
     }
 }
 
-fn devices(candidate: &Candidate<'_>) -> Check {
-    if candidate.guest.blockers.is_empty() {
-        return passed("devices", "nothing ties the guest to its host");
-    }
-    failed(
-        "devices",
-        candidate.guest.blockers.join("; "),
-        "detach it, or move the guest while it is shut off",
-    )
-}
-
 fn machine_type(candidate: &Candidate<'_>) -> Check {
     let agent::GuestFacts {
         machine,
@@ -158,22 +166,6 @@ fn cpu(candidate: &Candidate<'_>) -> Check {
     }
 }
 
-fn memory(candidate: &Candidate<'_>) -> Check {
-    let (needed, free) = (
-        candidate.guest.memory_bytes.saturating_add(OVERHEAD),
-        candidate.host.memory_available,
-    );
-    let found = format!(
-        "needs {} MiB with QEMU's own, {} MiB are free",
-        needed >> 20,
-        free >> 20
-    );
-    if needed <= free {
-        return passed("memory", found);
-    }
-    failed("memory", found, "free memory here, or choose another host")
-}
-
 /// Bridges and networks: by name.
 fn names(id: &str, source_type: &str, candidate: &Candidate<'_>, here: &[String]) -> Check {
     let needed = candidate
@@ -192,22 +184,6 @@ fn names(id: &str, source_type: &str, candidate: &Candidate<'_>, here: &[String]
     }
     let found = format!("not here: {}", missing.join(", "));
     failed(id, found, "make it here, or choose another host")
-}
-
-/// QEMU is made to accept guests of older ones; a newer one's guest it accepts where it knows its machine type, which is
-/// a check of its own. If it does not, the transfer fails and the guest stays where it is.
-fn versions(candidate: &Candidate<'_>) -> Check {
-    let (source, here) = (candidate.source.qemu_version, candidate.host.qemu_version);
-    let found = format!("QEMU {} at the source, {} here", version(source), version(here));
-    if source / 1000 > here / 1000 {
-        return passed("versions", format!("{found}: older, prefer a host whose QEMU is not"));
-    }
-    passed("versions", found)
-}
-
-/// As libvirt counts: `9.0.0`.
-pub fn version(number: u64) -> String {
-    format!("{}.{}.{}", number / 1_000_000, number / 1000 % 1000, number % 1000)
 }
 
 #[cfg(test)]

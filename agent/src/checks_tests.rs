@@ -4,6 +4,7 @@ use drover_proto::agent::v1::InterfaceFacts;
 use uuid::Uuid;
 
 use super::*;
+use crate::guest_xml::HugePages;
 use crate::hypervisor::{GuestState, MachineTypes};
 
 fn guest() -> agent::GuestFacts {
@@ -39,14 +40,25 @@ fn host() -> HostFacts {
         }],
         bridges: vec!["br0".to_owned()],
         networks: vec!["default".to_owned()],
+        huge_pages: vec![huge(2 << 20, 1 << 30)],
+        numa_nodes: vec![0],
+        online_cpus: vec![0, 1],
+        lock_manager: Some("none".to_owned()),
         ..HostFacts::default()
     }
+}
+
+fn huge(page: u64, total: u64) -> HugePages {
+    HugePages { page, total }
 }
 
 fn source() -> agent::HostFacts {
     agent::HostFacts {
         host_uuid: Uuid::from_u128(2).to_string(),
         qemu_version: 10_000_000,
+        lock_manager: "none".to_owned(),
+        state_free_bytes: Some(1 << 30),
+        run_free_bytes: Some(1 << 30),
         ..agent::HostFacts::default()
     }
 }
@@ -78,6 +90,11 @@ fn not_passed(change: impl FnOnce(&mut Candidate<'_>)) -> Vec<String> {
         same_name: None,
         cpu: Ok(CpuAnswer::Fits),
         unfit: None,
+        boot_files: Vec::new(),
+        space: Space {
+            state: Some(1 << 30),
+            run: Some(1 << 30),
+        },
     };
     // The changes are on leaked values: a test may leak.
     change(&mut candidate);
@@ -125,11 +142,109 @@ fn each_obstacle_is_found_by_its_own_check() {
         ["cpu"]
     );
     assert_eq!(not_passed(|c| c.cpu = Err("no answer".to_owned())), ["cpu"]);
-    let tied = agent::GuestFacts {
-        blockers: vec!["a TPM".to_owned()],
+}
+
+#[test]
+fn huge_pages_have_to_be_free_in_their_size() {
+    let with = |page_bytes: u64, total_bytes: u64| {
+        let guest = agent::GuestFacts {
+            huge_pages: vec![agent::HugePages {
+                page_bytes,
+                total_bytes,
+            }],
+            ..guest()
+        };
+        not_passed(|c| c.guest = leak(guest))
+    };
+    assert!(with(0, 1 << 30).is_empty(), "the default size");
+    assert!(with(2 << 20, 1 << 30).is_empty());
+    assert_eq!(with(2 << 20, (1 << 30) + 1), ["huge-pages"]);
+    assert_eq!(with(1 << 30, 1 << 30), ["huge-pages"]);
+}
+
+#[test]
+fn memory_in_huge_pages_is_not_asked_for_twice() {
+    let guest = agent::GuestFacts {
+        huge_pages: vec![agent::HugePages {
+            page_bytes: 0,
+            total_bytes: 1 << 30,
+        }],
         ..guest()
     };
-    assert_eq!(not_passed(|c| c.guest = leak(tied)), ["devices"]);
+    let host = HostFacts {
+        memory_available: 200 << 20,
+        ..host()
+    };
+    let (guest, host) = (leak(guest), leak(host));
+    assert!(not_passed(|c| (c.guest, c.host) = (guest, host)).is_empty());
+}
+
+#[test]
+fn nodes_and_cpus_are_looked_for_by_number() {
+    let bound = |numa_nodes: Vec<u32>, host_cpus: Vec<u32>| {
+        leak(agent::GuestFacts {
+            numa_nodes,
+            host_cpus,
+            ..guest()
+        })
+    };
+    assert!(not_passed(|c| c.guest = bound(vec![0], vec![0, 1])).is_empty());
+    assert_eq!(not_passed(|c| c.guest = bound(vec![1], vec![])), ["numa"]);
+    assert_eq!(not_passed(|c| c.guest = bound(vec![], vec![1, 2])), ["numa"]);
+    let silent = leak(HostFacts {
+        online_cpus: Vec::new(),
+        ..host()
+    });
+    assert_eq!(
+        not_passed(|c| (c.guest, c.host) = (bound(vec![], vec![1]), silent)),
+        ["numa"]
+    );
+}
+
+#[test]
+fn a_boot_file_has_to_be_there() {
+    let guest = leak(agent::GuestFacts {
+        boot_files: vec!["/boot/vmlinuz".to_owned()],
+        ..guest()
+    });
+    let with = |presence| {
+        not_passed(|c| {
+            c.guest = guest;
+            c.boot_files = vec![("/boot/vmlinuz".to_owned(), presence)];
+        })
+    };
+    assert!(with(Presence::Present).is_empty());
+    assert_eq!(with(Presence::Absent), ["boot-files"]);
+    assert_eq!(with(Presence::Unknown), ["boot-files"]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("there"), b"").unwrap();
+    let seen: Vec<_> = look(&[path("there"), path("not")])
+        .into_iter()
+        .map(|(_, seen)| seen)
+        .collect();
+    assert_eq!(seen, [Presence::Present, Presence::Absent]);
+}
+
+#[test]
+fn agents_that_cannot_write_are_found() {
+    assert_eq!(not_passed(|c| c.space.run = Some(1 << 20)), ["space"]);
+    assert_eq!(not_passed(|c| c.space.state = None), ["space"]);
+    let full = leak(agent::HostFacts {
+        state_free_bytes: Some(0),
+        ..source()
+    });
+    assert_eq!(not_passed(|c| c.source = full), ["space"]);
+}
+
+#[test]
+fn lock_managers_have_to_be_the_same() {
+    let of = |name: Option<&str>| {
+        let lock_manager = name.map(str::to_owned);
+        leak(HostFacts { lock_manager, ..host() })
+    };
+    assert_eq!(not_passed(|c| c.host = of(Some("lockd"))), ["lock-manager"]);
+    assert_eq!(not_passed(|c| c.host = of(None)), ["lock-manager"]);
 }
 
 #[test]
@@ -154,6 +269,29 @@ fn an_older_qemu_is_said_and_no_obstacle() {
     let mut older = host();
     older.qemu_version = 7_002_000;
     assert!(not_passed(|c| c.host = leak(older)).is_empty());
+}
+
+#[test]
+fn the_qemu_that_corrupts_emulated_guests_is_refused() {
+    let trap = |domain_type: &str, there: u64, here: u64| {
+        let guest = agent::GuestFacts {
+            domain_type: domain_type.to_owned(),
+            ..guest()
+        };
+        let mut host = host();
+        host.qemu_version = here;
+        host.machines[0].domain_type = domain_type.to_owned();
+        let source = agent::HostFacts {
+            qemu_version: there,
+            ..source()
+        };
+        let (guest, host, source) = (leak(guest), leak(host), leak(source));
+        not_passed(|c| (c.guest, c.host, c.source) = (guest, host, source))
+    };
+    assert_eq!(trap("qemu", 7_002_000, 10_000_002), ["versions"]);
+    assert_eq!(trap("qemu", 10_000_002, 7_002_009), ["versions"]);
+    assert!(trap("kvm", 7_002_000, 7_002_000).is_empty());
+    assert!(trap("qemu", 10_000_002, 10_000_002).is_empty());
 }
 
 #[test]

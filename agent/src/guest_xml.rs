@@ -1,14 +1,19 @@
 //! What a destination has to offer a guest, read from the guest's live definition. Pure: text in, facts out.
 
+mod blockers;
 #[cfg(test)]
 pub(crate) mod corpus_tests;
 mod document;
 mod edit;
+mod needs;
 pub mod overrides;
 
 use roxmltree::Node;
 
 pub use document::{MAX_BYTES, Unreadable};
+
+pub use blockers::Blocker;
+pub use needs::{HugePages, Needs, set};
 
 /// The parts of a definition that matter for a migration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,8 +27,9 @@ pub struct GuestShape {
     pub cpu_xml: String,
     pub disks: Vec<Disk>,
     pub interfaces: Vec<Interface>,
-    /// What forbids a live migration, each in words.
-    pub blockers: Vec<String>,
+    /// What forbids a live migration, one by one.
+    pub blockers: Vec<Blocker>,
+    pub needs: Needs,
 }
 
 /// A disk.
@@ -39,8 +45,16 @@ pub struct Disk {
     pub read_only: bool,
     pub shareable: bool,
     pub cache: String,
-    /// Sources of the backing chain, nearest first.
-    pub backing: Vec<String>,
+    /// The backing chain, nearest first.
+    pub backing: Vec<Backing>,
+}
+
+/// A layer beneath an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backing {
+    /// As in [`Disk`].
+    pub source_type: String,
+    pub source: String,
 }
 
 /// An interface.
@@ -68,7 +82,8 @@ pub fn read(xml: &str) -> Result<GuestShape, Unreadable> {
             .unwrap_or_default(),
         disks: each("disk").map(disk).collect(),
         interfaces: each("interface").map(interface).collect(),
-        blockers: blockers(domain, devices),
+        blockers: blockers::read(domain, devices),
+        needs: needs::read(domain),
     })
 }
 
@@ -140,12 +155,16 @@ fn network_name(source: Node<'_, '_>) -> String {
     format!("{}://{}/{name}{query}", attribute(source, "protocol"), hosts.join(","))
 }
 
-fn backing(disk: Node<'_, '_>) -> Vec<String> {
+fn backing(disk: Node<'_, '_>) -> Vec<Backing> {
     let mut chain = Vec::new();
     let mut next = child(disk, "backingStore");
     while let Some(store) = next {
         if let Some(source) = child(store, "source") {
-            chain.push(source_name(source, store.attribute("type").unwrap_or_default()));
+            let source_type = attribute(store, "type");
+            chain.push(Backing {
+                source: source_name(source, &source_type),
+                source_type,
+            });
         }
         next = child(store, "backingStore");
     }
@@ -166,39 +185,6 @@ fn interface(node: Node<'_, '_>) -> Interface {
         source: source.unwrap_or_default(),
         source_type,
     }
-}
-
-/// What a live migration cannot take along.
-fn blockers(domain: Node<'_, '_>, devices: Option<Node<'_, '_>>) -> Vec<String> {
-    let mut found = Vec::new();
-    if child(domain, "launchSecurity").is_some() {
-        found.push("its memory is encrypted for this host (launchSecurity)".to_owned());
-    }
-    for device in devices
-        .into_iter()
-        .flat_map(|devices| devices.children())
-        .filter(Node::is_element)
-    {
-        let kind = device.attribute("type").unwrap_or_default();
-        let words = match (device.tag_name().name(), kind) {
-            ("hostdev", _) => "a device of this host is passed through (hostdev)",
-            ("interface", "hostdev") => "a network device of this host is passed through",
-            ("interface", "vhostuser") => "an interface is served by another process (vhost-user)",
-            ("interface", "vdpa") => "an interface is a vDPA device of this host",
-            ("disk", "vhostuser") => "a disk is served by another process (vhost-user)",
-            ("disk", "nvme") => "an NVMe device of this host is passed through",
-            ("tpm", _) => "it has a TPM, whose state lies outside of its memory",
-            ("filesystem", _) => "it shares a folder of this host (filesystem)",
-            ("shmem", _) => "it shares memory with other processes (shmem)",
-            ("memory", _) if device.attribute("model") == Some("nvdimm") => "it has an NVDIMM on this host",
-            ("input", "passthrough" | "evdev") => "an input device of this host is passed through",
-            _ => continue,
-        };
-        found.push(words.to_owned());
-    }
-    found.sort();
-    found.dedup();
-    found
 }
 
 #[cfg(test)]
@@ -238,7 +224,12 @@ mod tests {
             ("vda", "/images/a.qcow2")
         );
         assert_eq!((image.format.as_str(), image.cache.as_str()), ("qcow2", "none"));
-        assert_eq!(image.backing, ["/images/base.qcow2", "/dev/vg/root"]);
+        let layers: Vec<_> = image
+            .backing
+            .iter()
+            .map(|layer| (layer.source_type.as_str(), layer.source.as_str()))
+            .collect();
+        assert_eq!(layers, [("file", "/images/base.qcow2"), ("block", "/dev/vg/root")]);
         assert_eq!(network.source, "rbd://a:6789,b:6789/pool/image");
         assert!(network.shareable && !network.read_only);
         assert!(drive.source.is_empty() && drive.read_only);
@@ -249,31 +240,6 @@ mod tests {
             .map(|i| (i.source_type.as_str(), i.source.as_str()))
             .collect();
         assert_eq!(sources, [("bridge", "br0"), ("network", "default")]);
-    }
-
-    #[test]
-    fn what_cannot_move_is_named() {
-        for device in [
-            "<hostdev mode='subsystem' type='pci'/>",
-            "<interface type='hostdev'/>",
-            "<interface type='vhostuser'/>",
-            "<disk type='vhostuser'/>",
-            "<disk type='nvme'/>",
-            "<tpm model='tpm-crb'><backend type='emulator'/></tpm>",
-            "<filesystem type='mount'/>",
-            "<shmem name='x'/>",
-            "<memory model='nvdimm'/>",
-        ] {
-            let xml = format!("<domain><devices>{device}{device}<memory model='dimm'/></devices></domain>");
-            assert_eq!(read(&xml).unwrap().blockers.len(), 1, "{device}");
-        }
-        assert_eq!(
-            read("<domain><launchSecurity type='sev'/></domain>")
-                .unwrap()
-                .blockers
-                .len(),
-            1
-        );
     }
 
     #[test]

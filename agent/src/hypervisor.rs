@@ -40,6 +40,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The libvirt job that runs on the guest now, if any.
     async fn job(&self, guest: GuestId) -> Result<Option<JobStats>>;
 
+    /// Targets of the guest's disks on which a block job runs.
+    async fn block_jobs(&self, guest: GuestId) -> Result<Vec<String>>;
+
     /// The statistics of the guest's migration that completed last: on the destination after Finish, with the
     /// blackout as libvirt measured it (to the end of Finish, before `resume`). The source has them only as
     /// [`Happened::JobCompleted`], which comes with Confirm.

@@ -1,31 +1,60 @@
 //! Proof that two hosts see the same storage: one writes a file beside the image, the other one reads it.
 //!
 //! Promise: a probe file is journaled before it is made, made with a name and content nobody can guess, never
-//! through a link, and removed: by the check itself, after a while, or at the next start. Only files that this agent's own journal
-//! names are removed. All functions block; the service keeps them off the async threads.
+//! through a link, and removed: by the check itself, after a while where nobody asked for that ([`Probes::expire`]), or
+//! at the next start. Only files that this agent's own journal names are removed. All functions block; the service keeps
+//! them off the async threads.
 
+pub mod content;
+pub mod device;
+
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
+
+/// So many probe files may be there at once.
+const MOST_PROBES: usize = 1024;
 
 const PREFIX: &str = ".drover-probe-";
 const CONTENT: usize = 32;
 
-/// One probe, as it travels to the other host.
+/// An image that is to be proved.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    pub path: PathBuf,
+    /// Nobody writes to it: the same content is as good as the same file.
+    pub read_only: bool,
+}
+
+/// One probe, as it travels to the other host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Probe {
     pub directory: PathBuf,
     pub image: PathBuf,
-    /// `.drover-probe-{uuid}`.
+    /// `.drover-probe-{uuid}`; empty where only the content can be compared.
     pub file_name: String,
     pub content: Vec<u8>,
     /// 0 where it could not be read.
     pub inode: u64,
     /// Bytes.
     pub size: u64,
+    /// Of a read-only image; empty where there is none.
+    pub sha256: Vec<u8>,
+}
+
+/// What a probe proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// It is the same file.
+    Shared,
+    /// It is read-only and has the same content.
+    SameContent,
 }
 
 /// Why a probe was not made, or does not prove anything.
@@ -44,6 +73,8 @@ pub enum ProbeError {
     Content(PathBuf),
     #[error("{path} is another file here: {what}", path = path.display())]
     Image { path: PathBuf, what: String },
+    #[error("{MOST_PROBES} probe files are there already: wait until they are removed")]
+    TooMany,
 }
 
 /// The probes of this agent, and the journal that remembers them.
@@ -51,6 +82,8 @@ pub enum ProbeError {
 pub struct Probes {
     /// One file per probe, named like it, with its path as content.
     journal: PathBuf,
+    /// When each probe file that is still there was made.
+    made: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Probes {
@@ -58,21 +91,65 @@ impl Probes {
     pub fn open(state_dir: &Path) -> Result<Self, ProbeError> {
         let journal = state_dir.join("probes");
         std::fs::create_dir_all(&journal).map_err(|source| io_error(&journal, source))?;
-        let probes = Self { journal };
+        let probes = Self {
+            journal,
+            made: Arc::default(),
+        };
         let entries = std::fs::read_dir(&probes.journal).map_err(|source| io_error(&probes.journal, source))?;
         for entry in entries.flatten() {
             if let Some(name) = entry.file_name().to_str().filter(|name| check_name(name).is_ok())
                 && let Err(error) = probes.remove(name)
             {
-                tracing::warn!(%error, "a probe file stays until the next start");
+                tracing::warn!(%error, "a probe file stays for now");
+                probes.made().insert(name.to_owned(), Instant::now());
             }
         }
         Ok(probes)
     }
 
+    fn made(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the probe files that are older. One that cannot be removed is tried again at the next call.
+    pub fn expire(&self, age: Duration) {
+        let old = |(name, made): (&String, &Instant)| (made.elapsed() >= age).then(|| name.clone());
+        let names: Vec<String> = self.made().iter().filter_map(old).collect();
+        for name in names {
+            match self.remove(&name) {
+                Ok(()) => tracing::warn!(%name, "nobody removed this probe file in time: it is removed now"),
+                Err(error) => tracing::warn!(%error, "a probe file stays for now"),
+            }
+        }
+    }
+
+    /// Makes probes beside images, one file for each folder.
+    pub fn write_all(&self, images: &[Image]) -> Vec<(PathBuf, Result<Probe, ProbeError>)> {
+        let mut folders: HashMap<PathBuf, Probe> = HashMap::new();
+        let mut written: Vec<(PathBuf, Result<Probe, ProbeError>)> = Vec::new();
+        for image in images {
+            if written.iter().any(|(path, _)| *path == image.path) {
+                continue;
+            }
+            let known = image.path.parent().and_then(|folder| folders.get(folder)).cloned();
+            let probe = match known {
+                Some(first) => check_path(&image.path).map(|()| first.beside(&image.path)),
+                None => self.write(&image.path),
+            };
+            if let Ok(probe) = &probe {
+                folders.entry(probe.directory.clone()).or_insert_with(|| probe.clone());
+            }
+            written.push((image.path.clone(), with_content(image, probe)));
+        }
+        written
+    }
+
     /// Makes a probe beside an image.
     pub fn write(&self, image: &Path) -> Result<Probe, ProbeError> {
         check_path(image)?;
+        if self.made().len() >= MOST_PROBES {
+            return Err(ProbeError::TooMany);
+        }
         let directory = image.parent().ok_or_else(|| ProbeError::Path(image.to_owned()))?;
         let file_name = format!("{PREFIX}{}", Uuid::new_v4());
         // Two random UUIDs: 244 bits that only this agent and those it tells know.
@@ -83,20 +160,17 @@ impl Probes {
         if let Err(error) = written {
             // Nothing, or a file of ours without its content.
             if let Err(left) = self.remove(&file_name) {
-                tracing::warn!(error = %left, "a probe file stays until the next start");
+                tracing::warn!(error = %left, "a probe file stays for now");
             }
             return Err(error);
         }
-        // Only search permission on the folder is needed: the image itself may be closed to this user.
-        let (inode, size) = std::fs::metadata(image).map_or((0, 0), |found| (found.ino(), found.len()));
-        Ok(Probe {
+        let probe = Probe {
             directory: directory.to_owned(),
-            image: image.to_owned(),
             file_name,
             content,
-            inode,
-            size,
-        })
+            ..Probe::default()
+        };
+        Ok(probe.beside(image))
     }
 
     /// Removes a probe that this agent made. One that it did not make is not touched; absent is done.
@@ -112,10 +186,13 @@ impl Probes {
         if path.file_name().is_some_and(|name| name == file_name) {
             remove_file(&path)?;
         }
-        remove_file(&note)
+        remove_file(&note)?;
+        self.made().remove(file_name);
+        Ok(())
     }
 
     fn remember(&self, file_name: &str, path: &Path) -> Result<(), ProbeError> {
+        self.made().insert(file_name.to_owned(), Instant::now());
         let note = self.journal.join(file_name);
         let text = path.to_str().ok_or_else(|| ProbeError::Path(path.to_owned()))?;
         let written = write_new(&note, text.as_bytes()).and_then(|()| File::open(&self.journal)?.sync_all());
@@ -123,8 +200,78 @@ impl Probes {
     }
 }
 
-/// Looks for the other side's probe, then whether the image beside it is the same one.
-pub fn read(probe: &Probe) -> Result<(), ProbeError> {
+impl Probe {
+    /// The same probe file, for another image in its folder.
+    fn beside(&self, image: &Path) -> Self {
+        // Only search permission on the folder is needed: the image itself may be closed to this user.
+        let (inode, size) = std::fs::metadata(image).map_or((0, 0), |found| (found.ino(), found.len()));
+        Self {
+            image: image.to_owned(),
+            inode,
+            size,
+            ..self.clone()
+        }
+    }
+}
+
+/// Adds the content of a read-only image, which may be all that there is.
+fn with_content(image: &Image, probe: Result<Probe, ProbeError>) -> Result<Probe, ProbeError> {
+    if !image.read_only || check_path(&image.path).is_err() {
+        return probe;
+    }
+    let Ok(sha256) = content::sha256(&image.path) else {
+        return probe;
+    };
+    let alone = || Probe {
+        directory: image.path.parent().map(Path::to_owned).unwrap_or_default(),
+        ..Probe::default().beside(&image.path)
+    };
+    Ok(Probe {
+        sha256,
+        ..probe.unwrap_or_else(|_| alone())
+    })
+}
+
+/// Whether anything is at a path. Blocks.
+pub fn is_present(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok()
+}
+
+/// Looks for the other side's probe, then whether the image beside it is the same one; or, where it is read-only, has
+/// the same content.
+pub fn read(probe: &Probe) -> Result<Proof, ProbeError> {
+    let shared = if probe.file_name.is_empty() && !probe.sha256.is_empty() {
+        check_path(&probe.image).and(Err(ProbeError::Absent(probe.image.clone())))
+    } else {
+        read_file(probe)
+    };
+    match shared {
+        Ok(()) => Ok(Proof::Shared),
+        Err(_) if !probe.sha256.is_empty() && check_path(&probe.image).is_ok() => same_content(probe),
+        Err(error) => Err(error),
+    }
+}
+
+fn same_content(probe: &Probe) -> Result<Proof, ProbeError> {
+    let found = std::fs::metadata(&probe.image).map_err(|source| io_error(&probe.image, source))?;
+    let differs = |what: String| {
+        Err(ProbeError::Image {
+            path: probe.image.clone(),
+            what,
+        })
+    };
+    if found.len() != probe.size {
+        return differs(format!("{} bytes instead of {}", found.len(), probe.size));
+    }
+    let here = content::sha256(&probe.image).map_err(|source| io_error(&probe.image, source))?;
+    if here == probe.sha256 {
+        Ok(Proof::SameContent)
+    } else {
+        differs("its content differs".to_owned())
+    }
+}
+
+fn read_file(probe: &Probe) -> Result<(), ProbeError> {
     check_path(&probe.image)?;
     check_name(&probe.file_name)?;
     if probe.image.parent() != Some(&probe.directory) || probe.content.len() != CONTENT {

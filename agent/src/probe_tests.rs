@@ -29,7 +29,7 @@ impl Scene {
 fn the_same_folder_is_proved_and_left_clean() {
     let scene = scene();
     let probe = scene.probes.write(&scene.image()).unwrap();
-    read(&probe).unwrap();
+    assert_eq!(read(&probe).unwrap(), Proof::Shared);
     let path = probe.directory.join(&probe.file_name);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
     scene.probes.remove(&probe.file_name).unwrap();
@@ -129,6 +129,83 @@ fn the_next_start_removes_what_was_left() {
     std::fs::write(scene.images.path().join(&probe.file_name), b"foreign").unwrap();
     probes.remove(&probe.file_name).unwrap();
     assert_eq!(scene.files(), 2);
+}
+
+#[test]
+fn what_nobody_removed_goes_by_itself_when_it_is_old() {
+    let scene = scene();
+    let probe = scene.probes.write(&scene.image()).unwrap();
+    scene.probes.expire(Duration::from_secs(3600));
+    assert_eq!(scene.files(), 2, "it is young");
+    scene.probes.expire(Duration::ZERO);
+    assert_eq!(scene.files(), 1);
+    assert_eq!(std::fs::read_dir(scene.state.path().join("probes")).unwrap().count(), 0);
+    scene.probes.remove(&probe.file_name).unwrap();
+}
+
+#[test]
+fn images_of_one_folder_share_a_probe_file() {
+    let scene = scene();
+    let image = |name: &str| Image {
+        path: scene.images.path().join(name),
+        read_only: false,
+    };
+    std::fs::write(scene.images.path().join("b.img"), b"1").unwrap();
+    let written = scene
+        .probes
+        .write_all(&[image("a.img"), image("b.img"), image("a.img"), image("absent/c.img")]);
+    assert_eq!((written.len(), scene.files()), (3, 3));
+    let probes: Vec<&Probe> = written.iter().filter_map(|(_, probe)| probe.as_ref().ok()).collect();
+    assert_eq!(probes.len(), 2);
+    assert_ne!(probes[0].inode, probes[1].inode);
+    assert!(probes.iter().all(|probe| read(probe).unwrap() == Proof::Shared));
+}
+
+#[test]
+fn a_read_only_image_may_be_another_file_of_the_same_content() {
+    let scene = scene();
+    let image = Image {
+        path: scene.image(),
+        read_only: true,
+    };
+    let mut written = scene.probes.write_all(&[image]);
+    let probe = written.remove(0).1.unwrap();
+    assert_eq!(read(&probe).unwrap(), Proof::Shared);
+    scene.probes.remove(&probe.file_name).unwrap();
+    assert_eq!(read(&probe).unwrap(), Proof::SameContent, "another host's own file");
+    let nameless = Probe {
+        file_name: String::new(),
+        content: Vec::new(),
+        ..probe.clone()
+    };
+    assert_eq!(read(&nameless).unwrap(), Proof::SameContent);
+    std::fs::write(scene.image(), b"54321").unwrap();
+    assert!(matches!(read(&probe), Err(ProbeError::Image { .. })), "other content");
+    std::fs::write(scene.image(), b"1234").unwrap();
+    assert!(matches!(read(&probe), Err(ProbeError::Image { .. })), "another size");
+    std::fs::remove_file(scene.image()).unwrap();
+    assert!(read(&probe).is_err());
+}
+
+#[test]
+fn a_read_only_image_needs_no_folder_that_can_be_written_to() {
+    let probe = with_content(
+        &Image {
+            path: "/proc/self/absent".into(),
+            read_only: true,
+        },
+        Err(ProbeError::TooMany),
+    );
+    assert!(probe.is_err(), "nothing is there");
+    let scene = scene();
+    let image = |read_only| Image {
+        path: scene.image(),
+        read_only,
+    };
+    let probe = with_content(&image(true), Err(ProbeError::TooMany)).unwrap();
+    assert!(probe.file_name.is_empty() && !probe.sha256.is_empty());
+    assert_eq!(read(&probe).unwrap(), Proof::SameContent);
+    assert!(with_content(&image(false), Err(ProbeError::TooMany)).is_err());
 }
 
 #[test]

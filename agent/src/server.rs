@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use drover_proto::agent::v1::agent_service_server::AgentServiceServer;
@@ -31,13 +32,17 @@ use crate::journal::{Journal, Terms};
 use crate::port::Port;
 use crate::probe::Probes;
 use crate::registration::Registration;
-use crate::service::{AgentServer, PeerServer};
+use crate::service::{AgentServer, Folders, PeerServer};
 use crate::tunnel::Destination;
 
 /// The protocol between controller and agents that this agent speaks.
 const PROTOCOL: i32 = 1;
 /// Streams that stay open do not hold the end of the process up for longer.
-const LAST_CALLS: std::time::Duration = std::time::Duration::from_secs(5);
+const LAST_CALLS: Duration = Duration::from_secs(5);
+
+/// How often old probe files are looked for.
+const SHORTEST_SWEEP: Duration = Duration::from_millis(50);
+const LONGEST_SWEEP: Duration = Duration::from_secs(10);
 
 /// What an agent is started with.
 pub struct AgentOptions {
@@ -101,7 +106,18 @@ impl Agent {
             .await
             .context("libvirt does not tell about this host")?;
         let about = about(&options, &jobs, &facts);
-        let agent = AgentServer::new(Arc::clone(&jobs), probes, Arc::clone(&about), options.unfit.clone());
+        tokio::spawn(expire_probes(
+            probes.clone(),
+            jobs.limits.probe,
+            stop_background.clone(),
+        ));
+        let agent = AgentServer::new(
+            Arc::clone(&jobs),
+            probes,
+            folders(&options),
+            Arc::clone(&about),
+            options.unfit.clone(),
+        );
 
         let registration = register_first(&options, &jobs, &about).await?;
 
@@ -161,6 +177,25 @@ async fn register_first(
     let mut registration = registration.context("this host cannot register")?;
     registration.first_word().await;
     Ok(Some(registration))
+}
+
+fn folders(options: &AgentOptions) -> Folders {
+    Folders {
+        state: options.state_dir.clone(),
+        run: options.run_dir.clone(),
+    }
+}
+
+/// Removes probe files whose name nobody knows any more, because the answer that told it was lost.
+async fn expire_probes(probes: Probes, life: Duration, stop: CancellationToken) {
+    let pause = (life / 8).clamp(SHORTEST_SWEEP, LONGEST_SWEEP);
+    while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        let probes = probes.clone();
+        // Removing may hang on a network file system; the next round waits for it.
+        if let Err(error) = tokio::task::spawn_blocking(move || probes.expire(life)).await {
+            tracing::error!(%error, "probe files could not be looked after");
+        }
+    }
 }
 
 type Stack<Inner, Outer> = tower::layer::util::Stack<Inner, Outer>;

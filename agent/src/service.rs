@@ -6,9 +6,12 @@ mod convert;
 mod inspect;
 mod limits;
 mod peer;
+mod probes;
+mod reach;
 pub(crate) mod report;
 mod watch;
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -38,22 +41,34 @@ type Reply<T> = Result<Response<T>, Status>;
 pub struct AgentServer {
     jobs: Arc<Jobs>,
     probes: Probes,
+    folders: Folders,
     /// What the agent says of its host when it registers.
     about: Arc<dyn Fn() -> Host + Send + Sync>,
     /// What this host lacks to migrate at all.
     unfit: Option<String>,
 }
 
+/// Where the agent writes.
+#[derive(Clone, Debug)]
+pub struct Folders {
+    /// Journal, term, probes.
+    pub state: PathBuf,
+    /// Sockets.
+    pub run: PathBuf,
+}
+
 impl AgentServer {
     pub fn new(
         jobs: Arc<Jobs>,
         probes: Probes,
+        folders: Folders,
         about: Arc<dyn Fn() -> Host + Send + Sync>,
         unfit: Option<String>,
     ) -> Self {
         Self {
             jobs,
             probes,
+            folders,
             about,
             unfit,
         }
@@ -139,9 +154,8 @@ impl AgentService for AgentServer {
         &self,
         request: Request<agent::ReadStorageProbesRequest>,
     ) -> Reply<agent::ReadStorageProbesResponse> {
-        Ok(Response::new(
-            inspect::read_probes(limits::probes("probes", request.into_inner().probes)?).await?,
-        ))
+        let probes = limits::probes("probes", request.into_inner().probes)?;
+        Ok(Response::new(probes::read_probes(probes).await?))
     }
 
     async fn remove_storage_probes(
@@ -152,6 +166,10 @@ impl AgentService for AgentServer {
         self.jobs.obey(&convert::fence(request.fence)?).await?;
         self.remove_probes(limits::probes("probes", request.probes)?).await?;
         Ok(Response::new(agent::RemoveStorageProbesResponse {}))
+    }
+
+    async fn probe_peer(&self, request: Request<agent::ProbePeerRequest>) -> Reply<agent::ProbePeerResponse> {
+        Ok(Response::new(reach::probe(&self.jobs.tls, request.into_inner()).await?))
     }
 
     async fn begin_outgoing(

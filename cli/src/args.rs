@@ -92,6 +92,9 @@ pub(crate) struct Connection {
 pub(crate) enum Command {
     /// Move a guest to another host and watch it go
     Migrate(Migrate),
+    /// Ask whether a guest could move, and see why not; nothing is touched
+    #[command(after_help = "Exit code 0: at least one of these hosts would be accepted; 3: none would.")]
+    Check(Check),
     /// Look at migrations and act on them
     #[command(subcommand)]
     Migration(Migration),
@@ -164,6 +167,21 @@ pub(crate) struct Overrides {
     /// IP address on which VNC, SPICE and RDP listen there
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) graphics_listen: Option<std::net::IpAddr>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Name or UUID of the guest
+    pub(crate) guest: String,
+    /// Host it could move to; may be given several times [default: all others]
+    #[arg(long, value_name = "HOST")]
+    pub(crate) to: Vec<String>,
+    /// Host it is on; needed only where several hosts have a guest of that name
+    #[arg(long, value_name = "HOST")]
+    pub(crate) from: Option<String>,
+    /// Show every check of every host, also where several were asked
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]

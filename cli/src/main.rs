@@ -1,6 +1,7 @@
 //! The `drover` command: moves guests, looks at migrations, makes certificates for trying it out.
 
 mod args;
+mod check;
 mod client;
 mod config;
 mod exit;
@@ -49,6 +50,7 @@ async fn run(cli: Cli) -> Result<Exit, Problem> {
         Command::Man { dir } => manual::write(&dir, output).map(|()| Exit::Done),
         Command::ExitCodes => out::result(exit::HELP).map(|()| Exit::Done),
         Command::Migrate(command) => migrate::run(connect(&cli.connection)?, command, output).await,
+        Command::Check(command) => check::run(connect(&cli.connection)?, command, output).await,
         Command::Migration(command) => migration::run(connect(&cli.connection)?, command, output).await,
         Command::Timeline { id } => migration::timeline(connect(&cli.connection)?, &id, output).await,
         Command::Host(command) => hosts::run(connect(&cli.connection)?, command, output).await,

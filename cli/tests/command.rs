@@ -356,3 +356,51 @@ async fn a_word_about_a_host_has_to_be_confirmed() {
     let both = bench.run(&format!("{line} --source-is-fenced --yes")).await;
     assert_eq!(both.code, 2, "one side only: {}", both.stderr);
 }
+
+fn checked(host: &str, obstacle: Option<&str>) -> DestinationChecks {
+    let check = |id: &str, result: CheckResult| Check {
+        id: id.to_owned(),
+        result: result.into(),
+        found: "as it was found".to_owned(),
+        remedy: String::new(),
+    };
+    let failed = obstacle.map(|id| check(id, CheckResult::Failed));
+    DestinationChecks {
+        destination_host: format!("hosts/{host}"),
+        acceptable: obstacle.is_none(),
+        checks: failed.into_iter().chain([check("cpu", CheckResult::Passed)]).collect(),
+        estimate: None,
+    }
+}
+
+#[tokio::test]
+async fn a_check_tells_by_its_exit_code_whether_any_host_would_do() {
+    let stage = Stage {
+        checks: vec![checked("host-b", Some("bridges")), checked("host-c", None)],
+        ..Stage::default()
+    };
+    let bench = Bench::new(stage).await;
+    let run = bench.run("check demo").await;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(
+        run.stdout.contains("host-b  no          bridges: as it was found"),
+        "{}",
+        run.stdout
+    );
+    assert!(!run.stdout.contains("RESULT"), "{}", run.stdout);
+    let verbose = bench.run("check demo --verbose").await;
+    assert!(verbose.stdout.contains("host-b: not acceptable") && verbose.stdout.contains("host-c: acceptable"));
+
+    bench.controller.0.lock().unwrap().checks.truncate(1);
+    let run = bench.run("check demo --to host-b -o json").await;
+    assert_eq!(run.code, 3, "{}", run.stderr);
+    let told: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(told["destinations"][0]["checks"][0]["result"], "FAILED");
+    let asked = bench.controller.0.lock().unwrap().checked.pop().unwrap();
+    assert_eq!(asked.guest_uuid, GUEST);
+    assert_eq!(asked.source_host, "hosts/host-a");
+    assert_eq!(asked.destination_hosts, ["hosts/host-b"]);
+
+    assert_eq!(bench.run("check nobody").await.code, 4);
+    assert_eq!(bench.run("check demo --to Not/A/Host").await.code, 2);
+}

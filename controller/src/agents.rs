@@ -146,6 +146,7 @@ calls! {
     write_storage_probes, "WriteStorageProbes", WriteStorageProbesRequest -> WriteStorageProbesResponse, PROBE;
     read_storage_probes, "ReadStorageProbes", ReadStorageProbesRequest -> ReadStorageProbesResponse, PROBE;
     remove_storage_probes, "RemoveStorageProbes", RemoveStorageProbesRequest -> RemoveStorageProbesResponse, PROBE;
+    probe_peer, "ProbePeer", ProbePeerRequest -> ProbePeerResponse, LOOK;
     begin_outgoing, "BeginOutgoing", BeginOutgoingRequest -> BeginOutgoingResponse, ACT;
     prepare_incoming, "PrepareIncoming", PrepareIncomingRequest -> PrepareIncomingResponse, ACT;
     start_migrate, "StartMigrate", StartMigrateRequest -> StartMigrateResponse, ACT;

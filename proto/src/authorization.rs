@@ -77,6 +77,7 @@ pub const TABLE: &[(&str, &[Caller])] = &[
     ("/drover.agent.v1.AgentService/WriteStorageProbes", CONTROLLER),
     ("/drover.agent.v1.AgentService/ReadStorageProbes", CONTROLLER),
     ("/drover.agent.v1.AgentService/RemoveStorageProbes", CONTROLLER),
+    ("/drover.agent.v1.AgentService/ProbePeer", CONTROLLER),
     ("/drover.agent.v1.AgentService/BeginOutgoing", CONTROLLER),
     ("/drover.agent.v1.AgentService/PrepareIncoming", CONTROLLER),
     ("/drover.agent.v1.AgentService/StartMigrate", CONTROLLER),

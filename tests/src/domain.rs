@@ -74,6 +74,8 @@ pub struct GuestSpec {
     pub autostart: bool,
     /// Address on which its VNC listens; `None`: it has none.
     pub graphics: Option<std::net::Ipv4Addr>,
+    /// Further elements of `<devices>`.
+    pub devices: String,
 }
 
 impl GuestSpec {
@@ -88,6 +90,7 @@ impl GuestSpec {
             transient: false,
             autostart: false,
             graphics: None,
+            devices: String::new(),
         }
     }
 
@@ -126,6 +129,11 @@ impl GuestSpec {
         self
     }
 
+    pub fn devices(mut self, xml: &str) -> Self {
+        self.devices = xml.to_string();
+        self
+    }
+
     /// The guest's MAC address, which follows from its number.
     pub fn mac(number: u8) -> String {
         format!("52:54:00:d2:0f:{number:02x}")
@@ -149,7 +157,8 @@ impl GuestSpec {
              <on_crash>destroy</on_crash><devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{disk}\
              <interface type='bridge'><mac address='{mac}'/><source bridge='br0'/><model type='virtio'/></interface>\
              <serial type='file'><source path='/var/log/libvirt/console/{name}.log' append='on'/></serial>\
-             {graphics}<memballoon model='none'/>{random}<controller type='usb' model='none'/></devices></domain>",
+             {graphics}<memballoon model='none'/>{random}<controller type='usb' model='none'/>{devices}</devices></domain>",
+            devices = self.devices,
             kernel = image.kernel.display(),
             initrd = image.initrd.display(),
             cmdline = self.cmdline(number),

@@ -195,6 +195,15 @@ impl Link<'_> {
         self.node.run("nft", &[&rules]).map(|_| ())
     }
 
+    /// Drops what `peer` sends to this TCP port of the host, silently. What the host sends to the peer, and the answers
+    /// to it, still pass.
+    pub fn shut_port_to(&self, peer: Ipv4Addr, port: u16) -> Result<()> {
+        let rules = format!(
+            "table ip lab {{ chain in {{ type filter hook input priority 0; ip saddr {peer} tcp dport {port} drop; }}; }}"
+        );
+        self.node.run("nft", &[&rules]).map(|_| ())
+    }
+
     /// Ends all separations of this host.
     pub fn join_again(&self) -> Result<()> {
         let _ = self.node.run("nft", &["delete", "table", "ip", "lab"]);

@@ -4,6 +4,8 @@ use drover_proto::ids::GuestId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::guest_xml::HugePages;
+
 /// Facts about a host.
 #[derive(Clone, Debug, Default)]
 pub struct HostFacts {
@@ -25,6 +27,16 @@ pub struct HostFacts {
     pub bridges: Vec<String>,
     /// libvirt networks that are active.
     pub networks: Vec<String>,
+    /// The `<cpu>` element of libvirt's capabilities; empty where there is none.
+    pub cpu_xml: String,
+    /// Free huge pages, the default size first.
+    pub huge_pages: Vec<HugePages>,
+    /// Numbers of the NUMA nodes that have memory.
+    pub numa_nodes: Vec<u32>,
+    /// Numbers of the CPUs that are online.
+    pub online_cpus: Vec<u32>,
+    /// `none`, `lockd`, `sanlock`; `None` where nobody can say.
+    pub lock_manager: Option<String>,
 }
 
 #[derive(Clone, Debug, Default)]

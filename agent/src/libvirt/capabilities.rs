@@ -12,6 +12,8 @@ pub(super) struct Capabilities {
     pub(super) uuid: Uuid,
     pub(super) arch: String,
     pub(super) machines: Vec<MachineTypes>,
+    /// The host's `<cpu>` element; empty where there is none.
+    pub(super) cpu_xml: String,
 }
 
 pub(super) fn parse(xml: &str) -> Result<Capabilities> {
@@ -32,6 +34,9 @@ pub(super) fn parse(xml: &str) -> Result<Capabilities> {
         uuid,
         arch,
         machines: machines.collect(),
+        cpu_xml: child(host, "cpu")
+            .map(|cpu| xml[cpu.range()].to_owned())
+            .unwrap_or_default(),
     })
 }
 
@@ -84,6 +89,7 @@ mod tests {
     fn a_kind_of_domain_has_its_own_machines_or_the_common_ones() {
         let found = parse(XML).unwrap();
         assert_eq!(found.arch, "x86_64");
+        assert_eq!(found.cpu_xml, "<cpu><arch>x86_64</arch><model>kvm64</model></cpu>");
         assert_eq!(found.uuid.to_string(), "11111111-1111-4111-8111-11111111111a");
         let kinds: Vec<_> = found
             .machines

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::process::Processes;
 use super::raw::{Connection, Domain, own_error};
 use super::{states, stats};
+use crate::guest_xml;
 use crate::hypervisor::{ErrorClass, GuestFacts, GuestState, HypervisorError, Incarnation, JobStats, Result};
 
 /// Keep what belongs to the user. A saved memory image or snapshots are refused by libvirt, because no flag
@@ -100,6 +101,19 @@ pub(super) fn job(domain: &Domain) -> Result<Option<JobStats>> {
         virt_sys::VIR_DOMAIN_JOB_BOUNDED | virt_sys::VIR_DOMAIN_JOB_UNBOUNDED
     );
     Ok(running.then(|| stats::job_stats(&values)))
+}
+
+/// Targets of the disks that a block job runs on.
+pub(super) fn block_jobs(domain: &Domain) -> Result<Vec<String>> {
+    let shape = guest_xml::read(&domain.xml(0)?)
+        .map_err(|error| own_error(ErrorClass::Unavailable, "DOMAIN_XML", error.to_string()))?;
+    let mut busy = Vec::new();
+    for disk in shape.disks {
+        if domain.has_block_job(&disk.target)? {
+            busy.push(disk.target);
+        }
+    }
+    Ok(busy)
 }
 
 /// The job that completed last, as long as libvirt remembers it. Reading does not make it forget.

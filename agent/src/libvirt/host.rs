@@ -3,15 +3,19 @@
 use std::fs;
 use std::path::Path;
 
-use super::capabilities;
 use super::raw::{Connection, own_error};
+use super::{capabilities, kernel};
 use crate::hypervisor::{ErrorClass, HostFacts, Result};
+
+/// Where libvirt's QEMU driver is configured.
+const QEMU_CONF: &str = "/etc/libvirt/qemu.conf";
 
 /// Blocks.
 pub(super) fn read(connection: &Connection) -> Result<HostFacts> {
     let capabilities = capabilities::parse(&connection.capabilities()?)?;
     let (libvirt_version, qemu_version) = connection.versions()?;
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let sys = Path::new("/sys");
     Ok(HostFacts {
         uuid: capabilities.uuid,
         hostname: connection.hostname()?,
@@ -24,6 +28,11 @@ pub(super) fn read(connection: &Connection) -> Result<HostFacts> {
         machines: capabilities.machines,
         bridges: bridges(Path::new("/sys/class/net")),
         networks: connection.active_networks()?,
+        cpu_xml: capabilities.cpu_xml,
+        huge_pages: kernel::huge_pages(sys, &memory),
+        numa_nodes: kernel::numa_nodes(sys),
+        online_cpus: kernel::online_cpus(sys),
+        lock_manager: kernel::lock_manager(Path::new(QEMU_CONF)),
     })
 }
 

@@ -16,6 +16,7 @@ mod flags;
 mod guest;
 mod host;
 mod incoming;
+mod kernel;
 mod monitor;
 #[cfg(test)]
 mod on_test_driver;
@@ -129,6 +130,12 @@ impl Hypervisor for Libvirt {
     async fn job(&self, guest: GuestId) -> Result<Option<JobStats>> {
         self.looks
             .call(move |connection| guest::job(&Domain::get(connection, guest)?))
+            .await
+    }
+
+    async fn block_jobs(&self, guest: GuestId) -> Result<Vec<String>> {
+        self.looks
+            .call(move |connection| guest::block_jobs(&Domain::get(connection, guest)?))
             .await
     }
 

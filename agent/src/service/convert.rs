@@ -11,12 +11,14 @@ use drover_proto::overrides::{Overrides, Problem};
 use drover_proto::time::std_duration;
 use drover_proto::v1;
 
-use crate::guest_xml::{self, GuestShape};
+use crate::checks::Space;
+use crate::guest_xml::{self, GuestShape, HugePages};
 use crate::hypervisor::{GuestFacts, GuestState, HostFacts, Incarnation};
 use crate::jobs::begin::BeginAnswer;
 use crate::jobs::fence::{Fence, Reference};
 use crate::journal::{Limits, Term, Verdict};
 use crate::probe::Probe;
+use crate::probe::device::Device;
 
 fn parse<T: FromStr>(field: &str, text: &str) -> Result<T, Failure>
 where
@@ -142,7 +144,7 @@ pub(super) fn begun(answer: BeginAnswer) -> agent::BeginOutgoingResponse {
     }
 }
 
-pub(super) fn host_facts(facts: &HostFacts) -> agent::HostFacts {
+pub(super) fn host_facts(facts: &HostFacts, space: Space) -> agent::HostFacts {
     agent::HostFacts {
         host_uuid: facts.uuid.to_string(),
         hostname: facts.hostname.clone(),
@@ -155,7 +157,22 @@ pub(super) fn host_facts(facts: &HostFacts) -> agent::HostFacts {
         clock: Some(drover_proto::time::now()),
         bridges: facts.bridges.clone(),
         networks: facts.networks.clone(),
+        cpu_xml: facts.cpu_xml.clone(),
+        huge_pages: huge_pages(&facts.huge_pages),
+        numa_nodes: facts.numa_nodes.clone(),
+        online_cpus: facts.online_cpus.clone(),
+        lock_manager: facts.lock_manager.clone().unwrap_or_default(),
+        state_free_bytes: space.state,
+        run_free_bytes: space.run,
     }
+}
+
+fn huge_pages(pages: &[HugePages]) -> Vec<agent::HugePages> {
+    let message = |pages: &HugePages| agent::HugePages {
+        page_bytes: pages.page,
+        total_bytes: pages.total,
+    };
+    pages.iter().map(message).collect()
 }
 
 pub(super) fn incarnation_message(incarnation: &Incarnation) -> agent::Incarnation {
@@ -185,7 +202,12 @@ pub(super) fn guest(guest: &GuestFacts, shape: Option<GuestShape>, job_active: b
         cpu_xml: shape.cpu_xml,
         disks: shape.disks.into_iter().map(disk).collect(),
         interfaces: shape.interfaces.into_iter().map(interface).collect(),
-        blockers: shape.blockers,
+        blockers: shape.blockers.iter().map(|blocker| blocker.what.clone()).collect(),
+        ties: shape.blockers.into_iter().map(tie).collect(),
+        huge_pages: huge_pages(&shape.needs.huge_pages),
+        numa_nodes: shape.needs.numa_nodes,
+        host_cpus: shape.needs.host_cpus,
+        boot_files: shape.needs.boot_files,
         ..agent::GuestFacts::default()
     }
 }
@@ -199,7 +221,15 @@ fn disk(disk: guest_xml::Disk) -> agent::DiskFacts {
         read_only: disk.read_only,
         shareable: disk.shareable,
         cache: disk.cache,
-        backing: disk.backing,
+        backing: disk.backing.iter().map(|layer| layer.source.clone()).collect(),
+        backing_types: disk.backing.into_iter().map(|layer| layer.source_type).collect(),
+    }
+}
+
+fn tie(blocker: guest_xml::Blocker) -> agent::Blocker {
+    agent::Blocker {
+        check_id: blocker.check.to_owned(),
+        what: blocker.what,
     }
 }
 
@@ -248,6 +278,17 @@ pub(super) fn probe(probe: Probe) -> agent::StorageProbe {
         image_inode: probe.inode,
         image_size_bytes: probe.size,
         destination_image_path: String::new(),
+        content_sha256: probe.sha256.into(),
+        device_identity: String::new(),
+    }
+}
+
+pub(super) fn device(device: Device) -> agent::StorageProbe {
+    agent::StorageProbe {
+        image_path: device.path.to_string_lossy().into_owned(),
+        device_identity: device.identity,
+        image_size_bytes: device.size,
+        ..agent::StorageProbe::default()
     }
 }
 
@@ -266,5 +307,6 @@ pub(super) fn probe_from(message: agent::StorageProbe) -> Probe {
         content: message.content.to_vec(),
         inode: message.image_inode,
         size: message.image_size_bytes,
+        sha256: message.content_sha256.to_vec(),
     }
 }

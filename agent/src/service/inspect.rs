@@ -1,21 +1,30 @@
-//! The questions that change nothing: host, guests, checks; and the storage probes.
-
-use std::time::Duration;
+//! The questions that change nothing: host, guests, checks.
 
 use drover_proto::agent::v1 as agent;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::overrides::{Overrides, Problem};
 
 use super::{AgentServer, convert};
-use crate::checks::{Candidate, all};
+use crate::checks::{Candidate, Space, all, look};
 use crate::guest_xml::overrides::{Definition, Unfit, apply};
 use crate::guest_xml::{self, GuestShape, Unreadable};
-use crate::hypervisor::{CpuQuestion, GuestFacts};
-use crate::probe::{self, ProbeError, Probes};
+use crate::host_cpu;
+use crate::hypervisor::{CpuAnswer, CpuQuestion, GuestFacts, HostFacts};
+use crate::space;
 
 impl AgentServer {
     pub(super) async fn host_facts(&self) -> Result<agent::HostFacts, Failure> {
-        Ok(convert::host_facts(&self.jobs.hypervisor.host().await?))
+        let (facts, space) = (self.jobs.hypervisor.host().await?, self.space().await?);
+        Ok(convert::host_facts(&facts, space))
+    }
+
+    async fn space(&self) -> Result<Space, Failure> {
+        let (state, run) = (self.folders.state.clone(), self.folders.run.clone());
+        let look = move || Space {
+            state: space::free(&state),
+            run: space::free(&run),
+        };
+        blocking(look).await
     }
 
     pub(super) async fn all_guests(&self) -> Result<agent::ListGuestsResponse, Failure> {
@@ -31,15 +40,17 @@ impl AgentServer {
         let guest = self.known_guest(&request.guest_uuid).await?;
         let active = guest.state.is_active();
         let job_active = active && self.jobs.hypervisor.job(guest.id).await?.is_some();
-        let shape = shape(&guest)?;
-        let mut facts = convert::guest(&guest, Some(shape), job_active);
+        let mut facts = convert::guest(&guest, Some(shape(&guest)?), job_active);
+        if active {
+            facts.block_jobs = self.jobs.hypervisor.block_jobs(guest.id).await?;
+        }
         if !overrides.is_empty() {
             convert::add_destination(&mut facts, at_destination(&guest, &overrides)?);
         }
         Ok(facts)
     }
 
-    async fn known_guest(&self, uuid: &str) -> Result<GuestFacts, Failure> {
+    pub(super) async fn known_guest(&self, uuid: &str) -> Result<GuestFacts, Failure> {
         let id = convert::guest_id("guest_uuid", uuid)?;
         let unknown = || Failure::new(Reason::GuestNotFound, format!("libvirt does not know guest {id}"));
         let found = self.jobs.hypervisor.guest(id).await?;
@@ -59,13 +70,9 @@ impl AgentServer {
         let host = hypervisor.host().await?;
         let same_uuid = hypervisor.guest(id).await?;
         let same_name = hypervisor.guest_by_name(&guest.name).await?;
-        let question = CpuQuestion {
-            domain_type: guest.domain_type.clone(),
-            arch: guest.arch.clone(),
-            machine: guest.machine.clone(),
-            cpu_xml: Some(guest.cpu_xml.clone()).filter(|xml| !xml.is_empty()),
-        };
-        let cpu = hypervisor.cpu_fits(&question).await.map_err(|error| error.to_string());
+        let cpu = self.cpu_fits(&guest, &source, &host).await;
+        let boot_files = guest.boot_files.clone();
+        let boot_files = blocking(move || look(&boot_files)).await?;
         let candidate = Candidate {
             guest: &guest,
             source: &source,
@@ -74,75 +81,35 @@ impl AgentServer {
             same_name: same_name.as_ref(),
             cpu,
             unfit: self.unfit.as_deref(),
+            boot_files,
+            space: self.space().await?,
         };
         Ok(agent::CheckIncomingResponse {
             checks: all(&candidate),
         })
     }
 
-    pub(super) async fn write_probes(&self, uuid: &str) -> Result<agent::WriteStorageProbesResponse, Failure> {
-        let guest = self.known_guest(uuid).await?;
-        let disks = shape(&guest)?.disks.into_iter();
-        let images: Vec<_> = disks
-            .filter(|disk| disk.source_type == "file" && !disk.source.is_empty())
-            .map(|disk| disk.source)
-            .collect();
-        let (probes, life) = (self.probes.clone(), self.jobs.limits.probe);
-        let write = move |image: String| {
-            let written = probes.write(image.as_ref());
-            if let Ok(probe) = &written {
-                expire(&probes, probe.file_name.clone(), life);
-            }
-            (written, image)
+    async fn cpu_fits(
+        &self,
+        guest: &agent::GuestFacts,
+        source: &agent::HostFacts,
+        host: &HostFacts,
+    ) -> Result<CpuAnswer, String> {
+        if host_cpu::is_passed_through(&guest.cpu_xml) {
+            return Ok(host_cpu::same(&source.cpu_xml, &host.cpu_xml));
+        }
+        let question = CpuQuestion {
+            domain_type: guest.domain_type.clone(),
+            arch: guest.arch.clone(),
+            machine: guest.machine.clone(),
+            cpu_xml: Some(guest.cpu_xml.clone()).filter(|xml| !xml.is_empty()),
         };
-        let written = blocking(move || images.into_iter().map(write).collect::<Vec<_>>());
-        let mut response = agent::WriteStorageProbesResponse::default();
-        for (result, image) in written.await? {
-            match result {
-                Ok(probe) => response.probes.push(convert::probe(probe)),
-                Err(error) => response.failures.push(result_of(image, Err(error))),
-            }
-        }
-        Ok(response)
-    }
-
-    pub(super) async fn remove_probes(&self, probes: Vec<agent::StorageProbe>) -> Result<(), Failure> {
-        let own = self.probes.clone();
-        let removed = blocking(move || probes.iter().try_for_each(|probe| own.remove(&probe.file_name))).await?;
-        removed.map_err(|error| Failure::new(Reason::ResourceExhausted, error.to_string()))
+        let answer = self.jobs.hypervisor.cpu_fits(&question).await;
+        answer.map_err(|error| error.to_string())
     }
 }
 
-/// Whoever asked may be gone, or may never have got the names: then nobody else removes it.
-fn expire(probes: &Probes, file_name: String, life: Duration) {
-    let probes = probes.clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(life).await;
-        if let Ok(Err(error)) = blocking(move || probes.remove(&file_name)).await {
-            tracing::warn!(%error, "a probe file stays until the next start");
-        }
-    });
-}
-
-pub(super) async fn read_probes(probes: Vec<agent::StorageProbe>) -> Result<agent::ReadStorageProbesResponse, Failure> {
-    let read = |message: agent::StorageProbe| {
-        let image = message.image_path.clone();
-        result_of(image, probe::read(&convert::probe_from(message)))
-    };
-    let results = blocking(move || probes.into_iter().map(read).collect()).await?;
-    Ok(agent::ReadStorageProbesResponse { results })
-}
-
-fn result_of(image_path: String, result: Result<(), ProbeError>) -> agent::StorageProbeResult {
-    let problem = result.err().map(|error| error.to_string());
-    agent::StorageProbeResult {
-        image_path,
-        shared: problem.is_none(),
-        problem: problem.unwrap_or_default(),
-    }
-}
-
-fn shape(guest: &GuestFacts) -> Result<GuestShape, Failure> {
+pub(super) fn shape(guest: &GuestFacts) -> Result<GuestShape, Failure> {
     guest_xml::read(&guest.xml).map_err(unreadable)
 }
 
@@ -164,7 +131,7 @@ fn at_destination(guest: &GuestFacts, overrides: &Overrides) -> Result<Result<Gu
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Failure::internal(error.to_string()))

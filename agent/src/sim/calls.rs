@@ -51,6 +51,11 @@ impl Hypervisor for SimHost {
         self.call(Call::Look, async { self.lock().job(guest) }).await
     }
 
+    async fn block_jobs(&self, guest: GuestId) -> Result<Vec<String>> {
+        self.call(Call::Look, async { Ok(self.lock().find(guest)?.block_jobs.clone()) })
+            .await
+    }
+
     async fn completed_job(&self, guest: GuestId) -> Result<Option<JobStats>> {
         self.call(Call::Look, async { self.lock().completed_job(guest) }).await
     }

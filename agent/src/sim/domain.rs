@@ -24,6 +24,8 @@ pub(super) struct Domain {
     pub(super) state: GuestState,
     pub(super) incarnation: Option<Incarnation>,
     pub(super) snapshots: u32,
+    /// Targets of disks with a block job.
+    pub(super) block_jobs: Vec<String>,
     pub(super) job: Option<Job>,
     pub(super) completed: Option<JobStats>,
 }
@@ -127,6 +129,7 @@ impl Domain {
             state: GuestState::ShutOff,
             incarnation: None,
             snapshots: 0,
+            block_jobs: Vec::new(),
             job: None,
             completed: None,
         }

@@ -138,6 +138,13 @@ impl SimHost {
         }
     }
 
+    /// Starts a block job on a disk, which forbids a migration.
+    pub fn start_block_job(&self, guest: GuestId, target: &str) {
+        if let Ok(domain) = self.lock().find(guest) {
+            domain.block_jobs.push(target.to_owned());
+        }
+    }
+
     /// libvirtd dies and is started again: guests stay, connections and jobs go.
     pub fn restart_libvirtd(&self) {
         self.lock().restart_libvirtd();

@@ -13,6 +13,7 @@ use super::error;
 use super::fault::Script;
 use super::watch::Watch;
 use crate::gate::Gate;
+use crate::guest_xml::HugePages;
 use crate::hypervisor::{
     CpuAnswer, GuestEvent, GuestState, Happened, HostFacts, Incarnation, JobStats, MachineTypes, Result, StopReason,
 };
@@ -55,7 +56,14 @@ impl State {
             memory_available: 64 << 30,
             machines: vec![machines],
             bridges: vec!["br0".to_owned()],
-            networks: Vec::new(),
+            huge_pages: vec![HugePages {
+                page: 2 << 20,
+                total: 1 << 30,
+            }],
+            numa_nodes: vec![0],
+            online_cpus: vec![0, 1, 2, 3],
+            lock_manager: Some("none".to_owned()),
+            ..HostFacts::default()
         };
         Self {
             name: name.to_owned(),

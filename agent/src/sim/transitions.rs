@@ -57,6 +57,9 @@ impl State {
         if domain.snapshots > 0 {
             return Err(error::invalid("cannot migrate domain with snapshots"));
         }
+        if !domain.block_jobs.is_empty() {
+            return Err(error::invalid("domain has active block job"));
+        }
         domain.job = Some(Job::new(connection, Phase::Begun));
         let cookie = Cookie(format!("begin of {guest}").into_bytes());
         Ok((

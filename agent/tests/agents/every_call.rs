@@ -50,13 +50,14 @@ const ALL: [Step; 16] = [
 ];
 
 /// Calls that change nothing.
-const READING: [&str; 8] = [
+const READING: [&str; 9] = [
     "AgentService/GetAgentStatus",
     "AgentService/InspectHost",
     "AgentService/ListGuests",
     "AgentService/InspectGuest",
     "AgentService/CheckIncoming",
     "AgentService/ReadStorageProbes",
+    "AgentService/ProbePeer",
     "AgentService/WatchOutgoing",
     "AgentService/GetMigrationStatus",
 ];

@@ -1,5 +1,6 @@
 //! Text for people, from fixed data: no clock, no terminal, no network.
 
+pub(crate) mod checks;
 pub(crate) mod lists;
 pub(crate) mod progress;
 pub(crate) mod record;

@@ -71,11 +71,13 @@ fn why(migration: &Migration) -> Vec<Fact> {
         ));
         facts.extend(remedy(&error.remedy));
     }
-    for check in migration
+    // What was not checked and stood in nobody's way is no reason for anything.
+    let refused = migration.error.is_some();
+    let bad = migration
         .checks
         .iter()
-        .filter(|check| check.result() != CheckResult::Passed)
-    {
+        .filter(|check| check.result() != CheckResult::Passed);
+    for check in bad.filter(|_| refused) {
         let found = words::one_line(&check.found);
         facts.push((
             "check",

@@ -36,10 +36,13 @@ pub(crate) struct Stage {
     pub(crate) record: Migration,
     /// What CreateMigration refuses with.
     pub(crate) refusal: Option<Failure>,
+    /// What CheckMigration answers.
+    pub(crate) checks: Vec<DestinationChecks>,
     /// How often CreateMigration answers that it is not there.
     pub(crate) absences: u32,
     /// What came in.
     pub(crate) created: Vec<CreateMigrationRequest>,
+    pub(crate) checked: Vec<CheckMigrationRequest>,
     pub(crate) traceparents: Vec<String>,
     pub(crate) resume_tokens: Vec<String>,
     /// Paths of all RPCs that came in.
@@ -221,9 +224,12 @@ impl MigrationService for StandIn {
 
     async fn check_migration(
         &self,
-        _: Request<CheckMigrationRequest>,
+        request: Request<CheckMigrationRequest>,
     ) -> Result<Response<CheckMigrationResponse>, Status> {
-        unimplemented()
+        let mut stage = self.0.lock().unwrap();
+        stage.checked.push(request.into_inner());
+        let destinations = stage.checks.clone();
+        Ok(Response::new(CheckMigrationResponse { destinations }))
     }
 
     async fn adjust_migration(&self, _: Request<AdjustMigrationRequest>) -> Result<Response<Migration>, Status> {

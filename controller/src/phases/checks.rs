@@ -1,32 +1,48 @@
-//! What must be true of two hosts before a guest is moved: pure comparisons of what their agents said.
+//! What must be true of two hosts before a guest is moved: pure judgements of what their agents said.
 //!
-//! A check that could not be made counts as failed: what is not known to be safe is not done.
+//! The controller judges the guest, the agents, their clocks and their ports; what the destination would have to give
+//! is judged by the destination's agent. A check that could not be made counts as failed, unless nothing but a hint
+//! depends on it ([`HINTS`]): what is not known to be safe is not done.
 
-use drover_proto::agent::v1::{AgentStatus, GuestFacts, HostFacts, LibvirtState};
+mod between;
+
+use drover_proto::agent::v1::GuestFacts;
+use drover_proto::agent::v1::LibvirtState;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::HostId;
 use drover_proto::v1::{Check, CheckResult};
 
-/// The agent protocol that this controller speaks.
-pub(super) const PROTOCOL: i32 = 1;
+pub(super) use between::{Clock, Direction, agents, clock, ports};
 
-/// What both agents must be able to do.
-const FEATURES: [&str; 2] = ["live", "tunnel"];
+/// Checks that the destination's agent makes; it must have made them.
+const BY_DESTINATION: [&str; 15] = [
+    "migration-calls",
+    "host-uuid",
+    "uuid-free",
+    "name-free",
+    "machine-type",
+    "cpu",
+    "versions",
+    "lock-manager",
+    "memory",
+    "huge-pages",
+    "numa",
+    "boot-files",
+    "bridges",
+    "networks",
+    "space",
+];
 
-/// Checks that only the destination's agent can make; it must have made them.
-const BY_DESTINATION: [&str; 2] = ["machine-type", "cpu"];
+/// Checks that may go unmade: where they would have failed, libvirt refuses before anything was touched.
+const HINTS: [&str; 4] = ["lock-manager", "boot-files", "space", "clock"];
 
-/// Everything that was asked about one guest and two hosts.
-pub(super) struct Facts {
-    pub(super) guest: GuestFacts,
-    pub(super) source: HostFacts,
-    pub(super) destination: HostFacts,
-    pub(super) destination_guests: Vec<GuestFacts>,
-    pub(super) source_agent: AgentStatus,
-    pub(super) destination_agent: AgentStatus,
-    /// Made by the destination's agent.
-    pub(super) incoming: Vec<Check>,
-}
+/// Checks of devices, in the order in which they are shown; the guest's ties name one of them.
+const DEVICES: [(&str, &str); 4] = [
+    ("host-devices", "no device of the host is passed through"),
+    ("tpm", "none"),
+    ("shared-folders", "none"),
+    ("devices", "nothing else ties it to its host"),
+];
 
 pub(super) fn passed(id: &str, found: impl Into<String>) -> Check {
     Check {
@@ -55,14 +71,23 @@ pub(super) fn not_checked(id: &str, found: impl Into<String>) -> Check {
     }
 }
 
+/// Whether this check stands in the way of a migration.
+fn is_obstacle(check: &Check) -> bool {
+    match check.result() {
+        CheckResult::Passed => false,
+        CheckResult::Failed => true,
+        CheckResult::Unspecified | CheckResult::NotChecked => !HINTS.contains(&check.id.as_str()),
+    }
+}
+
 /// Whether a migration would be accepted.
 pub(super) fn acceptable(checks: &[Check]) -> bool {
-    checks.iter().all(|check| check.result() == CheckResult::Passed)
+    !checks.iter().any(is_obstacle)
 }
 
 /// The first check that failed, as the reason of a refusal.
 pub(super) fn refusal(checks: &[Check], host: &HostId) -> Option<Failure> {
-    let bad = || checks.iter().filter(|check| check.result() != CheckResult::Passed);
+    let bad = || checks.iter().filter(|check| is_obstacle(check));
     let first = bad()
         .find(|check| check.result() == CheckResult::Failed)
         .or_else(|| bad().next())?;
@@ -70,9 +95,12 @@ pub(super) fn refusal(checks: &[Check], host: &HostId) -> Option<Failure> {
         "guest-present" => Reason::GuestNotFound,
         "guest-idle" | "guest-state" => Reason::GuestBusy,
         "uuid-free" | "name-free" => Reason::GuestExists,
-        "storage-shared" => Reason::StorageNotShared,
+        "storage-shared" | "storage-path" => Reason::StorageNotShared,
         "agents" => Reason::FeatureMissing,
-        "machine-type" | "cpu" | "memory" | "bridges" | "networks" | "arch" => Reason::Unfit,
+        "cordoned" => Reason::HostCordoned,
+        "machine-type" | "cpu" | "memory" | "huge-pages" | "numa" | "boot-files" | "bridges" | "networks" => {
+            Reason::Unfit
+        }
         _ => Reason::ChecksFailed,
     };
     let mut failure = Failure::new(reason, format!("{}: {}", first.id, first.found)).at_host(host.clone());
@@ -80,52 +108,26 @@ pub(super) fn refusal(checks: &[Check], host: &HostId) -> Option<Failure> {
     Some(failure)
 }
 
-/// All comparisons, in the order in which people would make them. Storage is proved elsewhere.
-pub(super) fn compare(facts: &Facts) -> Vec<Check> {
-    let own = vec![
-        guest_state(&facts.guest),
-        guest_idle(&facts.guest),
-        devices(&facts.guest),
-        snapshots(&facts.guest),
-        agents(facts),
-        host_uuid(facts),
-        architecture(facts),
-        uuid_free(facts),
-        name_free(facts),
-        memory(facts),
-        named("bridges", &wanted(&facts.guest, "bridge"), &facts.destination.bridges),
-        named(
-            "networks",
-            &wanted(&facts.guest, "network"),
-            &facts.destination.networks,
-        ),
+/// What can be said of the guest alone.
+pub(super) fn of_guest(guest: &GuestFacts) -> Vec<Check> {
+    let mut checks = vec![
+        guest_state(guest),
+        guest_idle(guest),
+        block_jobs(guest),
+        snapshots(guest),
     ];
-    let missing = BY_DESTINATION
-        .into_iter()
-        .filter(|id| facts.incoming.iter().all(|check| check.id != *id))
-        .map(|id| not_checked(id, "the destination's agent did not say"));
-    merge(own.into_iter().chain(facts.incoming.iter().cloned()).chain(missing))
+    checks.extend(devices(guest));
+    checks
 }
 
-/// Of two checks with one id the worse one counts.
-fn merge(checks: impl Iterator<Item = Check>) -> Vec<Check> {
-    let mut merged: Vec<Check> = Vec::new();
-    for check in checks {
-        match merged.iter_mut().find(|other| other.id == check.id) {
-            Some(other) if badness(&check) > badness(other) => *other = check,
-            Some(_) => {}
-            None => merged.push(check),
+/// What the destination said, and what it should have said.
+pub(super) fn complete(mut said: Vec<Check>) -> Vec<Check> {
+    for id in BY_DESTINATION {
+        if said.iter().all(|check| check.id != id) {
+            said.push(not_checked(id, "the destination's agent did not say"));
         }
     }
-    merged
-}
-
-fn badness(check: &Check) -> u8 {
-    match check.result() {
-        CheckResult::Passed => 0,
-        CheckResult::Unspecified | CheckResult::NotChecked => 1,
-        CheckResult::Failed => 2,
-    }
+    said
 }
 
 fn guest_state(guest: &GuestFacts) -> Check {
@@ -170,11 +172,35 @@ fn guest_idle(guest: &GuestFacts) -> Check {
     }
 }
 
-fn devices(guest: &GuestFacts) -> Check {
-    if guest.blockers.is_empty() {
-        return passed("devices", "nothing ties it to its host");
+fn block_jobs(guest: &GuestFacts) -> Check {
+    if guest.block_jobs.is_empty() {
+        return passed("block-jobs", "none");
     }
-    failed("devices", guest.blockers.join("; "), "detach what cannot move")
+    failed(
+        "block-jobs",
+        format!("a block job runs on {}", guest.block_jobs.join(", ")),
+        "wait for it, or `virsh blockjob GUEST DISK --abort`",
+    )
+}
+
+/// Each thing that ties the guest to its host is named in the check that it belongs to.
+fn devices(guest: &GuestFacts) -> Vec<Check> {
+    let known = |id: &str| DEVICES.iter().any(|(known, _)| *known == id);
+    let of = |id: &str| {
+        let ties = guest.ties.iter();
+        // What another agent has a check of its own for is a device all the same.
+        let mine = ties.filter(|tie| tie.check_id == id || (id == "devices" && !known(&tie.check_id)));
+        mine.map(|tie| tie.what.as_str()).collect::<Vec<_>>().join("; ")
+    };
+    let check = |(id, good): (&str, &str)| {
+        let found = of(id);
+        if found.is_empty() {
+            passed(id, good)
+        } else {
+            failed(id, found, "detach it, or move the guest while it is shut off")
+        }
+    };
+    DEVICES.into_iter().map(check).collect()
 }
 
 fn snapshots(guest: &GuestFacts) -> Check {
@@ -185,137 +211,6 @@ fn snapshots(guest: &GuestFacts) -> Check {
         "snapshots",
         format!("it has {}", guest.snapshots),
         "delete its snapshots",
-    )
-}
-
-fn agents(facts: &Facts) -> Check {
-    let id = "agents";
-    for (side, status) in [
-        ("source", &facts.source_agent),
-        ("destination", &facts.destination_agent),
-    ] {
-        let Some(host) = &status.host else {
-            return not_checked(id, format!("the {side}'s agent did not say what it can do"));
-        };
-        if !(host.protocol_min..=host.protocol_max).contains(&PROTOCOL) {
-            let speaks = format!("{} to {}", host.protocol_min, host.protocol_max);
-            let found = format!("the {side}'s agent speaks protocol {speaks}, the controller {PROTOCOL}");
-            return failed(id, found, "update the older one of the two");
-        }
-        if let Some(lacks) = FEATURES
-            .iter()
-            .find(|feature| !host.features.iter().any(|has| has == *feature))
-        {
-            let why = if host.problem.is_empty() {
-                String::new()
-            } else {
-                format!(" ({})", host.problem)
-            };
-            return failed(
-                id,
-                format!("the {side}'s agent cannot do {lacks}{why}"),
-                "update its agent or its libvirt",
-            );
-        }
-    }
-    passed(id, format!("both speak protocol {PROTOCOL}"))
-}
-
-fn host_uuid(facts: &Facts) -> Check {
-    let (source, destination) = (&facts.source.host_uuid, &facts.destination.host_uuid);
-    if source.is_empty() || destination.is_empty() {
-        not_checked("host-uuid", "libvirt does not say them")
-    } else if source == destination {
-        let remedy = "set another host_uuid in one libvirtd.conf";
-        failed(
-            "host-uuid",
-            format!("both hosts have the UUID {source}: libvirt takes them for one"),
-            remedy,
-        )
-    } else {
-        passed("host-uuid", "they differ")
-    }
-}
-
-fn architecture(facts: &Facts) -> Check {
-    let (needs, has) = (&facts.guest.arch, &facts.destination.arch);
-    if facts.guest.domain_type == "kvm" && needs != has {
-        failed(
-            "arch",
-            format!("the guest is {needs}, the destination {has}"),
-            "choose another destination",
-        )
-    } else {
-        passed("arch", needs.clone())
-    }
-}
-
-fn uuid_free(facts: &Facts) -> Check {
-    match facts
-        .destination_guests
-        .iter()
-        .find(|guest| guest.guest_uuid == facts.guest.guest_uuid)
-    {
-        Some(guest) => {
-            let found = format!("the destination has a guest {} with this UUID", guest.name);
-            failed("uuid-free", found, "remove it there, if it is nothing but a leftover")
-        }
-        None => passed("uuid-free", "no guest with this UUID there"),
-    }
-}
-
-fn name_free(facts: &Facts) -> Check {
-    let same = |guest: &&GuestFacts| guest.name == facts.guest.name && guest.guest_uuid != facts.guest.guest_uuid;
-    match facts.destination_guests.iter().find(same) {
-        Some(guest) => {
-            let found = format!(
-                "the destination has another guest {} ({})",
-                guest.name, guest.guest_uuid
-            );
-            failed("name-free", found, "rename one of the two")
-        }
-        None => passed("name-free", "no guest of this name there"),
-    }
-}
-
-fn memory(facts: &Facts) -> Check {
-    let (needs, free) = (facts.guest.memory_bytes, facts.destination.memory_available_bytes);
-    let found = format!("needs {} MiB, {} MiB are free", needs >> 20, free >> 20);
-    if needs > free {
-        failed("memory", found, "choose another destination")
-    } else {
-        passed("memory", found)
-    }
-}
-
-fn wanted<'a>(guest: &'a GuestFacts, source_type: &str) -> Vec<&'a str> {
-    let of_type = |interface: &&drover_proto::agent::v1::InterfaceFacts| interface.source_type == source_type;
-    guest
-        .interfaces
-        .iter()
-        .filter(of_type)
-        .map(|interface| interface.source.as_str())
-        .collect()
-}
-
-fn named(id: &str, wanted: &[&str], there: &[String]) -> Check {
-    let lacks: Vec<&str> = wanted
-        .iter()
-        .copied()
-        .filter(|name| !there.iter().any(|has| has == name))
-        .collect();
-    if lacks.is_empty() {
-        let found = if wanted.is_empty() {
-            "none needed".to_owned()
-        } else {
-            wanted.join(", ")
-        };
-        return passed(id, found);
-    }
-    failed(
-        id,
-        format!("the destination lacks {}", lacks.join(", ")),
-        "create it there",
     )
 }
 

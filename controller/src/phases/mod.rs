@@ -7,6 +7,7 @@ mod abort;
 mod answer;
 mod checks;
 mod discard;
+mod examine;
 mod finalize;
 mod learned;
 mod look;
@@ -32,9 +33,9 @@ use crate::store::Record;
 use crate::verdict::Side;
 
 pub use answer::{Answer, Report, Wait};
+pub use examine::{Examined, Source, absent, find};
 pub use learned::Learned;
 pub use policy::{refuse_unmade, transfer_policy};
-pub use validate::{Examined, examine, find};
 pub use word::needs_word;
 
 /// What a phase works on.

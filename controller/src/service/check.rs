@@ -1,43 +1,51 @@
-//! CheckMigration: the checks of Validate for one guest and many destinations, as data.
+//! CheckMigration: the checks of Validate for one guest and many destinations, as data. What stands in the way of one
+//! destination, also that it does not answer, is a failed check of it; an error is only a request that makes no sense.
 
-use drover_proto::failure::Failure;
+use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::{GuestId, HostId};
 use drover_proto::overrides::Overrides;
-use drover_proto::v1::{Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks};
-use futures::{StreamExt, stream};
+use drover_proto::v1::{
+    Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks, HostState,
+};
 
-use super::Api;
 use super::validation::Fields;
-use crate::phases::{examine, refuse_unmade};
-
-/// So many destinations at once: each writes probe files at the source.
-const AT_ONCE: usize = 4;
+use super::{Api, to_the_end};
+use crate::agents::Agent;
+use crate::phases::{Examined, Source, absent, refuse_unmade};
 
 /// At most so many destinations in one request.
 const MOST_DESTINATIONS: usize = 1000;
 
-impl Api {
-    pub(super) async fn check(&self, request: CheckMigrationRequest) -> Result<CheckMigrationResponse, Failure> {
-        let mut fields = Fields::default();
-        let guest = fields.required("guest_uuid", &request.guest_uuid, str::parse::<GuestId>);
-        let source = fields.optional("source_host", &request.source_host, HostId::from_resource_name);
-        let mut destinations = Vec::new();
-        if request.destination_hosts.len() > MOST_DESTINATIONS {
-            fields.bad("destination_hosts", format!("at most {MOST_DESTINATIONS}"));
-        }
-        for name in request.destination_hosts.iter().take(MOST_DESTINATIONS) {
-            destinations.extend(fields.required("destination_hosts", name, HostId::from_resource_name));
-        }
-        if let Some(policy) = &request.policy {
-            fields.policy("policy", policy);
-        }
-        let overrides = fields.overrides("destination_overrides", request.destination_overrides.as_ref());
-        fields.check()?;
-        refuse_unmade(request.policy.as_ref())?;
-        let Some(guest) = guest else {
-            return Err(Failure::invalid("guest_uuid", "is required"));
-        };
+/// A destination, or why it is not asked.
+struct Candidate {
+    host: HostId,
+    cordoned: bool,
+    agent: Result<Agent, Failure>,
+}
 
+/// A request whose fields are good.
+struct Question {
+    guest: GuestId,
+    source: Option<HostId>,
+    /// Empty: all others.
+    destinations: Vec<HostId>,
+    overrides: Overrides,
+}
+
+impl Api {
+    /// Carried out to its end, also where the caller goes away: probe files are removed by the one who asked for them.
+    pub(super) async fn check(&self, request: CheckMigrationRequest) -> Result<CheckMigrationResponse, Failure> {
+        let api = self.clone();
+        to_the_end(async move { api.check_all(request).await }).await
+    }
+
+    async fn check_all(&self, request: CheckMigrationRequest) -> Result<CheckMigrationResponse, Failure> {
+        let Question {
+            guest,
+            source,
+            mut destinations,
+            overrides,
+        } = read(&request)?;
         self.office.fence()?;
         let source = self.source_to_check(guest, source, &destinations).await?;
         if destinations.is_empty() {
@@ -46,10 +54,12 @@ impl Api {
         }
         self.refuse_misfits("destination_overrides", guest, &source, &overrides)
             .await?;
-        let one = |destination| self.check_one(guest, source.clone(), destination, &overrides);
-        let checks = stream::iter(destinations).map(one);
+        let mut candidates = Vec::with_capacity(destinations.len());
+        for host in destinations {
+            candidates.push(self.candidate(host, &source).await);
+        }
         Ok(CheckMigrationResponse {
-            destinations: checks.buffered(AT_ONCE).collect().await,
+            destinations: self.examine(guest, &overrides, &source, candidates).await,
         })
     }
 
@@ -61,73 +71,141 @@ impl Api {
     ) -> Result<HostId, Failure> {
         match (source, destinations) {
             (Some(source), _) => Ok(self.host(&source).await?.id),
-            (None, [only]) => self.find_source(guest, only).await,
+            (None, [only]) => self.find_source(guest, Some(only)).await,
             // With several destinations none of them is the one where the guest must not be.
-            (None, _) => {
-                let hosts: Vec<HostId> = self.all_hosts().await?.into_iter().map(|host| host.id).collect();
-                let found = crate::inventory::find(&self.agents, &hosts, guest).await;
-                match found.on.as_slice() {
-                    [only] => Ok(only.clone()),
-                    _ => Err(Failure::invalid(
-                        "source_host",
-                        "the guest is not on exactly one host: name it",
-                    )),
-                }
-            }
+            (None, _) => self.find_source(guest, None).await,
         }
     }
 
-    async fn check_one(
+    async fn candidate(&self, host: HostId, source: &HostId) -> Candidate {
+        let unusable = |failure| Candidate {
+            host: host.clone(),
+            cordoned: false,
+            agent: Err(failure),
+        };
+        if host == *source {
+            let why = format!("the guest is on {host} already");
+            return unusable(Failure::new(Reason::GuestExists, why));
+        }
+        let cordoned = match self.host(&host).await {
+            Ok(record) => record.cordoned,
+            Err(failure) => return unusable(failure),
+        };
+        let agent = match self.registry.state(&host) {
+            HostState::Up | HostState::Unspecified => self.agents.of(&host).await,
+            HostState::Silent => Err(Failure::new(
+                Reason::HostUnreachable,
+                format!("the agent of {host} is silent"),
+            )),
+        };
+        Candidate { host, cordoned, agent }
+    }
+
+    async fn examine(
         &self,
         guest: GuestId,
-        source: HostId,
-        destination: HostId,
         overrides: &Overrides,
-    ) -> DestinationChecks {
-        let name = destination.resource_name();
-        let examined = async {
-            if source == destination {
-                return Err(Failure::invalid("destination_hosts", "the guest is there already"));
-            }
-            let cordoned = self.host(&destination).await?.cordoned;
-            let (from, to) = (self.agents.of(&source).await?, self.agents.of(&destination).await?);
-            Ok((cordoned, examine(guest, overrides, &from, &to).await?))
-        };
-        match examined.await {
-            Ok((cordoned, mut examined)) => {
-                if cordoned {
-                    examined.checks.push(check(
-                        "cordoned",
-                        CheckResult::Failed,
-                        "the host is cordoned".to_owned(),
-                    ));
-                }
-                let acceptable = examined.refusal.is_none() && !cordoned;
-                DestinationChecks {
-                    destination_host: name,
-                    acceptable,
-                    checks: examined.checks,
-                    estimate: None,
-                }
-            }
+        source: &HostId,
+        candidates: Vec<Candidate>,
+    ) -> Vec<DestinationChecks> {
+        let agents: Vec<Agent> = candidates.iter().filter_map(|one| one.agent.clone().ok()).collect();
+        let mut examined = match self.ask(guest, overrides, source, agents).await {
+            Ok(examined) => examined.into_iter(),
             Err(failure) => {
-                let checks = vec![check("reachable", CheckResult::NotChecked, failure.to_string())];
-                DestinationChecks {
-                    destination_host: name,
-                    acceptable: false,
-                    checks,
-                    estimate: None,
-                }
+                let failed = |one: &Candidate| told(&one.host, one.cordoned, Err(failure.clone()));
+                return candidates.iter().map(failed).collect();
             }
+        };
+        let answers = candidates.into_iter().map(|one| {
+            let examined = one.agent.and_then(|_| {
+                examined
+                    .next()
+                    .unwrap_or_else(|| Err(Failure::internal("it was not asked")))
+            });
+            told(&one.host, one.cordoned, examined)
+        });
+        answers.collect()
+    }
+
+    async fn ask(
+        &self,
+        guest: GuestId,
+        overrides: &Overrides,
+        source: &HostId,
+        destinations: Vec<Agent>,
+    ) -> Result<Vec<Result<Examined, Failure>>, Failure> {
+        let agent = self.agents.of(source).await?;
+        match Source::look(guest, overrides, &agent).await? {
+            Some(found) => Ok(found.examine(destinations).await),
+            None => Ok(destinations.iter().map(|_| Ok(absent(guest, &agent))).collect()),
         }
     }
 }
 
-fn check(id: &str, result: CheckResult, found: String) -> Check {
+fn read(request: &CheckMigrationRequest) -> Result<Question, Failure> {
+    let mut fields = Fields::default();
+    let guest = fields.required("guest_uuid", &request.guest_uuid, str::parse::<GuestId>);
+    let source = fields.optional("source_host", &request.source_host, HostId::from_resource_name);
+    if request.destination_hosts.len() > MOST_DESTINATIONS {
+        fields.bad("destination_hosts", format!("at most {MOST_DESTINATIONS}"));
+    }
+    let mut destinations: Vec<HostId> = Vec::new();
+    for name in request.destination_hosts.iter().take(MOST_DESTINATIONS) {
+        let read = fields.required("destination_hosts", name, HostId::from_resource_name);
+        destinations.extend(read.filter(|host| !destinations.contains(host)));
+    }
+    if let Some(policy) = &request.policy {
+        fields.policy("policy", policy);
+    }
+    let overrides = fields.overrides("destination_overrides", request.destination_overrides.as_ref());
+    fields.check()?;
+    refuse_unmade(request.policy.as_ref())?;
+    let guest = guest.ok_or_else(|| Failure::invalid("guest_uuid", "is required"))?;
+    Ok(Question {
+        guest,
+        source,
+        destinations,
+        overrides,
+    })
+}
+
+/// One destination's table.
+fn told(host: &HostId, cordoned: bool, examined: Result<Examined, Failure>) -> DestinationChecks {
+    let (mut checks, refused) = match examined {
+        Ok(examined) => (examined.checks, examined.refusal.is_some()),
+        Err(failure) => (vec![unanswered(host, &failure)], true),
+    };
+    if cordoned {
+        let remedy = format!("`drover host uncordon {host}`, or choose another host");
+        checks.insert(0, check("cordoned", "the host is cordoned", remedy));
+    }
+    DestinationChecks {
+        destination_host: host.resource_name(),
+        acceptable: !refused && !cordoned,
+        checks,
+        estimate: None,
+    }
+}
+
+/// What is not known of a host because somebody did not answer.
+fn unanswered(host: &HostId, failure: &Failure) -> Check {
+    let id = if failure.reason == Reason::GuestExists {
+        "uuid-free"
+    } else {
+        "agents"
+    };
+    let remedy = failure.remedy.clone().unwrap_or_else(|| match &failure.host {
+        Some(silent) => format!("see why the agent of {silent} does not answer"),
+        None => format!("see `drover host list` for {host}"),
+    });
+    check(id, &failure.message, remedy)
+}
+
+fn check(id: &str, found: &str, remedy: String) -> Check {
     Check {
         id: id.to_owned(),
-        result: result.into(),
-        found,
-        remedy: String::new(),
+        result: CheckResult::Failed.into(),
+        found: found.to_owned(),
+        remedy,
     }
 }

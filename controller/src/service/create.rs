@@ -12,7 +12,7 @@ use prost::Message;
 use super::validation::Fields;
 use super::{Api, errors};
 use crate::inventory;
-use crate::phases::{examine, find, refuse_unmade};
+use crate::phases::{Source, absent, find, refuse_unmade};
 use crate::saga::{Phase, Position};
 use crate::store::record::Details;
 use crate::store::{Created, Record, RequestKey, now};
@@ -103,7 +103,7 @@ impl Api {
         self.heard_of(&wish.destination)?;
         let source = match &wish.source {
             Some(source) => self.host(source).await?.id,
-            None => self.find_source(wish.guest, &wish.destination).await?,
+            None => self.find_source(wish.guest, Some(&wish.destination)).await?,
         };
         if source == wish.destination {
             let why = "is the host on which the guest is";
@@ -123,15 +123,15 @@ impl Api {
         }
     }
 
-    /// The one host that has the guest.
-    pub(super) async fn find_source(&self, guest: GuestId, destination: &HostId) -> Result<HostId, Failure> {
+    /// The one host that has the guest; it must not be the only destination.
+    pub(super) async fn find_source(&self, guest: GuestId, destination: Option<&HostId>) -> Result<HostId, Failure> {
         let hosts: Vec<HostId> = self.all_hosts().await?.into_iter().map(|host| host.id).collect();
         let found = inventory::find(&self.agents, &hosts, guest).await;
         let names = |hosts: &[HostId]| hosts.iter().map(HostId::as_str).collect::<Vec<_>>().join(", ");
         match found.on.as_slice() {
-            [only] if only == destination => {
-                let message = format!("the guest is on {destination} already");
-                Err(Failure::new(Reason::GuestExists, message).at_host(destination.clone()))
+            [only] if Some(only) == destination => {
+                let message = format!("the guest is on {only} already");
+                Err(Failure::new(Reason::GuestExists, message).at_host(only.clone()))
             }
             [only] => Ok(only.clone()),
             [] if found.silent.is_empty() => Err(Failure::new(
@@ -177,10 +177,17 @@ impl Api {
     /// What a migration would be refused for, and nothing is created.
     async fn validated(&self, wish: Wish, source: HostId) -> Result<v1::Migration, Failure> {
         let (from, to) = (self.agents.of(&source).await?, self.agents.of(&wish.destination).await?);
-        let examined = examine(wish.guest, &wish.overrides, &from, &to).await?;
+        let (guest_name, examined) = match Source::look(wish.guest, &wish.overrides, &from).await? {
+            None => (String::new(), absent(wish.guest, &from)),
+            Some(found) => {
+                let only = found.examine(vec![to]).await.pop();
+                let only = only.unwrap_or_else(|| Err(Failure::internal("no destination was asked")));
+                (found.guest.name, only?)
+            }
+        };
         Ok(v1::Migration {
             guest_uuid: wish.guest.to_string(),
-            guest_name: examined.guest_name,
+            guest_name,
             source_host: source.resource_name(),
             destination_host: wish.destination.resource_name(),
             destination_overrides: message(&wish.overrides),

@@ -2,7 +2,7 @@
 //! a filter that is ignored lists too much.
 
 use drover_proto::failure::{Failure, Reason};
-use drover_proto::ids::HostId;
+use drover_proto::ids::{HostId, InvalidId};
 use drover_proto::v1::MigrationState;
 
 use crate::store::Filter;
@@ -12,8 +12,9 @@ const MAX_FILTER_BYTES: usize = 2048;
 
 const FIELDS: &str = "state, guest_uuid, source_host, destination_host and labels.KEY";
 
-fn refuse(why: impl Into<String>) -> Failure {
-    let why = why.into();
+/// `at` counts characters from 1.
+fn refuse(at: usize, why: impl Into<String>) -> Failure {
+    let why = format!("at {at}: {}", why.into());
     Failure::new(Reason::InvalidArgument, format!("filter: {why}"))
         .with_field("filter", why)
         .with_remedy(format!("`field = \"value\"` joined by AND; fields are {FIELDS}"))
@@ -22,37 +23,55 @@ fn refuse(why: impl Into<String>) -> Failure {
 /// Reads a filter; an empty one lets everything through.
 pub(super) fn parse(text: &str) -> Result<Filter, Failure> {
     if text.len() > MAX_FILTER_BYTES {
-        return Err(refuse("it is too long"));
+        return Err(refuse(MAX_FILTER_BYTES, "it is too long"));
     }
+    let end = text.chars().count() + 1;
     let mut filter = Filter::default();
     let mut words = words(text)?.into_iter().peekable();
     while words.peek().is_some() {
-        let (field, equals, value) = (words.next(), words.next(), words.next());
-        let (Some(Word::Bare(field)), Some(Word::Equals), Some(value)) = (field, equals, value) else {
-            return Err(refuse("expected field = value"));
-        };
-        let (Word::Bare(value) | Word::Quoted(value)) = value else {
-            return Err(refuse("expected field = value"));
-        };
+        let field = expect_text(words.next(), end, "a field")?;
+        match words.next() {
+            Some((_, Word::Equals)) => {}
+            Some((at, Word::Bare(_) | Word::Quoted(_))) => return Err(refuse(at, "expected = and a value")),
+            None => return Err(refuse(end, "expected = and a value")),
+        }
+        let value = expect_text(words.next(), end, "a value")?;
         restrict(&mut filter, &field, &value)?;
         match words.next() {
             None => break,
-            Some(Word::Bare(and)) if and == "AND" && words.peek().is_some() => {}
-            Some(_) => return Err(refuse("only AND joins conditions")),
+            Some((_, Word::Bare(and))) if and == "AND" => {
+                if words.peek().is_none() {
+                    return Err(refuse(end, "expected another condition after AND"));
+                }
+            }
+            Some((at, _)) => return Err(refuse(at, "only AND joins conditions")),
         }
     }
     Ok(filter)
 }
 
-fn restrict(filter: &mut Filter, field: &str, value: &str) -> Result<(), Failure> {
-    let twice = || Err(refuse(format!("{field} is there twice")));
-    let host = || HostId::from_resource_name(value).map_err(|error| refuse(error.to_string()));
-    match field {
-        "state" => filter.state.replace(state(value)?).map_or(Ok(()), |_| twice()),
+/// A text, and where it stands.
+type Text = (usize, String);
+
+fn expect_text(word: Option<(usize, Word)>, end: usize, what: &str) -> Result<Text, Failure> {
+    match word {
+        Some((at, Word::Bare(text) | Word::Quoted(text))) => Ok((at, text)),
+        Some((at, Word::Equals)) => Err(refuse(at, format!("expected {what}"))),
+        None => Err(refuse(end, format!("expected {what}"))),
+    }
+}
+
+fn restrict(filter: &mut Filter, (at, field): &Text, (value_at, value): &Text) -> Result<(), Failure> {
+    let twice = || Err(refuse(*at, format!("{field} is there twice")));
+    let bad = |error: InvalidId| refuse(*value_at, error.to_string());
+    let host = || HostId::from_resource_name(value).map_err(bad);
+    match field.as_str() {
+        "state" => filter
+            .state
+            .replace(state(*value_at, value)?)
+            .map_or(Ok(()), |_| twice()),
         "guest_uuid" => {
-            let guest = value
-                .parse()
-                .map_err(|error: drover_proto::ids::InvalidId| refuse(error.to_string()))?;
+            let guest = value.parse().map_err(bad)?;
             filter.guest.replace(guest).map_or(Ok(()), |_| twice())
         }
         "source_host" => filter.source.replace(host()?).map_or(Ok(()), |_| twice()),
@@ -60,17 +79,17 @@ fn restrict(filter: &mut Filter, field: &str, value: &str) -> Result<(), Failure
         _ => match field.strip_prefix("labels.") {
             Some(key) if !key.is_empty() => filter
                 .labels
-                .insert(key.to_owned(), value.to_owned())
+                .insert(key.to_owned(), value.clone())
                 .map_or(Ok(()), |_| twice()),
-            Some(_) | None => Err(refuse(format!("there is no field {field:?}; fields are {FIELDS}"))),
+            Some(_) | None => Err(refuse(*at, format!("there is no field {field:?}; fields are {FIELDS}"))),
         },
     }
 }
 
-fn state(value: &str) -> Result<MigrationState, Failure> {
+fn state(at: usize, value: &str) -> Result<MigrationState, Failure> {
     let known = MigrationState::from_str_name(&format!("MIGRATION_STATE_{value}"));
     match known.or_else(|| MigrationState::from_str_name(value)) {
-        Some(MigrationState::Unspecified) | None => Err(refuse(format!("there is no state {value:?}"))),
+        Some(MigrationState::Unspecified) | None => Err(refuse(at, format!("there is no state {value:?}"))),
         Some(
             state @ (MigrationState::Queued
             | MigrationState::Running
@@ -91,43 +110,45 @@ enum Word {
     Equals,
 }
 
-fn words(text: &str) -> Result<Vec<Word>, Failure> {
+/// Each word with its place.
+fn words(text: &str) -> Result<Vec<(usize, Word)>, Failure> {
     let mut words = Vec::new();
-    let mut rest = text.chars().peekable();
-    while let Some(&first) = rest.peek() {
+    let mut rest = text.chars().zip(1..).peekable();
+    while let Some(&(first, at)) = rest.peek() {
         match first {
             ' ' | '\t' => {
                 rest.next();
             }
             '=' => {
                 rest.next();
-                words.push(Word::Equals);
+                words.push((at, Word::Equals));
             }
             '"' => {
                 rest.next();
-                words.push(Word::Quoted(quoted(&mut rest)?));
+                words.push((at, Word::Quoted(quoted(at, &mut rest)?)));
             }
             _ if is_bare(first) => {
                 let mut word = String::new();
-                while let Some(next) = rest.next_if(|&c| is_bare(c)) {
+                while let Some((next, _)) = rest.next_if(|&(c, _)| is_bare(c)) {
                     word.push(next);
                 }
-                words.push(Word::Bare(word));
+                words.push((at, Word::Bare(word)));
             }
-            other => return Err(refuse(format!("{other:?} is not understood"))),
+            other => return Err(refuse(at, format!("{other:?} is not understood"))),
         }
     }
     Ok(words)
 }
 
-fn quoted(rest: &mut impl Iterator<Item = char>) -> Result<String, Failure> {
+fn quoted(at: usize, rest: &mut impl Iterator<Item = (char, usize)>) -> Result<String, Failure> {
     let mut word = String::new();
+    let mut next = || rest.next().map(|(letter, _)| letter);
     loop {
-        match rest.next() {
+        match next() {
             Some('"') => return Ok(word),
-            Some('\\') => word.push(rest.next().ok_or_else(|| refuse("a quote is not closed"))?),
+            Some('\\') => word.push(next().ok_or_else(|| refuse(at, "a quote is not closed"))?),
             Some(other) => word.push(other),
-            None => return Err(refuse("a quote is not closed")),
+            None => return Err(refuse(at, "a quote is not closed")),
         }
     }
 }
@@ -188,6 +209,33 @@ mod tests {
                 Err(Reason::InvalidArgument),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_refusal_tells_where_and_what_is_allowed() {
+        for (text, at) in [
+            ("state", 6),
+            ("state = ", 9),
+            ("= RUNNING", 1),
+            ("state RUNNING", 7),
+            ("state = WRONG", 9),
+            ("state = RUNNING OR state = FAILED", 17),
+            ("state = RUNNING AND", 20),
+            ("state = RUNNING AND state = FAILED", 21),
+            ("state != RUNNING", 7),
+            ("(state = RUNNING)", 1),
+            ("state = RUNNING AND priority = 1", 21),
+            ("state = \"RUNNING", 9),
+            ("labels.ü = x", 8),
+        ] {
+            let failure = parse(text).unwrap_err();
+            assert!(
+                failure.message.starts_with(&format!("filter: at {at}: ")),
+                "{text}: {failure}"
+            );
+            assert!(failure.remedy.unwrap().contains("labels.KEY"));
+            assert_eq!(failure.fields[0].0, "filter");
         }
     }
 }

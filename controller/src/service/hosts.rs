@@ -50,10 +50,7 @@ impl HostService for Api {
     ) -> Result<Response<v1::ListHostsResponse>, Status> {
         let request = request.into_inner();
         let size = page::size(request.page_size, PAGE)?;
-        let after = match page::after("hosts", &request.page_token)? {
-            Some(key) => Some(host_name("page_token", &key)?),
-            None => None,
-        };
+        let after = page::key("hosts", &request.page_token, HostId::from_resource_name)?;
         let mut rows = self
             .ledger
             .store

@@ -1,6 +1,7 @@
 //! MigrationService: one method per RPC, each a few lines over the rest of this folder.
 
 use drover_proto::failure::{Failure, Reason};
+use drover_proto::ids::MigrationId;
 use drover_proto::serve::peer;
 use drover_proto::trace::extract;
 use drover_proto::v1::migration_service_server::MigrationService;
@@ -154,10 +155,7 @@ impl Api {
         let filter = filter::parse(&request.filter)?;
         let size = page::size(request.page_size, PAGE)?;
         let of = format!("migrations {}", request.filter);
-        let before = match page::after(&of, &request.page_token)? {
-            Some(key) => Some(migration_name(&key)?),
-            None => None,
-        };
+        let before = page::key(&of, &request.page_token, MigrationId::from_resource_name)?;
         let mut rows = self
             .ledger
             .store

@@ -31,12 +31,6 @@ pub(super) fn after(of: &str, token: &str) -> Result<Option<String>, Failure> {
     if token.is_empty() {
         return Ok(None);
     }
-    let invalid = || {
-        Failure::new(Reason::PageTokenInvalid, "this page token was not made for this list").with_field(
-            "page_token",
-            "leave it empty, or pass next_page_token with the same filter",
-        )
-    };
     if token.len() > MAX_TOKEN_BYTES {
         return Err(invalid());
     }
@@ -47,6 +41,21 @@ pub(super) fn after(of: &str, token: &str) -> Result<Option<String>, Failure> {
     } else {
         Err(invalid())
     }
+}
+
+/// The last key of the page before, read; a key that this server would not write is an invalid token.
+pub(super) fn key<T, E>(of: &str, token: &str, read: impl FnOnce(&str) -> Result<T, E>) -> Result<Option<T>, Failure> {
+    match after(of, token)? {
+        None => Ok(None),
+        Some(text) => read(&text).map(Some).map_err(|_| invalid()),
+    }
+}
+
+fn invalid() -> Failure {
+    Failure::new(Reason::PageTokenInvalid, "this page token was not made for this list").with_field(
+        "page_token",
+        "leave it empty, or pass next_page_token with the same filter",
+    )
 }
 
 /// How many a page may have.
@@ -79,6 +88,15 @@ mod tests {
         ] {
             assert_eq!(after(of, given).unwrap_err().reason, Reason::PageTokenInvalid);
         }
+    }
+
+    #[test]
+    fn a_key_that_nobody_wrote_is_an_invalid_token() {
+        let read = |text: &str| text.parse::<u8>();
+        assert_eq!(key("x", &token("x", "7"), read).unwrap(), Some(7));
+        assert_eq!(key("x", "", read).unwrap(), None);
+        let forged = key("x", &token("x", "seven"), read).unwrap_err();
+        assert_eq!(forged.reason, Reason::PageTokenInvalid);
     }
 
     #[test]

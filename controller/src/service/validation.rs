@@ -10,6 +10,15 @@ use drover_proto::time::std_duration;
 use drover_proto::v1::{DestinationOverrides, Host, MigrationAddress, MigrationPolicy};
 use uuid::Uuid;
 
+/// Labels of one migration.
+const MOST_LABELS: usize = 64;
+
+/// Characters of a label's key.
+const LONGEST_KEY: usize = 63;
+
+/// Characters of a label's value.
+const LONGEST_VALUE: usize = 255;
+
 /// Collects what is wrong.
 #[derive(Default)]
 pub(super) struct Fields(Vec<(String, String)>);
@@ -61,16 +70,21 @@ impl Fields {
     }
 
     pub(super) fn labels(&mut self, labels: &HashMap<String, String>) {
-        if labels.len() > 64 {
-            self.bad("migration.labels", "at most 64");
+        if labels.len() > MOST_LABELS {
+            self.bad("migration.labels", format!("at most {MOST_LABELS}"));
+            return;
         }
-        let good = |key: &str, value: &str| (1..=63).contains(&key.chars().count()) && value.chars().count() <= 255;
-        if let Some((key, _)) = labels.iter().find(|(key, value)| !good(key, value)) {
-            let key: String = key.chars().take(70).collect();
-            self.bad(
-                "migration.labels",
-                format!("{key:?}: keys have 1 to 63 characters, values at most 255"),
-            );
+        let mut sorted: Vec<_> = labels.iter().collect();
+        sorted.sort();
+        for (key, value) in sorted {
+            let shown: String = key.chars().take(LONGEST_KEY).collect();
+            let field = format!("migration.labels.{shown}");
+            if !(1..=LONGEST_KEY).contains(&key.chars().count()) {
+                self.bad(&field, format!("a key has 1 to {LONGEST_KEY} characters"));
+            }
+            if value.chars().count() > LONGEST_VALUE {
+                self.bad(&field, format!("a value has at most {LONGEST_VALUE} characters"));
+            }
         }
     }
 
@@ -168,4 +182,34 @@ fn read<T>(field: &str, text: &str, read: impl FnOnce(&str) -> Result<T, Invalid
     let value = fields.required(field, text, read);
     fields.check()?;
     value.ok_or_else(|| Failure::invalid(field, "is required"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bad(labels: &[(&str, &str)]) -> Vec<(String, String)> {
+        let mut fields = Fields::default();
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        fields.labels(&labels.iter().map(owned).collect());
+        fields.0
+    }
+
+    #[test]
+    fn each_bad_label_is_named() {
+        let (key, value) = ("ä".repeat(LONGEST_KEY), "ä".repeat(LONGEST_VALUE));
+        assert!(bad(&[(&key, &value), ("team", "")]).is_empty());
+        let found = bad(&[
+            ("", "x"),
+            (&format!("{key}k"), "x"),
+            ("team", &format!("{value}v")),
+            ("fine", "x"),
+        ]);
+        let fields: Vec<&str> = found.iter().map(|(field, _)| field.as_str()).collect();
+        let long = format!("migration.labels.{key}");
+        assert_eq!(fields, ["migration.labels.", "migration.labels.team", &long]);
+        let many: Vec<(String, &str)> = (0..=MOST_LABELS).map(|at| (at.to_string(), "x")).collect();
+        let many: Vec<(&str, &str)> = many.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+        assert_eq!(bad(&many), [("migration.labels".to_owned(), "at most 64".to_owned())]);
+    }
 }

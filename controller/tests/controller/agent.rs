@@ -185,6 +185,10 @@ impl AgentService for Agent {
         self.do_remove_storage_probes(request).await
     }
 
+    async fn probe_peer(&self, request: Request<ProbePeerRequest>) -> Result<Response<ProbePeerResponse>, Status> {
+        self.do_probe_peer(request).await
+    }
+
     async fn begin_outgoing(
         &self,
         request: Request<BeginOutgoingRequest>,

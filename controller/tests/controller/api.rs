@@ -206,6 +206,120 @@ async fn migrations_are_listed_in_pages_and_by_filter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn labels_are_kept_and_filtered_by() {
+    let lab = Lab::new().await;
+    lab.world.lock().host("host-2").shares = false;
+    let create = async |team: &str| {
+        let mut request = wish();
+        let labels = &mut request.migration.as_mut().unwrap().labels;
+        labels.insert("team".to_owned(), team.to_owned());
+        labels.insert("it's \"odd\"%_".to_owned(), "x".to_owned());
+        let created = lab.migrations().create_migration(request).await.unwrap().into_inner();
+        lab.at_rest(&created.name).await
+    };
+    let (red, blue) = (create("red").await, create("blue").await);
+    assert_eq!(red.labels["team"], "red");
+    let list = async |filter: &str| {
+        let request = ListMigrationsRequest {
+            filter: filter.to_owned(),
+            ..Default::default()
+        };
+        let listed = lab.migrations().list_migrations(request).await.unwrap().into_inner();
+        listed.migrations.into_iter().map(|one| one.name).collect::<Vec<_>>()
+    };
+    assert_eq!(list("labels.team = red").await, std::slice::from_ref(&red.name));
+    assert_eq!(
+        list("labels.team = \"blue\" AND state = FAILED").await,
+        std::slice::from_ref(&blue.name)
+    );
+    assert!(list("labels.team = re").await.is_empty() && list("labels.other = red").await.is_empty());
+    assert!(list("labels.team = \"%\"").await.is_empty());
+    let both = format!("guest_uuid = {GUEST} AND source_host = hosts/host-1 AND destination_host = host-2");
+    assert_eq!(list(&both).await, [blue.name, red.name]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etag_changes_with_each_change_and_guards_against_the_next() {
+    let lab = Lab::new().await;
+    let created = lab.create().await;
+    lab.world.called("WatchOutgoing", 1).await;
+    super::world::until("the phase is shown", async || {
+        lab.get(&created.name).await.phase() == v1::MigrationPhase::Transfer
+    })
+    .await;
+    let seen = lab.get(&created.name).await;
+    assert_ne!(seen.etag, created.etag);
+    let cancel = |etag: &str| v1::CancelMigrationRequest {
+        name: created.name.clone(),
+        etag: etag.to_owned(),
+    };
+    for stale in [created.etag.as_str(), "nonsense"] {
+        let refused = lab.migrations().cancel_migration(cancel(stale)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Aborted);
+        assert_eq!(reason(&refused), Reason::EtagMismatch);
+    }
+    let untouched = lab.get(&created.name).await;
+    assert_eq!(
+        (untouched.etag, untouched.cancel_request_time),
+        (seen.etag.clone(), None)
+    );
+    let cancelled = lab
+        .migrations()
+        .cancel_migration(cancel(&seen.etag))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_ne!(cancelled.etag, seen.etag);
+    lab.at_rest(&created.name).await;
+    let retry = v1::RetryMigrationRequest {
+        name: created.name.clone(),
+        etag: String::new(),
+    };
+    let refused = lab.migrations().retry_migration(retry).await.unwrap_err();
+    assert_eq!(reason(&refused), Reason::MigrationState);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_tokens_are_good_for_their_own_list_only() {
+    let lab = Lab::new().await;
+    lab.register("host-3", "127.0.0.1:1").await.unwrap();
+    let hosts = async |token: &str| {
+        let request = v1::ListHostsRequest {
+            page_size: 2,
+            page_token: token.to_owned(),
+        };
+        lab.hosts().list_hosts(request).await.map(tonic::Response::into_inner)
+    };
+    let first = hosts("").await.unwrap();
+    let second = hosts(&first.next_page_token).await.unwrap();
+    let names: Vec<_> = first
+        .hosts
+        .iter()
+        .chain(&second.hosts)
+        .map(|host| host.name.as_str())
+        .collect();
+    assert_eq!(names, ["hosts/host-1", "hosts/host-2", "hosts/host-3"]);
+    assert!(second.next_page_token.is_empty());
+    for bad in ["!", "e30", "", &first.next_page_token] {
+        let guests = ListGuestsRequest {
+            parent: "hosts/host-1".to_owned(),
+            page_token: bad.to_owned(),
+            ..Default::default()
+        };
+        let answer = lab.hosts().list_guests(guests).await;
+        if bad.is_empty() {
+            answer.unwrap();
+        } else {
+            assert_eq!(reason(&answer.unwrap_err()), Reason::PageTokenInvalid, "{bad}");
+            assert_eq!(
+                hosts(bad).await.err().map(|status| reason(&status)),
+                (bad != first.next_page_token).then_some(Reason::PageTokenInvalid)
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hosts_and_guests_are_listed_and_silent_hosts_named() {
     let lab = Lab::new().await;
     let hosts = lab

@@ -2,6 +2,7 @@
 
 mod agent;
 mod api;
+mod checks;
 mod faults;
 mod identities;
 mod lab;

@@ -22,6 +22,10 @@ pub(crate) struct Host {
     pub(crate) probes: BTreeSet<String>,
     /// Probe files of these hosts are seen here.
     pub(crate) shares: bool,
+    /// Checks that this host fails as a destination.
+    pub(crate) lacks: BTreeSet<String>,
+    /// Hosts whose agents this one does not reach.
+    pub(crate) cut_off_from: BTreeSet<String>,
     pub(crate) highest_term: u64,
     pub(crate) store_instance: String,
 }

@@ -174,6 +174,16 @@ impl Domain {
         Ok(self.check(count, Call::Look)?.cast_unsigned())
     }
 
+    /// Whether a block job (a copy, a commit, a pull, a backup) runs on this disk.
+    pub(in crate::libvirt) fn has_block_job(&self, target: &str) -> Result<bool> {
+        let target = c_string(target)?;
+        // SAFETY: a plain C struct of numbers, for which zeroes are valid.
+        let mut info: virt_sys::virDomainBlockJobInfo = unsafe { std::mem::zeroed() };
+        // SAFETY: the handle and the target are ours; the name is terminated.
+        let found = unsafe { virt_sys::virDomainGetBlockJobInfo(self.raw(), target.as_ptr(), &raw mut info, 0) };
+        Ok(self.check(found, Call::Look)? > 0)
+    }
+
     pub(in crate::libvirt) fn size(&self) -> Result<Size> {
         // SAFETY: a plain C struct of numbers, for which zeroes are valid.
         let mut info: virt_sys::virDomainInfo = unsafe { std::mem::zeroed() };

@@ -2,6 +2,25 @@
 
 use super::*;
 
+/// What a destination has to say.
+const BY_DESTINATION: [&str; 15] = [
+    "migration-calls",
+    "host-uuid",
+    "uuid-free",
+    "name-free",
+    "machine-type",
+    "cpu",
+    "versions",
+    "lock-manager",
+    "memory",
+    "huge-pages",
+    "numa",
+    "boot-files",
+    "bridges",
+    "networks",
+    "space",
+];
+
 /// What the agent says of a guest whose disks are overridden.
 fn override_disks(guest: &mut GuestFacts, overrides: &DestinationOverrides) {
     let mut disks = guest.disks.clone();
@@ -48,6 +67,7 @@ impl Agent {
         self.call("InspectHost", None, move |_| {
             Ok(HostFacts {
                 host_uuid: host,
+                clock: Some(now()),
                 arch: "x86_64".to_owned(),
                 memory_available_bytes: 1 << 40,
                 bridges: vec!["br0".to_owned()],
@@ -88,16 +108,45 @@ impl Agent {
 
     pub(super) async fn do_check_incoming(
         &self,
-        _: Request<CheckIncomingRequest>,
+        request: Request<CheckIncomingRequest>,
     ) -> Result<Response<CheckIncomingResponse>, Status> {
-        let passed = |id: &str| Check {
-            id: id.to_owned(),
-            result: CheckResult::Passed.into(),
-            ..Check::default()
-        };
-        self.call("CheckIncoming", None, move |_| {
+        let (host, guest) = (self.host.clone(), request.into_inner().guest.unwrap_or_default());
+        self.call("CheckIncoming", None, move |state| {
+            let host = state.host(&host);
+            let fails = |id: &str| {
+                host.lacks.contains(id) || (id == "uuid-free" && host.guests.contains_key(&guest.guest_uuid))
+            };
+            let check = |id: &str| Check {
+                id: id.to_owned(),
+                result: if fails(id) {
+                    CheckResult::Failed.into()
+                } else {
+                    CheckResult::Passed.into()
+                },
+                ..Check::default()
+            };
             Ok(CheckIncomingResponse {
-                checks: vec![passed("machine-type"), passed("cpu")],
+                checks: BY_DESTINATION.into_iter().map(check).collect(),
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn do_probe_peer(
+        &self,
+        request: Request<ProbePeerRequest>,
+    ) -> Result<Response<ProbePeerResponse>, Status> {
+        let (host, request) = (self.host.clone(), request.into_inner());
+        self.call("ProbePeer", None, move |state| {
+            let peer = request.peer_host.trim_start_matches("hosts/");
+            let reachable = !state.host(&host).cut_off_from.contains(peer);
+            let probe = |address| PeerProbe {
+                address,
+                reachable,
+                ..PeerProbe::default()
+            };
+            Ok(ProbePeerResponse {
+                probes: request.addresses.into_iter().map(probe).collect(),
             })
         })
         .await
@@ -139,7 +188,8 @@ impl Agent {
             let result = |probe: StorageProbe| StorageProbeResult {
                 image_path: probe.image_path,
                 shared,
-                problem: String::new(),
+                present: true,
+                ..StorageProbeResult::default()
             };
             Ok(ReadStorageProbesResponse {
                 results: request.probes.into_iter().map(result).collect(),

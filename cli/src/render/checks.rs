@@ -1,0 +1,250 @@
+//! Checks as tables for terminals of 80 columns: one line for each destination, or each thing that was looked at.
+
+use drover_proto::v1::{Check, CheckResult, DestinationChecks};
+
+use super::words;
+
+/// Lines are never longer, however wide the terminal: the output is the same when it is piped.
+const WIDTH: usize = 80;
+
+/// Narrower columns help nobody.
+const LEAST: usize = 24;
+
+/// What is checked.
+#[derive(Clone, Copy)]
+pub(crate) struct Headline<'a> {
+    pub(crate) guest: &'a str,
+    pub(crate) source: &'a str,
+}
+
+/// A summary, or `every` check of every destination.
+pub(crate) fn all(headline: Headline<'_>, destinations: &[DestinationChecks], every: bool) -> String {
+    if destinations.is_empty() {
+        return format!("{}: there is no other host", words::one_line(headline.guest));
+    }
+    if every {
+        let tables = destinations.iter().map(|destination| table(headline, destination));
+        return tables.collect::<Vec<_>>().join("\n\n");
+    }
+    summary(headline, destinations)
+}
+
+/// One line for each destination, with what is in the way.
+fn summary(headline: Headline<'_>, destinations: &[DestinationChecks]) -> String {
+    let rows = destinations.iter().map(|destination| {
+        let word = if destination.acceptable { "yes" } else { "no" };
+        let obstacle = first_obstacle(destination);
+        let text = obstacle.map_or_else(|| "-".to_owned(), |check| format!("{}: {}", check.id, check.found));
+        [
+            words::id(&destination.destination_host).to_owned(),
+            word.to_owned(),
+            text,
+        ]
+    });
+    let mut lines = vec![
+        format!("{} on {}", words::one_line(headline.guest), headline.source),
+        String::new(),
+    ];
+    lines.extend(columns(["HOST", "ACCEPTABLE", "FIRST OBSTACLE"], rows.collect()));
+    if destinations.iter().any(|destination| !destination.acceptable) {
+        lines.push(String::new());
+        lines.push("--to HOST shows every check of a host, and what to do".to_owned());
+    }
+    lines.join("\n")
+}
+
+fn first_obstacle(destination: &DestinationChecks) -> Option<&Check> {
+    let of = |wanted: CheckResult| destination.checks.iter().find(|check| check.result() == wanted);
+    // What was not checked may be a hint only: the controller has decided that.
+    let unmade = || of(CheckResult::NotChecked).filter(|_| !destination.acceptable);
+    of(CheckResult::Failed).or_else(unmade)
+}
+
+/// Every check of one destination.
+fn table(headline: Headline<'_>, destination: &DestinationChecks) -> String {
+    let verdict = if destination.acceptable {
+        "acceptable"
+    } else {
+        "not acceptable"
+    };
+    let host = words::id(&destination.destination_host);
+    let first = format!(
+        "{} {} → {host}: {verdict}",
+        words::one_line(headline.guest),
+        headline.source
+    );
+    let mut lines = vec![first, String::new()];
+    let rows = destination.checks.iter().map(|check| {
+        let result = match check.result() {
+            CheckResult::Passed => "passed",
+            CheckResult::Failed => "FAILED",
+            CheckResult::NotChecked | CheckResult::Unspecified => "not checked",
+        };
+        let remedy = Some(check.remedy.as_str()).filter(|remedy| !remedy.is_empty());
+        let next = remedy.map(|remedy| format!("\nnext: {remedy}")).unwrap_or_default();
+        [check.id.clone(), result.to_owned(), format!("{}{next}", check.found)]
+    });
+    lines.extend(columns(["CHECK", "RESULT", "FOUND"], rows.collect()));
+    lines.join("\n")
+}
+
+/// Two narrow columns, and one that is wrapped in what is left of the line. A line break begins a new line there.
+fn columns(header: [&str; 3], rows: Vec<[String; 3]>) -> Vec<String> {
+    let widest = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([header[column].len()]).max().unwrap_or(0)
+    };
+    let (first, second) = (widest(0), widest(1));
+    let left = first + second + 4;
+    let width = WIDTH.saturating_sub(left).max(LEAST);
+    let line =
+        |one: &str, two: &str, three: &str| format!("{one:<first$}  {two:<second$}  {three}").trim_end().to_owned();
+    let mut lines = vec![line(header[0], header[1], header[2])];
+    for [one, two, text] in rows {
+        let mut wrapped: Vec<String> = text
+            .split('\n')
+            .flat_map(|part| wrap(&words::one_line(part), width))
+            .collect();
+        if wrapped.is_empty() {
+            wrapped.push(String::new());
+        }
+        lines.push(line(&words::one_line(&one), &two, &wrapped[0]));
+        lines.extend(wrapped[1..].iter().map(|more| line("", "", more)));
+    }
+    lines
+}
+
+/// Words in lines of at most `width` characters; a word that is longer is cut.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let letters: Vec<char> = word.chars().collect();
+        for (at, piece) in letters.chunks(width).enumerate() {
+            let piece: String = piece.iter().collect();
+            match lines.last_mut() {
+                Some(last) if at == 0 && last.chars().count() + 1 + piece.chars().count() <= width => {
+                    last.push(' ');
+                    last.push_str(&piece);
+                }
+                Some(_) | None => lines.push(piece),
+            }
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADLINE: Headline<'_> = Headline {
+        guest: "web-1",
+        source: "host-a",
+    };
+
+    fn check(id: &str, result: CheckResult, found: &str, remedy: &str) -> Check {
+        Check {
+            id: id.to_owned(),
+            result: result.into(),
+            found: found.to_owned(),
+            remedy: remedy.to_owned(),
+        }
+    }
+
+    fn destination(host: &str, acceptable: bool, checks: Vec<Check>) -> DestinationChecks {
+        DestinationChecks {
+            destination_host: format!("hosts/{host}"),
+            acceptable,
+            checks,
+            estimate: None,
+        }
+    }
+
+    fn two() -> Vec<DestinationChecks> {
+        let lock = check(
+            "lock-manager",
+            CheckResult::NotChecked,
+            "an agent may not read /etc/libvirt/qemu.conf",
+            "see that lock_manager is the same on both hosts",
+        );
+        vec![
+            destination(
+                "host-b",
+                true,
+                vec![
+                    check("cpu", CheckResult::Passed, "the guest's CPU can be had here", ""),
+                    lock,
+                ],
+            ),
+            destination(
+                "host-c",
+                false,
+                vec![
+                    check("cpu", CheckResult::Passed, "the guest's CPU can be had here", ""),
+                    check(
+                        "storage-shared",
+                        CheckResult::Failed,
+                        "vda (/srv/shared/web-1.qcow2): /srv/shared/.drover-probe-6b8f79be-5c29-48c6-86ea-4cc6a4dc2fe8 \
+                         is not there: the folder is not the same one",
+                        "put the disks on storage that both hosts have at the same path",
+                    ),
+                ],
+            ),
+        ]
+    }
+
+    #[test]
+    fn all_destinations_are_a_line_each() {
+        assert_eq!(
+            all(HEADLINE, &two(), false),
+            "web-1 on host-a\n\
+             \n\
+             HOST    ACCEPTABLE  FIRST OBSTACLE\n\
+             host-b  yes         -\n\
+             host-c  no          storage-shared: vda (/srv/shared/web-1.qcow2):\n\
+             \x20                   /srv/shared/.drover-probe-6b8f79be-5c29-48c6-86ea-4cc6a4dc2f\n\
+             \x20                   e8 is not there: the folder is not the same one\n\
+             \n\
+             --to HOST shows every check of a host, and what to do"
+        );
+    }
+
+    #[test]
+    fn one_destination_shows_every_check_within_80_columns() {
+        let text = all(HEADLINE, &two(), true);
+        assert_eq!(
+            text,
+            "web-1 host-a → host-b: acceptable\n\
+             \n\
+             CHECK         RESULT       FOUND\n\
+             cpu           passed       the guest's CPU can be had here\n\
+             lock-manager  not checked  an agent may not read /etc/libvirt/qemu.conf\n\
+             \x20                          next: see that lock_manager is the same on both hosts\n\
+             \n\
+             web-1 host-a → host-c: not acceptable\n\
+             \n\
+             CHECK           RESULT  FOUND\n\
+             cpu             passed  the guest's CPU can be had here\n\
+             storage-shared  FAILED  vda (/srv/shared/web-1.qcow2):\n\
+             \x20                       /srv/shared/.drover-probe-6b8f79be-5c29-48c6-86ea-4cc6a4\n\
+             \x20                       dc2fe8 is not there: the folder is not the same one\n\
+             \x20                       next: put the disks on storage that both hosts have at\n\
+             \x20                       the same path"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH));
+    }
+
+    #[test]
+    fn text_from_elsewhere_cannot_break_the_table() {
+        let odd = destination(
+            "host-b",
+            false,
+            vec![check("a\x1b[31m", CheckResult::Failed, "b\tc\x07", "")],
+        );
+        let text = all(HEADLINE, &[odd], true);
+        assert!(!text.contains('\x1b') && !text.contains('\x07'), "{text:?}");
+        assert_eq!(all(HEADLINE, &[], false), "web-1: there is no other host");
+        let silent = destination("host-b", false, vec![check("x", CheckResult::Failed, "", "")]);
+        assert!(all(HEADLINE, &[silent], true).contains("x      FAILED"));
+    }
+}

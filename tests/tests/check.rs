@@ -1,0 +1,206 @@
+//! `drover check` on real hosts: what is good passes, what is wrong fails its own check by name, and nothing is touched.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::{Context, Result, ensure};
+use drover_tests::cluster::{AGENT_PORT, Cluster, Expected};
+use drover_tests::{Disk, GuestSpec, Lab, Network};
+use serde_json::Value;
+
+const ACCEPTABLE: i32 = 0;
+const REFUSED: i32 = 3;
+
+/// The exit code, and every check of the first destination that was not passed, with what was found.
+fn not_passed(cluster: &Cluster<'_>, guest: &str, to: &str) -> Result<(i32, Vec<(String, String)>)> {
+    let run = cluster.drover(&["check", guest, "--to", to, "--from", "host-a", "-o", "json"])?;
+    let told: Value = serde_json::from_str(&run.stdout).with_context(|| format!("{run:?}"))?;
+    let checks = told["destinations"][0]["checks"].as_array().context("no checks")?;
+    let text = |check: &Value, field: &str| check[field].as_str().unwrap_or_default().to_string();
+    let bad = checks.iter().filter(|check| check["result"] != "PASSED");
+    // The agent's user may not look at the lab's kernel: a hint that does not stand in the way.
+    let bad = bad.filter(|check| !(check["id"] == "boot-files" && check["result"] == "NOT_CHECKED"));
+    let found = bad.map(|check| (text(check, "id"), text(check, "found"))).collect();
+    no_probe_file(cluster)?;
+    Ok((run.code, found))
+}
+
+fn no_probe_file(cluster: &Cluster<'_>) -> Result<()> {
+    let left = cluster.lab().leftovers()?;
+    ensure!(left.is_empty(), "left behind: {left:#?}");
+    Ok(())
+}
+
+/// This check failed, and no other one.
+fn fails(cluster: &Cluster<'_>, guest: &str, to: &str, id: &str, says: &str) -> Result<()> {
+    let (code, found) = not_passed(cluster, guest, to)?;
+    let right = matches!(&found[..], [(failed, words)] if failed == id && words.contains(says));
+    ensure!(
+        code == REFUSED && right,
+        "expected {id} with {says:?}: {code} {found:?}"
+    );
+    Ok(())
+}
+
+fn passes(cluster: &Cluster<'_>, guest: &str, to: &str) -> Result<()> {
+    let (code, found) = not_passed(cluster, guest, to)?;
+    ensure!(code == ACCEPTABLE && found.is_empty(), "{code} {found:?}");
+    Ok(())
+}
+
+fn shared() -> Disk {
+    Disk::Shared {
+        format: "qcow2",
+        size_mib: 8,
+    }
+}
+
+#[test]
+fn good_hosts_pass_and_what_is_wrong_with_one_is_named() -> Result<()> {
+    let mut lab = Lab::builder().hosts(3).start()?;
+    let guest = lab.start_guest("host-a", &GuestSpec::new("web").disk(shared()))?;
+    let mut cluster = Cluster::start(&lab)?;
+    passes(&cluster, "web", "host-b")?;
+
+    // The destination lacks the bridge.
+    let rename = |from: &str, to: &str| -> Result<()> {
+        let host = cluster.host("host-b");
+        host.run("ip", &["link", "set", from, "down"])?;
+        host.run("ip", &["link", "set", from, "name", to])?;
+        host.run("ip", &["link", "set", to, "up"])?;
+        Ok(())
+    };
+    rename("br0", "br9")?;
+    fails(&cluster, "web", "host-b", "bridges", "br0")?;
+    rename("br9", "br0")?;
+    passes(&cluster, "web", "host-b")?;
+
+    // Its name is taken there.
+    let xml = cluster.host("host-a").virsh(&["dumpxml", "--inactive", "web"])?;
+    let path = lab.layout().folder().join("namesake.xml");
+    let other = "11111111-2222-4333-8444-555555555555";
+    fs::write(&path, xml.replace(&guest.uuid().to_string(), other))?;
+    cluster.host("host-b").virsh(&["define", &path.display().to_string()])?;
+    fails(&cluster, "web", "host-b", "name-free", other)?;
+    cluster.host("host-b").virsh(&["undefine", "web"])?;
+
+    // The port is shut in one direction, then in the other.
+    for (from, to) in [("host-a", "host-b"), ("host-b", "host-a")] {
+        let link = cluster.host(to).link(Network::Management);
+        link.shut_port_to(cluster.host(from).address(), AGENT_PORT)?;
+        fails(
+            &cluster,
+            "web",
+            "host-b",
+            "ports",
+            &format!("{from} does not reach {to}"),
+        )?;
+        link.join_again()?;
+    }
+    passes(&cluster, "web", "host-b")?;
+
+    // One host stops: all others are told of nevertheless.
+    cluster.kill_agent("host-b")?;
+    let (code, found) = not_passed(&cluster, "web", "host-b")?;
+    ensure!(
+        code == REFUSED && matches!(&found[..], [(id, _)] if id == "agents"),
+        "{found:?}"
+    );
+    let all = cluster.drover(&["check", "web"])?;
+    ensure!(all.code == ACCEPTABLE, "{all:?}");
+    let line = |host: &str, word: &str| {
+        all.stdout
+            .lines()
+            .any(|line| line.starts_with(host) && line.split_whitespace().nth(1) == Some(word))
+    };
+    ensure!(line("host-b", "no") && line("host-c", "yes"), "{}", all.stdout);
+    ensure!(
+        all.stdout.lines().all(|line| line.chars().count() <= 80),
+        "{}",
+        all.stdout
+    );
+    cluster.start_agent("host-b")?;
+    passes(&cluster, "web", "host-b")?;
+    cluster.check(&[Expected::Runs(&guest, "host-a")])
+}
+
+#[test]
+fn storage_has_to_be_proved() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let local = Disk::Local {
+        format: "raw",
+        size_mib: 8,
+    };
+    let guest = lab.start_guest("host-a", &GuestSpec::new("web").disk(local))?;
+    let cluster = Cluster::start(&lab)?;
+    let (code, found) = not_passed(&cluster, "web", "host-b")?;
+    let ids: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+    ensure!(
+        code == REFUSED && ids == ["storage-path", "storage-shared"],
+        "{found:?}"
+    );
+    // The same path and size, and yet another file.
+    let there = cluster.host("host-b").folder().join("local/web.raw");
+    fs::File::create(&there)?.set_len(8 << 20)?;
+    fails(&cluster, "web", "host-b", "storage-shared", "/srv/local")?;
+    ensure!(
+        cluster.drover(&["migrate", "web", "--to", "host-b"])?.code == REFUSED,
+        "it was not refused"
+    );
+    fs::remove_file(there)?;
+    cluster.check(&[Expected::Runs(&guest, "host-a")])
+}
+
+#[test]
+fn an_image_that_is_only_read_may_be_a_copy_of_the_same_content() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let image = |host: &str| lab.host(host).folder().join("local/config.iso");
+    let write = |path: &std::path::Path, content: &[u8]| -> Result<()> {
+        fs::write(path, content)?;
+        // As an installed ISO is: whoever may enter the folder reads it.
+        Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o644))?)
+    };
+    let (here, there) = (image("host-a"), image("host-b"));
+    let content = vec![7; 1 << 20];
+    write(&here, &content)?;
+    let cdrom = "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='/srv/local/config.iso'/>\
+                 <target dev='sda' bus='sata'/><readonly/></disk>";
+    let guest = lab.start_guest("host-a", &GuestSpec::new("web").disk(shared()).devices(cdrom))?;
+    // libvirt gives an image to QEMU while the guest runs, and only root reads it then.
+    fs::set_permissions(&here, fs::Permissions::from_mode(0o644))?;
+    let cluster = Cluster::start(&lab)?;
+    let (_, found) = not_passed(&cluster, "web", "host-b")?;
+    ensure!(found.iter().any(|(id, _)| id == "storage-path"), "{found:?}");
+    write(&there, &vec![8; 1 << 20])?;
+    fails(&cluster, "web", "host-b", "storage-shared", "config.iso")?;
+    write(&there, &content)?;
+    passes(&cluster, "web", "host-b")?;
+    cluster.migrate(&guest, "host-b")?;
+    cluster.check(&[Expected::Runs(&guest, "host-b")])
+}
+
+#[test]
+fn a_feature_that_the_cpu_lacks_is_named() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &GuestSpec::new("web"))?;
+    let cluster = Cluster::start(&lab)?;
+    let host = cluster.host("host-a");
+    // A guest that was started without the feature that its definition asks for.
+    let xml = host.virsh(&["dumpxml", "--inactive", "web"])?;
+    let begin = xml.find("<cpu ").context("no <cpu>")?;
+    let end = begin + xml[begin..].find("</cpu>").context("no </cpu>")? + "</cpu>".len();
+    let cpu = "<cpu mode='custom' match='exact' check='none'><model fallback='allow'>qemu64</model>\
+               <feature policy='require' name='avx512-4fmaps'/></cpu>";
+    let greedy = format!("{}{cpu}{}", &xml[..begin], &xml[end..])
+        .replace("<name>web</name>", "<name>greedy</name>")
+        .replace(&guest.uuid().to_string(), "11111111-2222-4333-8444-666666666666")
+        .replace(&GuestSpec::mac(101), &GuestSpec::mac(199))
+        .replace("/console/web.log", "/console/greedy.log");
+    let path = lab.layout().folder().join("greedy.xml");
+    fs::write(&path, greedy)?;
+    host.virsh(&["create", &path.display().to_string()])?;
+    fails(&cluster, "greedy", "host-b", "cpu", "avx512-4fmaps")?;
+    passes(&cluster, "web", "host-b")?;
+    host.virsh(&["destroy", "greedy"])?;
+    cluster.check(&[Expected::Runs(&guest, "host-a")])
+}
