@@ -178,29 +178,3 @@ fn an_image_that_is_only_read_may_be_a_copy_of_the_same_content() -> Result<()> 
     cluster.migrate(&guest, "host-b")?;
     cluster.check(&[Expected::Runs(&guest, "host-b")])
 }
-
-#[test]
-fn a_feature_that_the_cpu_lacks_is_named() -> Result<()> {
-    let mut lab = Lab::builder().start()?;
-    let guest = lab.start_guest("host-a", &GuestSpec::new("web"))?;
-    let cluster = Cluster::start(&lab)?;
-    let host = cluster.host("host-a");
-    // A guest that was started without the feature that its definition asks for.
-    let xml = host.virsh(&["dumpxml", "--inactive", "web"])?;
-    let begin = xml.find("<cpu ").context("no <cpu>")?;
-    let end = begin + xml[begin..].find("</cpu>").context("no </cpu>")? + "</cpu>".len();
-    let cpu = "<cpu mode='custom' match='exact' check='none'><model fallback='allow'>qemu64</model>\
-               <feature policy='require' name='avx512-4fmaps'/></cpu>";
-    let greedy = format!("{}{cpu}{}", &xml[..begin], &xml[end..])
-        .replace("<name>web</name>", "<name>greedy</name>")
-        .replace(&guest.uuid().to_string(), "11111111-2222-4333-8444-666666666666")
-        .replace(&GuestSpec::mac(101), &GuestSpec::mac(199))
-        .replace("/console/web.log", "/console/greedy.log");
-    let path = lab.layout().folder().join("greedy.xml");
-    fs::write(&path, greedy)?;
-    host.virsh(&["create", &path.display().to_string()])?;
-    fails(&cluster, "greedy", "host-b", "cpu", "avx512-4fmaps")?;
-    passes(&cluster, "web", "host-b")?;
-    host.virsh(&["destroy", "greedy"])?;
-    cluster.check(&[Expected::Runs(&guest, "host-a")])
-}
