@@ -154,6 +154,7 @@ impl Jobs {
         match self.journal.read(record.migration) {
             Some(now) if now.verdict().is_some() => Err(Forbidden::Decided.into()),
             Some(now) if now.is_tombstoned(now.attempt) => Err(Forbidden::Tombstoned.into()),
+            Some(now) if ran_on(&now) => Err(newer_here()),
             Some(_) | None => Ok(()),
         }
     }
@@ -255,6 +256,9 @@ impl Jobs {
         let handed_over = record
             .source()
             .is_some_and(|part| part.state == crate::journal::SourceState::HandedOver);
+        if ran_on(record) {
+            return Err(newer_here());
+        }
         match self.look(record).await? {
             // Whatever the reason: by the migration, by its user before, by this agent, or lost with libvirtd.
             Seen::Ours(guest) if (handed_over || sent) && !guest.state.runs() => Ok(()),
@@ -276,6 +280,17 @@ async fn join(job: &OutgoingJob) -> Result<Summary, Failure> {
     job.settled_within(super::PATIENCE).await;
     let open = || Failure::new(Reason::DeadlineExceeded, "the destination has not answered yet");
     job.course().summary.ok_or_else(open)
+}
+
+/// Whether somebody resumed the copy after it was handed over: this agent had to suspend it.
+fn ran_on(record: &Record) -> bool {
+    record.source().is_some_and(|part| part.suspended_by_agent)
+}
+
+/// What was sent is older than what is here: the destination must not run it.
+fn newer_here() -> Failure {
+    let message = "the guest was resumed here after it was handed over: its memory is newer than what was sent";
+    Failure::new(Reason::MigrationState, message)
 }
 
 /// What the destination answered, and when.

@@ -7,7 +7,7 @@ use drover_proto::v1::TransferSummary;
 use super::{Learned, Work};
 use crate::agents::Agent;
 use crate::seen;
-use crate::verdict::{self, Destination, DestinationCopy, Judgement, Seen, Side, Source, SourceCopy, SourceJournal};
+use crate::verdict::{self, Destination, DestinationCopy, DestinationJournal, Judgement, Open, Seen, Side, Source, SourceCopy, SourceJournal};
 
 /// What both agents said, or why one did not.
 pub(super) struct Look {
@@ -79,7 +79,37 @@ impl Look {
     }
 
     pub(super) fn judgement(&self) -> Judgement {
-        verdict::judge_with_word(self.seen_source(), self.seen_destination(), self.fenced)
+        let judgement = verdict::judge_with_word(self.seen_source(), self.seen_destination(), self.fenced);
+        match judgement {
+            // Somebody resumed the copy after it was handed over: its memory is newer than what waits.
+            Judgement::Open(Open::HandOver) if self.ran_on_at_source() => Judgement::Open(Open::Abort),
+            Judgement::Open(_) | Judgement::NeverRan | Judgement::Ran => judgement,
+        }
+    }
+
+    /// Whether the source's agent had to suspend a copy that ran on, and the destination only waits.
+    fn ran_on_at_source(&self) -> bool {
+        let journal = |status: &Result<MigrationStatus, Failure>| status.as_ref().ok().and_then(|s| s.journal.clone());
+        let ran_on = journal(&self.source).is_some_and(|journal| journal.suspended_by_agent);
+        let waits = matches!(
+            self.seen_destination(),
+            Seen::Journal(Destination {
+                journal: DestinationJournal::Waiting,
+                ..
+            })
+        );
+        ran_on && waits
+    }
+
+    /// Whether the source has no copy any more.
+    fn ended_at_source(&self) -> bool {
+        matches!(
+            self.seen_source(),
+            Seen::Journal(Source {
+                copy: SourceCopy::EndedByUser | SourceCopy::Gone,
+                ..
+            })
+        )
     }
 
     /// The answer of one side replaced by a newer one of the same.
@@ -148,17 +178,18 @@ impl Look {
                 let why = "one of the two hosts was fenced before the guest had moved";
                 return Failure::new(Reason::TransferFailed, why);
             }
-            return match self.seen_source() {
-                Seen::Journal(Source {
-                    copy: verdict::SourceCopy::EndedByUser | verdict::SourceCopy::Gone,
-                    ..
-                }) => Failure::new(Reason::GuestEnded, "the guest ended while it was being moved"),
-                Seen::Journal(_) | Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => Failure::new(
-                    Reason::TransferFailed,
-                    "the transfer came to an end before the guest had moved",
-                ),
+            return if self.ended_at_source() {
+                Failure::new(Reason::GuestEnded, "the guest ended while it was being moved")
+            } else {
+                let message = "the transfer came to an end before the guest had moved";
+                Failure::new(Reason::TransferFailed, message)
             };
         };
+        if self.ended_at_source() {
+            // What broke by its end is no reason of its own.
+            let message = format!("the guest ended while it was being moved ({})", error.message);
+            return Failure::new(Reason::GuestEnded, message).at_host(self.source_host.clone());
+        }
         let reason = Reason::from_name(&error.reason).unwrap_or(Reason::TransferFailed);
         let mut failure = Failure::new(reason, error.message);
         failure.remedy = Some(error.remedy).filter(|remedy| !remedy.is_empty());
