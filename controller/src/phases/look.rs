@@ -7,7 +7,10 @@ use drover_proto::v1::TransferSummary;
 use super::{Learned, Work};
 use crate::agents::Agent;
 use crate::seen;
-use crate::verdict::{self, Destination, DestinationCopy, DestinationJournal, Judgement, Open, Seen, Side, Source, SourceCopy, SourceJournal};
+use crate::verdict::{
+    self, Destination, DestinationCopy, DestinationJournal, Judgement, Open, Seen, Side, Source, SourceCopy,
+    SourceJournal,
+};
 
 /// What both agents said, or why one did not.
 pub(super) struct Look {
