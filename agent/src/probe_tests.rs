@@ -40,6 +40,17 @@ fn the_same_folder_is_proved_and_left_clean() {
 }
 
 #[test]
+fn an_image_may_grow_between_the_two_looks_and_not_shrink() {
+    let scene = scene();
+    let mut probe = scene.probes.write(&scene.image()).unwrap();
+    let size = probe.size;
+    probe.size = size - 1;
+    assert_eq!(read(&probe).unwrap(), Proof::Shared, "the guest wrote to it");
+    probe.size = size + 1;
+    assert!(matches!(read(&probe), Err(ProbeError::Image { .. })));
+}
+
+#[test]
 fn another_folder_file_or_content_is_noticed() {
     let scene = scene();
     let probe = scene.probes.write(&scene.image()).unwrap();
