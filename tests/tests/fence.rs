@@ -4,8 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use drover_tests::cluster::{Cluster, Expected, Migration};
+use drover_tests::cluster::{Cluster, ClusterOptions, Expected, Migration, Process};
 use drover_tests::{Guest, GuestSpec, Lab, Network, wait_until};
+
+/// The guest runs at its destination, and the source is about to remove its copy.
+const CONFIRMING: &str = "source.confirming";
 
 /// A guest that takes some seconds to send, on its way.
 fn on_its_way(cluster: &Cluster<'_>, guest: &Guest) -> Result<String> {
@@ -80,15 +83,19 @@ fn a_destination_that_is_gone_is_done_without_and_forgets_its_part_when_it_is_ba
 fn a_source_that_is_gone_after_the_switch_removes_its_copy_when_it_is_back() -> Result<()> {
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &busy())?;
-    let mut cluster = Cluster::start(&lab)?;
+    let options = ClusterOptions {
+        fault_points: true,
+        ..ClusterOptions::default()
+    };
+    let mut cluster = Cluster::start_with(&lab, options)?;
     let watch = lab.watch(&[&guest])?;
+    let source = Process::Agent("host-a".to_owned());
+    cluster.arm(&source, CONFIRMING)?;
     let id = on_its_way(&cluster, &guest)?;
-    wait_until("the guest to run on host-b", Duration::from_secs(120), || {
-        let copies = lab.running_copies(&guest)?;
-        Ok(copies.iter().any(|copy| copy.host == "host-b").then_some(()))
-    })?;
-    // Most often before its copy is removed, which takes libvirt seconds.
+    // The guest runs at the destination, and the source's copy is still there.
+    cluster.wait_for_point(&source, CONFIRMING)?;
     cluster.kill_agent("host-a")?;
+    cluster.release()?;
     waits_for(&cluster, &id, "host-a")?;
     let said = cluster.drover(&["migration", "resolve", &id, "--source-is-fenced", "--yes"])?;
     ensure!(said.code == 0, "{}", said.stderr);
