@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Cluster, Process};
 use crate::libvirtd::AGENT;
 
-const SIZE_MIB: usize = 16;
+const SIZE_MIB: usize = 32;
 const FILLER: &str = "filler";
 
 impl Cluster<'_> {
