@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use drover_agent::port::Port;
-use drover_agent::tunnel::{ChannelPlan, Destination, HelloTemplate, Registration, Source, SourceOptions};
+use drover_agent::tunnel::{ChannelPlan, Destination, HelloTemplate, Pace, Registration, Source, SourceOptions};
 use drover_proto::identity::Identity;
 use drover_proto::ids::{Attempt, HostId, MigrationId, Ticket};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
@@ -191,6 +191,7 @@ async fn tunnel_round(folder: &Path, bytes: u64, channels: usize) -> Result<Roun
         expected: Identity::Agent(b),
         tls: near,
         hello,
+        pace: Pace::new(0),
     })?;
     let took = pump(&from, listening, bytes, channels).await;
     let error = source.errors().borrow().clone();

@@ -1,6 +1,7 @@
 //! The migrations of this host, leaving and arriving: what the controller may ask for, each in a file of its own.
 //!
-//! - leaving: [`begin`] → [`transfer`] → [`hand_over`] → [`settle_outgoing`], and [`abort`]
+//! - leaving: [`begin`] → [`transfer`] → [`hand_over`] → [`settle_outgoing`], and [`abort`]; on the way [`adjust`],
+//!   `deadline`, `pause`
 //! - arriving: [`prepare`] → [`arrive`] → [`settle_incoming`], and [`revoke`]
 //! - both: [`status`], [`close`], [`restart`], [`resolve`], [`ended`]
 //!
@@ -9,10 +10,12 @@
 //! must run to their end: callers start them by [`Jobs::detached`].
 
 pub mod abort;
+pub mod adjust;
 pub mod arrive;
 pub mod begin;
 pub mod calls;
 pub mod close;
+mod deadline;
 mod downtime;
 pub mod ended;
 pub mod errors;
@@ -20,6 +23,7 @@ pub mod fence;
 pub mod hand_over;
 pub mod incoming;
 pub mod outgoing;
+mod pause;
 pub mod prepare;
 pub mod progress;
 pub mod resolve;
@@ -29,7 +33,9 @@ pub mod settle_incoming;
 pub mod settle_outgoing;
 pub mod sockets;
 pub mod status;
+mod steering;
 pub mod transfer;
+mod watching;
 
 use std::collections::HashMap;
 use std::future::Future;

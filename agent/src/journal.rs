@@ -13,7 +13,9 @@ pub mod state;
 pub mod store;
 pub mod term;
 
-pub use record::{Adopted, Arrival, Call, Delivery, DestinationPart, Limits, Part, Record, SourcePart, Tombstone};
+pub use record::{
+    Adopted, Arrival, AtDeadline, Call, Delivery, DestinationPart, Limits, Part, Record, SourcePart, Tombstone,
+};
 pub use state::{Decision, DestinationState, FinishStep, Forbidden, SourceState, Step, Verdict};
 pub use store::{Journal, JournalError, OpenPage};
 pub use term::{Term, Terms};

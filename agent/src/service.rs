@@ -183,8 +183,8 @@ impl AgentService for AgentServer {
             destination: convert::host_id("destination_host", &request.destination_host)?,
             incarnation: convert::incarnation(request.incarnation)?,
             flags: flags(request.policy.as_ref(), false),
-            limits: convert::limits(request.policy.as_ref()),
             overrides: convert::overrides(request.destination_overrides.as_ref())?,
+            limits: convert::limits(request.policy.as_ref())?,
         };
         let jobs = Arc::clone(&self.jobs);
         let answer = self
@@ -237,12 +237,34 @@ impl AgentService for AgentServer {
             reference,
             delivery,
             cookie: limits::cookie("cookie", &request.cookie)?,
+            limits: request
+                .policy
+                .as_ref()
+                .map(|now| convert::limits(Some(now)))
+                .transpose()?,
         };
         let jobs = Arc::clone(&self.jobs);
         self.jobs
             .detached(async move { jobs.start_migrate(fence, order).await })
             .await?;
         Ok(Response::new(agent::StartMigrateResponse {}))
+    }
+
+    async fn adjust_outgoing(
+        &self,
+        request: Request<agent::AdjustOutgoingRequest>,
+    ) -> Reply<agent::AdjustOutgoingResponse> {
+        let request = request.into_inner();
+        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
+        let policy = request
+            .policy
+            .ok_or_else(|| Failure::invalid("policy", "is required"))?;
+        let limits = convert::limits(Some(&policy))?;
+        let jobs = Arc::clone(&self.jobs);
+        self.jobs
+            .detached(async move { jobs.adjust_outgoing(fence, reference, limits).await })
+            .await?;
+        Ok(Response::new(agent::AdjustOutgoingResponse {}))
     }
 
     type WatchOutgoingStream = Pin<Box<dyn Stream<Item = Result<agent::WatchOutgoingResponse, Status>> + Send>>;

@@ -152,6 +152,8 @@ pub(crate) struct Migrate {
     /// A UUID of your own: the same request sent twice makes one migration
     #[arg(long, value_name = "UUID")]
     pub(crate) request_id: Option<uuid::Uuid>,
+    #[command(flatten)]
+    pub(crate) policy: crate::policy::Policy,
 }
 
 /// What must be different at the destination. All else in the guest's definition stays as it is.
@@ -214,6 +216,8 @@ pub(crate) enum Migration {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Change how a migration may be done while it is under way
+    Adjust(crate::policy::Adjust),
     /// Let a migration that asks for attention try again
     Retry {
         /// Id of the migration

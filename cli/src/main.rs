@@ -17,6 +17,7 @@ mod migration;
 mod out;
 mod overrides;
 mod pki;
+mod policy;
 mod render;
 
 use std::process::ExitCode;

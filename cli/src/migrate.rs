@@ -35,6 +35,7 @@ pub(crate) async fn run(mut controller: Controller, command: Migrate, output: Ou
             destination_host: destination.resource_name(),
             labels: command.labels.into_iter().collect(),
             destination_overrides: command.overrides.message(),
+            policy: command.policy.message(),
             ..Migration::default()
         }),
         request_id: command.request_id.unwrap_or_else(uuid::Uuid::new_v4).to_string(),

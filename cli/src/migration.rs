@@ -15,7 +15,7 @@ use crate::follow::{Follower, News, is_at_rest};
 use crate::live::lost_line;
 use crate::migrate::{interrupted, show, watch};
 use crate::render::{lists, record, timeline};
-use crate::{json, out};
+use crate::{json, out, policy};
 
 pub(crate) async fn run(mut controller: Controller, command: Command, output: Output) -> Result<Exit, Problem> {
     match command {
@@ -33,6 +33,10 @@ pub(crate) async fn run(mut controller: Controller, command: Command, output: Ou
             Output::Json => stream(controller, migration_id(&id)?).await,
         },
         Command::Cancel { id, no_wait } => cancel(controller, migration_id(&id)?, no_wait, output).await,
+        Command::Adjust(command) => {
+            let id = migration_id(&command.id)?;
+            policy::adjust(controller, id, command, output).await
+        }
         Command::Retry { id } => {
             let request = request(RetryMigrationRequest {
                 name: migration_id(&id)?.resource_name(),

@@ -404,3 +404,62 @@ async fn a_check_tells_by_its_exit_code_whether_any_host_would_do() {
     assert_eq!(bench.run("check nobody").await.code, 4);
     assert_eq!(bench.run("check demo --to Not/A/Host").await.code, 2);
 }
+
+#[tokio::test]
+async fn a_policy_is_typed_with_its_units() {
+    let bench = Bench::new(restart()).await;
+    let line = "migrate demo --to host-b --no-wait --max-downtime 200ms --deadline 5m --on-deadline pause-and-finish \
+                --bandwidth 800Mbit/s --parallel 4 --allow-auto-converge";
+    let run = bench.run(line).await;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let plain = bench.run("migrate demo --to host-b --no-wait").await;
+    assert_eq!(plain.code, 0, "{}", plain.stderr);
+    let stage = bench.controller.0.lock().unwrap();
+    let wanted = MigrationPolicy {
+        max_downtime: Some(Duration {
+            seconds: 0,
+            nanos: 200_000_000,
+        }),
+        deadline: Some(Duration { seconds: 300, nanos: 0 }),
+        on_deadline: DeadlineAction::PauseAndFinish.into(),
+        bandwidth_limit_bytes_per_second: 100_000_000,
+        parallel_connections: 4,
+        allow_auto_converge: Some(true),
+        ..MigrationPolicy::default()
+    };
+    let asked = |at: usize| stage.created[at].migration.as_ref().unwrap().policy.clone();
+    assert_eq!(asked(0), Some(wanted));
+    assert_eq!(asked(1), None, "all of it is the controller's default");
+}
+
+#[tokio::test]
+async fn adjusting_names_what_changes_and_nothing_else() {
+    let bench = Bench::new(restart()).await;
+    let run = bench
+        .run(&format!("migration adjust {ID} --bandwidth none --etag 7"))
+        .await;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let run = bench
+        .run(&format!("migration adjust {ID} --deadline 2m --pause-and-finish"))
+        .await;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for bad in ["", "--bandwidth 500", "--max-downtime 5", "--deadline soon"] {
+        let run = bench.run(format!("migration adjust {ID} {bad}").trim()).await;
+        assert_eq!(run.code, 2, "{bad}: {}", run.stderr);
+    }
+    let stage = bench.controller.0.lock().unwrap();
+    let name = format!("migrations/{ID}");
+    let lifted = AdjustMigrationRequest {
+        name: name.clone(),
+        bandwidth_limit_bytes_per_second: Some(0),
+        etag: "7".to_owned(),
+        ..AdjustMigrationRequest::default()
+    };
+    let finish = AdjustMigrationRequest {
+        name,
+        deadline: Some(Duration { seconds: 120, nanos: 0 }),
+        action: AdjustAction::PauseAndFinish.into(),
+        ..AdjustMigrationRequest::default()
+    };
+    assert_eq!(stage.adjusted, [lifted, finish]);
+}

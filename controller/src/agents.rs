@@ -150,6 +150,7 @@ calls! {
     begin_outgoing, "BeginOutgoing", BeginOutgoingRequest -> BeginOutgoingResponse, ACT;
     prepare_incoming, "PrepareIncoming", PrepareIncomingRequest -> PrepareIncomingResponse, ACT;
     start_migrate, "StartMigrate", StartMigrateRequest -> StartMigrateResponse, ACT;
+    adjust_outgoing, "AdjustOutgoing", AdjustOutgoingRequest -> AdjustOutgoingResponse, LOOK;
     get_migration_status, "GetMigrationStatus", GetMigrationStatusRequest -> MigrationStatus, LOOK;
     hand_over, "HandOver", HandOverRequest -> HandOverResponse, ACT;
     finish_incoming, "FinishIncoming", FinishIncomingRequest -> FinishIncomingResponse, ACT;

@@ -13,6 +13,8 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
+use crate::policy::PolicyDefaults;
+
 /// Keys of the environment: `DROVER_CONTROLLER_LISTEN`, `DROVER_CONTROLLER_TLS__KEY`.
 const ENVIRONMENT: &str = "DROVER_CONTROLLER_";
 
@@ -38,6 +40,9 @@ pub struct Config {
     /// Which users have which roles.
     #[serde(default)]
     pub roles: Roles,
+    /// What counts where a request leaves it open.
+    #[serde(default)]
+    pub policy: PolicyDefaults,
     /// How often agents say that they are there.
     #[serde(default = "default_heartbeat")]
     pub heartbeat_interval_seconds: u32,
@@ -168,7 +173,8 @@ mod tests {
     fn a_small_file_is_enough_and_flags_win() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("controller.toml");
-        let text = "listen = \"127.0.0.1:1\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"a\"\n[roles]\nadmin = [\"alice\"]\n";
+        let text = "listen = \"127.0.0.1:1\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"a\"\n[roles]\nadmin = [\"alice\"]\n\
+            [policy]\nmax_downtime = \"200ms\"\nbandwidth = \"800Mbit/s\"\non_deadline = \"pause-and-finish\"\n";
         std::fs::write(&file, text).unwrap();
         let flags = Flags {
             store: Some("memory:".to_owned()),
@@ -178,8 +184,19 @@ mod tests {
         assert_eq!(config.listen.port(), 1);
         assert_eq!(config.store, "memory:");
         assert_eq!(config.trust_domain.as_str(), "drover.local");
+        assert_eq!(config.policy.max_downtime, Some(Duration::from_millis(200)));
+        assert_eq!(config.policy.bandwidth, 100_000_000);
         assert!(config.roles.has("alice", drover_proto::roles::Role::Admin));
 
+        for bad in [
+            "max_downtime = \"200\"",
+            "bandwidth = 5",
+            "deadlin = \"5m\"",
+            "on_deadline = \"post-copy\"",
+        ] {
+            std::fs::write(&file, text.to_owned() + bad).unwrap();
+            assert!(Config::from_figment(&file, &Flags::default()).is_err(), "{bad}");
+        }
         std::fs::write(&file, "lisen = \"127.0.0.1:1\"").unwrap();
         assert!(
             Config::from_figment(&file, &Flags::default()).is_err(),

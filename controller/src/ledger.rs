@@ -97,6 +97,7 @@ fn is_news(before: &Record, after: &Record) -> bool {
             record.started.is_some(),
             record.too_late,
             record.guest_host.clone(),
+            record.details.actions.last().cloned(),
         )
     };
     facts(before) != facts(after)

@@ -1,5 +1,6 @@
 //! The controller: sequences migrations and keeps their record. Read `saga` first.
 
+pub mod adjust;
 pub mod adoption;
 pub mod agents;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod local;
 pub mod metrics;
 pub mod office;
 pub mod phases;
+pub mod policy;
 pub mod progress;
 pub mod recovery;
 pub mod registry;

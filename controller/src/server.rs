@@ -12,6 +12,7 @@ use drover_proto::identity::Identity;
 use drover_proto::serve::{GrpcStream, accept};
 use drover_proto::tls::{ALPN_H2, Tls};
 use drover_proto::trace::TraceLayer;
+use drover_proto::v1::MigrationPolicy;
 use drover_proto::v1::host_service_server::HostServiceServer;
 use drover_proto::v1::migration_service_server::MigrationServiceServer;
 use drover_proto::{FILE_DESCRIPTOR_SET, MAX_DECODING_MESSAGE_BYTES, MAX_ENCODING_MESSAGE_BYTES};
@@ -32,7 +33,7 @@ use crate::office::Office;
 use crate::recovery;
 use crate::registry::Registry;
 use crate::restored::{self, Restored};
-use crate::service::Api;
+use crate::service::{Api, check_policy};
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
@@ -93,6 +94,7 @@ impl Controller {
     /// Takes office, takes up what was left, and serves.
     pub async fn start(config: &Config, store: Arc<dyn Store>) -> anyhow::Result<Self> {
         let tls = own_tls(config)?;
+        let policy = defaults(config)?;
         let stopping = CancellationToken::new();
         tokio::spawn(tls.clone().keep_fresh(stopping.clone()));
         // Before anything is decided: an address in use must not cost a term.
@@ -103,7 +105,6 @@ impl Controller {
             .await
             .with_context(|| format!("metrics_listen {}", config.metrics_listen))?;
         let (address, local_address) = (listener.local_addr()?, local_listener.local_addr()?);
-
         let office = Arc::new(Office::default());
         let agents = Arc::new(Agents::new(tls.clone(), Arc::clone(&store), Arc::clone(&office)));
         office.enter(recovery::take_office(&store, &agents).await?);
@@ -140,6 +141,7 @@ impl Controller {
             executor: executor.clone(),
             registry,
             trust_domain: config.trust_domain.clone(),
+            policy,
             stopping: stopping.clone(),
         };
         Ok(Self {
@@ -162,6 +164,13 @@ impl Controller {
             }
         }
     }
+}
+
+/// What counts where a request leaves it open; no request could ask for what is refused here.
+fn defaults(config: &Config) -> anyhow::Result<Arc<MigrationPolicy>> {
+    let policy = config.policy.message();
+    check_policy(&policy).context("[policy] of the configuration")?;
+    Ok(Arc::new(policy))
 }
 
 async fn serve(api: Api, config: Config, tls: Tls, listener: TcpListener, stopping: CancellationToken) {

@@ -56,6 +56,13 @@ pub fn phase(record: &Record, phase: Phase, attempt: u32) -> (Span, drover_proto
     (span, id)
 }
 
+/// The span of a change of the policy, under the root that is written later.
+pub fn adjust(record: &Record) -> Span {
+    let span = tracing::info_span!("adjust", otel.name = name::ADJUST, drover.migration.id = %record.id);
+    set_parent(&span, remote_context(record.trace.id, record.trace.root));
+    span
+}
+
 /// Lets what is logged in `say` carry the trace of the migration, where no span of it is open.
 pub fn tell(record: &Record, say: impl FnOnce()) {
     let _attached = remote_context(record.trace.id, record.trace.root).attach();

@@ -81,6 +81,7 @@ pub const TABLE: &[(&str, &[Caller])] = &[
     ("/drover.agent.v1.AgentService/BeginOutgoing", CONTROLLER),
     ("/drover.agent.v1.AgentService/PrepareIncoming", CONTROLLER),
     ("/drover.agent.v1.AgentService/StartMigrate", CONTROLLER),
+    ("/drover.agent.v1.AgentService/AdjustOutgoing", CONTROLLER),
     ("/drover.agent.v1.AgentService/WatchOutgoing", CONTROLLER),
     ("/drover.agent.v1.AgentService/GetMigrationStatus", CONTROLLER),
     ("/drover.agent.v1.AgentService/HandOver", CONTROLLER),

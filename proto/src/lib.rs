@@ -23,6 +23,7 @@ mod tls_material;
 mod tls_reload;
 pub mod trace;
 mod trace_layer;
+pub mod units;
 
 #[cfg(test)]
 mod test_pki;

@@ -76,6 +76,8 @@ pub mod span {
     /// The calls to libvirt; also the names in a migration's call records.
     pub const LIBVIRT_BEGIN: &str = "libvirt.begin";
     pub const LIBVIRT_PREPARE: &str = "libvirt.prepare";
+    /// Somebody changed the policy of a migration.
+    pub const ADJUST: &str = "adjust";
     pub const LIBVIRT_PERFORM: &str = "libvirt.perform";
     pub const LIBVIRT_FINISH: &str = "libvirt.finish";
     pub const LIBVIRT_RESUME: &str = "libvirt.resume";

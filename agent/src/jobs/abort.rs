@@ -39,7 +39,12 @@ impl Jobs {
     }
 
     /// Writes the tombstone, unless the guest's memory lies on two hosts already.
-    async fn bury_source(&self, page: &mut OpenPage, reference: &Reference, reason: String) -> Result<(), Failure> {
+    pub(super) async fn bury_source(
+        &self,
+        page: &mut OpenPage,
+        reference: &Reference,
+        reason: String,
+    ) -> Result<(), Failure> {
         let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
         concerns(&record, reference, Side::Source)?;
         if record.closed.is_some() {
@@ -76,7 +81,7 @@ impl Jobs {
         Ok(())
     }
 
-    async fn abort_once(&self, job: &OutgoingJob) -> Result<(), Failure> {
+    pub(super) async fn abort_once(&self, job: &OutgoingJob) -> Result<(), Failure> {
         if job.course().step != super::outgoing::TransferStep::Performing {
             return Ok(());
         }
@@ -113,7 +118,7 @@ impl Jobs {
     }
 
     /// After a restart of the agent libvirt may still be busy with letting go of what the former one held.
-    async fn await_lost_job(&self, reference: &Reference, deadline: Instant) -> Result<(), Failure> {
+    pub(super) async fn await_lost_job(&self, reference: &Reference, deadline: Instant) -> Result<(), Failure> {
         let sending = |record: &Record| record.source().is_some_and(|part| part.state == SourceState::Sending);
         if !self
             .journal

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::calls::CallLog;
 use super::lock;
-use super::progress::{Event, Iteration, Problem, Progress, Summary, What};
+use super::progress::{Action, Event, Iteration, Problem, Progress, Summary, What};
+use super::steering::Steering;
 use crate::hypervisor::{Cookie, Outgoing};
 use crate::peer::PeerClient;
 
@@ -20,6 +21,8 @@ use crate::peer::PeerClient;
 const WATCH_BUFFER: usize = 256;
 /// Rounds that are kept.
 const MOST_ITERATIONS: usize = 256;
+/// Actions that are kept: the blackout's limit doubles a few times, the throttle has ten steps.
+const MOST_ACTIONS: usize = 64;
 
 /// One leaving migration.
 pub struct OutgoingJob {
@@ -31,6 +34,8 @@ pub struct OutgoingJob {
     events: broadcast::Sender<Event>,
     course: watch::Sender<Course>,
     seen: Mutex<Observed>,
+    /// The limits in force.
+    pub(super) steering: Steering,
     /// Ends the tries to hand over.
     pub give_up: CancellationToken,
     /// StartMigrate came, or the job is over.
@@ -71,7 +76,9 @@ pub enum PerformOutcome {
 struct Observed {
     progress: Option<Progress>,
     iterations: Vec<Iteration>,
+    actions: Vec<Action>,
     stopped: Option<Instant>,
+    expired: bool,
 }
 
 /// A task works on the job. However the task ends, by a panic too, the job is not busy afterwards.
@@ -111,6 +118,7 @@ impl OutgoingJob {
             events,
             course: watch::Sender::default(),
             seen: Mutex::default(),
+            steering: Steering::default(),
             give_up: CancellationToken::new(),
             claimed: CancellationToken::new(),
             peer: OnceLock::new(),
@@ -195,9 +203,41 @@ impl OutgoingJob {
         self.tell(What::Iteration(iteration));
     }
 
-    /// The guest's CPUs stopped.
+    /// What this agent did is kept, told to those who watch, and noted in the trace.
+    pub fn act(&self, action: Action) {
+        let Action {
+            name, value, reason, ..
+        } = &action;
+        tracing::info!(migration_id = %self.migration, action = name, value, "{reason}");
+        let mut seen = lock(&self.seen);
+        if seen.actions.len() < MOST_ACTIONS {
+            seen.actions.push(action.clone());
+        }
+        drop(seen);
+        self.tell(What::Action(action));
+    }
+
+    pub fn actions(&self) -> Vec<Action> {
+        lock(&self.seen).actions.clone()
+    }
+
+    /// The guest's CPUs stopped: the first of several reports counts.
     pub fn saw_stop(&self, at: Instant) {
-        lock(&self.seen).stopped = Some(at);
+        lock(&self.seen).stopped.get_or_insert(at);
+    }
+
+    /// They execute again.
+    pub fn saw_run(&self) {
+        lock(&self.seen).stopped = None;
+    }
+
+    /// The deadline expired: what fails from now on fails by it.
+    pub fn expire(&self) {
+        lock(&self.seen).expired = true;
+    }
+
+    pub fn is_expired(&self) -> bool {
+        lock(&self.seen).expired
     }
 
     pub fn stopped(&self) -> Option<Instant> {

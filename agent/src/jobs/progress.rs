@@ -26,6 +26,8 @@ pub enum What {
     Failed(Problem),
     /// A call to libvirt ended.
     Call(Call),
+    /// This agent changed something by itself.
+    Action(Action),
 }
 
 impl Event {
@@ -68,6 +70,33 @@ pub struct Iteration {
     pub dirty_rate: u64,
     /// Bytes/s.
     pub bandwidth: u64,
+}
+
+/// Something that this agent changed while memory was sent, by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    pub time: SystemTime,
+    pub name: &'static str,
+    /// The new value with its unit, for people.
+    pub value: String,
+    /// With the numbers behind it, for people.
+    pub reason: String,
+}
+
+impl Action {
+    pub const MAX_DOWNTIME: &'static str = "max-downtime";
+    pub const AUTO_CONVERGE: &'static str = "auto-converge";
+    pub const PAUSE_AND_FINISH: &'static str = "pause-and-finish";
+    pub const ABORT: &'static str = "abort";
+
+    pub fn now(name: &'static str, value: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            time: SystemTime::now(),
+            name,
+            value: value.into(),
+            reason: reason.into(),
+        }
+    }
 }
 
 /// Totals, once the guest runs at the destination.

@@ -1,9 +1,11 @@
 //! After a start of the agent: what the journals say is compared with what libvirt shows.
 //!
-//! Promise: a copy may be stopped here, never started.
+//! Promise: a copy may be stopped here, never started; but one that an agent stopped itself, for a transfer that never
+//! handed it over, is given back.
 //!
 //! | journal | libvirt | then |
 //! |---|---|---|
+//! | source, Sending, stopped by the agent | anything | verdict NeverRan: given back |
 //! | source, Sending | anything | the controller aborts |
 //! | source, HandedOver, open | runs | suspended, and that is journaled |
 //! | source, HandedOver, open | stands still | its job lock is taken again |
@@ -18,6 +20,7 @@ use drover_proto::failure::Failure;
 use drover_proto::ids::MigrationId;
 use drover_proto::trace::names::span;
 
+use super::fence::Reference;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::BeginRequest;
 use crate::journal::{DestinationState, OpenPage, Part, Record, SourceState};
@@ -70,6 +73,18 @@ impl Jobs {
         };
         let record = &record;
         match &record.part {
+            Part::Source(part) if part.state == SourceState::Sending && part.suspended_by_agent => {
+                // Others may look after it meanwhile: what is done is judged anew.
+                drop(page);
+                let reference = Reference {
+                    migration: record.migration,
+                    attempt: record.attempt,
+                    guest: record.guest,
+                };
+                let deadline = tokio::time::Instant::now() + self.limits.abort;
+                self.await_lost_job(&reference, deadline).await?;
+                self.give_back_paused(reference).await
+            }
             Part::Source(part) if part.state == SourceState::HandedOver && record.verdict().is_none() => {
                 self.hold_source(&mut page, record).await
             }

@@ -8,7 +8,7 @@ use drover_proto::failure::Failure;
 
 use super::fence::Reference;
 use super::outgoing::{Course, PerformOutcome, TransferStep};
-use super::progress::{Iteration, Problem, Progress, Summary};
+use super::progress::{Action, Iteration, Problem, Progress, Summary};
 use super::{Jobs, errors};
 use crate::hypervisor::{ErrorClass, GuestFacts};
 use crate::journal::{Call, Record};
@@ -30,6 +30,7 @@ pub struct Status {
     pub summary: Option<Summary>,
     pub calls: Vec<Call>,
     pub iterations: Vec<Iteration>,
+    pub actions: Vec<Action>,
     pub problem: Option<Problem>,
     pub read: SystemTime,
 }
@@ -94,6 +95,7 @@ impl Jobs {
                 (None, None) => journaled(),
             },
             iterations: outgoing.as_ref().map(|job| job.iterations()).unwrap_or_default(),
+            actions: outgoing.as_ref().map(|job| job.actions()).unwrap_or_default(),
             problem: course.problem,
             read: SystemTime::now(),
             record,

@@ -4,30 +4,26 @@
 //! after all was sent, the guest stands still and the controller asks to hand over again.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::fault_points::{self, point};
 use drover_proto::identity::Identity;
 use drover_proto::trace::names::{attribute, span};
-use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
-use tracing::field::Empty;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::Jobs;
-use super::downtime::allowed;
+use super::deadline::Deadline;
 use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep, UnderWay};
-use super::progress::{Iteration, Problem, Progress, Stage, What};
-use crate::hypervisor::{Cookie, GuestEvent, Happened, Outgoing, PerformRequest};
-use crate::journal::{Delivery, Forbidden, Record, SourceState};
+use super::progress::{Problem, What};
+use super::watching::Watching;
+use crate::hypervisor::{Cookie, Outgoing, PerformRequest};
+use crate::journal::{Delivery, Forbidden, Limits, Record, SourceState};
 use crate::peer::PeerClient;
 use crate::tunnel::{ChannelPlan, HelloTemplate, Source, SourceOptions};
-
-/// How often the job is asked how far it is.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What is to be sent, and where to.
 #[derive(Clone, Debug)]
@@ -36,6 +32,8 @@ pub struct StartOrder {
     pub delivery: Delivery,
     /// From Prepare.
     pub cookie: Cookie,
+    /// As they are now; none: as in Begin, or as ordered since.
+    pub limits: Option<Limits>,
 }
 
 impl Jobs {
@@ -69,16 +67,26 @@ impl Jobs {
             .change(|record| {
                 if let Some(part) = record.source_mut() {
                     part.delivery = Some(order.delivery.clone());
+                    part.limits = order
+                        .limits
+                        .and_then(|now| now.after(&part.limits))
+                        .unwrap_or(part.limits);
+                    // Nothing was told to QEMU yet.
+                    part.limits.whole_downtime = false;
                 }
             })
             .await?;
         self.sockets.make(migration).await?;
-        let tunnel = Source::open(self.tunnel_options(&record, &order))?;
+        let tunnel = Source::open(self.tunnel_options(&record, &order, &job))?;
         if let Some(part) = record.source() {
             let (host, addresses) = (part.peer.clone(), order.delivery.hand_over_addresses());
             let peer = job.peer(|| PeerClient::new(&self.tls, host, addresses));
             tokio::spawn(async move { peer.connect().await });
         }
+        let max_downtime = job
+            .steering
+            .start(record.source().map(|part| part.limits).unwrap_or_default())
+            .await;
         job.claimed.cancel();
         let under_way = job.under_way(TransferStep::Performing);
         let transfer = Transfer {
@@ -89,13 +97,14 @@ impl Jobs {
             record,
             started: Instant::now(),
             under_way,
+            max_downtime,
         };
         let under = tracing::info_span!("transfer", drover.migration.id = %migration, drover.host.id = %self.host);
         tokio::spawn(transfer.run(order.cookie).instrument(under));
         Ok(())
     }
 
-    fn tunnel_options(&self, record: &Record, order: &StartOrder) -> SourceOptions {
+    fn tunnel_options(&self, record: &Record, order: &StartOrder, job: &OutgoingJob) -> SourceOptions {
         let (parallel, peer) = record
             .source()
             .map_or((0, self.host.clone()), |part| (part.flags.parallel, part.peer.clone()));
@@ -114,6 +123,7 @@ impl Jobs {
                 attempt: record.attempt,
                 ticket: order.delivery.ticket.clone(),
             },
+            pace: job.steering.pace(),
         }
     }
 }
@@ -132,6 +142,8 @@ struct Transfer {
     started: Instant,
     /// The last to go: the tunnel is cut by then.
     under_way: UnderWay,
+    /// What QEMU may use at first.
+    max_downtime: Duration,
 }
 
 impl Transfer {
@@ -142,13 +154,19 @@ impl Transfer {
         let watching = Watching {
             job: Arc::clone(&self.job),
             handle: Arc::clone(&self.handle),
-            limit: self.record.source().and_then(|part| part.limits.max_downtime),
             sent: sent.clone(),
             over: over.clone(),
             started: self.started,
         };
         let watching = tokio::spawn(watching.run(events).in_current_span());
         fault_points::reach(point::SOURCE_SENDING).await;
+        let deadline = Deadline {
+            jobs: Arc::clone(&self.jobs),
+            job: Arc::clone(&self.job),
+            started: self.started,
+            sent: sent.clone(),
+        };
+        let deadline = tokio::spawn(deadline.run().in_current_span());
         let performed = self.perform(cookie).await;
         sent.cancel();
         let Self {
@@ -159,9 +177,11 @@ impl Transfer {
             tunnel,
             record,
             started,
+            max_downtime: _,
         } = self;
         drop(handle);
         let bytes = || tunnel.bytes().sent;
+        let failed = performed.is_err();
         match performed {
             // The tunnel stays until the hand-over has ended: its last bytes may still be on their way.
             Ok(cookie) => {
@@ -175,10 +195,16 @@ impl Transfer {
             i64::try_from(tunnel.bytes().sent).unwrap_or(i64::MAX),
         );
         drop(watched);
-        // It only watches: a panic in it was reported by the runtime.
-        let _ = watching.await;
+        // A panic in them was reported by the runtime.
+        let _ = (watching.await, deadline.await);
         tunnel.close().await;
+        // The process does not end by itself while a guest may stand still for a transfer that failed.
+        let critical = jobs.critical();
         drop(under_way);
+        if failed {
+            jobs.give_back_after_failure(&record).await;
+        }
+        drop(critical);
         jobs.forget_if_settled(&job);
     }
 
@@ -192,8 +218,9 @@ impl Transfer {
             cookie,
             socket: self.jobs.sockets.source(self.record.migration),
             persistent_xml: part.inactive_xml.clone(),
-            bandwidth: part.limits.bandwidth,
-            max_downtime: Some(allowed(0, part.limits.max_downtime)),
+            // The tunnel keeps the limit: QEMU does not keep it over several channels, nor in the blackout.
+            bandwidth: 0,
+            max_downtime: Some(self.max_downtime),
         };
         let performed = self
             .job
@@ -209,6 +236,9 @@ impl Transfer {
             // The hypervisor says only that its stream broke.
             let cause = self.tunnel.errors().borrow().clone();
             let mut problem = Problem::from(&Failure::from(error));
+            if self.job.is_expired() {
+                return expired(&problem);
+            }
             if let Some(cause) = cause {
                 problem.reason = Reason::TransferFailed.name();
                 problem.message = format!("{cause} ({})", problem.message);
@@ -224,133 +254,25 @@ pub(super) fn fail(job: &OutgoingJob, problem: Problem) {
     job.tell(What::Failed(problem));
 }
 
-/// Feeds those who watch: statistics twice a second, rounds, the stop of the guest.
-struct Watching {
-    job: Arc<OutgoingJob>,
-    handle: Arc<dyn Outgoing>,
-    /// The longest blackout that the caller accepts.
-    limit: Option<Duration>,
-    /// Perform has ended, and with it the last round (which begins after the guest was stopped).
-    sent: CancellationToken,
-    over: CancellationToken,
-    started: Instant,
+/// What libvirt says of an abort matters less than why it was aborted.
+fn expired(said: &Problem) -> Problem {
+    Problem {
+        reason: Reason::TransferDeadline.name(),
+        message: format!("the deadline expired before the guest had moved ({})", said.message),
+        remedy: "give it a longer deadline, more bandwidth or a longer blackout, or let it pause to finish".to_owned(),
+    }
 }
 
-/// A round that goes on, with its span.
-struct Round {
-    record: Iteration,
-    clock: Instant,
-    span: Span,
-}
-
-impl Watching {
-    async fn run(self, mut events: broadcast::Receiver<GuestEvent>) {
-        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut round = None;
-        let mut sending = true;
-        loop {
-            tokio::select! {
-                () = self.over.cancelled() => break,
-                () = self.sent.cancelled(), if sending => {
-                    sending = false;
-                    self.end_round(&mut round, Instant::now());
-                }
-                _ = tick.tick() => self.progress().await,
-                event = events.recv() => match event {
-                    Ok(event) if event.guest == self.job.guest => self.event(&event, &mut round).await,
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => break,
-                },
-            }
-        }
-        self.end_round(&mut round, Instant::now());
-    }
-
-    async fn event(&self, event: &GuestEvent, round: &mut Option<Round>) {
-        match event.what {
-            Happened::Suspended { .. } => {
-                self.job.saw_stop(event.instant);
-                self.end_round(round, event.instant);
-            }
-            Happened::Iteration(number) => {
-                self.end_round(round, event.instant);
-                self.allow_longer(number).await;
-                *round = Some(self.begin_round(number, event).await);
-            }
-            Happened::Started
-            | Happened::Resumed
-            | Happened::Stopped(_)
-            | Happened::JobCompleted(_)
-            | Happened::Changed => {}
-        }
-    }
-
-    async fn allow_longer(&self, number: u64) {
-        let now = allowed(number, self.limit);
-        if now != allowed(number.saturating_sub(1), self.limit)
-            && let Err(error) = self.handle.set_max_downtime(now).await
-        {
-            // The next round tries again, with more.
-            tracing::warn!(%error, "the longest blackout could not be set to {now:?}");
-        }
-    }
-
-    async fn begin_round(&self, number: u64, event: &GuestEvent) -> Round {
-        let span = tracing::info_span!("iteration", drover.iteration = number, drover.memory.remaining = Empty);
-        let stats = self.handle.job().await.ok().flatten().unwrap_or_default();
-        span.record("drover.memory.remaining", stats.memory_remaining);
-        span.set_attribute(
-            attribute::DIRTY_RATE,
-            i64::try_from(stats.dirty_rate).unwrap_or(i64::MAX),
-        );
-        span.set_attribute(attribute::BANDWIDTH, i64::try_from(stats.bandwidth).unwrap_or(i64::MAX));
-        let record = Iteration {
-            number,
-            started: event.at,
-            duration: None,
-            remaining: stats.memory_remaining,
-            dirty_rate: stats.dirty_rate,
-            bandwidth: stats.bandwidth,
+impl Jobs {
+    /// The controller settles it where this does not succeed.
+    async fn give_back_after_failure(self: &Arc<Self>, record: &Record) {
+        let reference = Reference {
+            migration: record.migration,
+            attempt: record.attempt,
+            guest: record.guest,
         };
-        Round {
-            record,
-            clock: event.instant,
-            span,
+        if let Err(error) = self.give_back_paused(reference).await {
+            tracing::error!(migration_id = %record.migration, %error, "a guest that was stopped so that it moves cannot be given back yet");
         }
-    }
-
-    fn end_round(&self, round: &mut Option<Round>, at: Instant) {
-        if let Some(Round {
-            mut record,
-            clock,
-            span,
-        }) = round.take()
-        {
-            record.duration = Some(at.saturating_duration_since(clock));
-            self.job.saw_iteration(record);
-            drop(span);
-        }
-    }
-
-    async fn progress(&self) {
-        // A job that has ended has no statistics: the next event says how it went on.
-        let Ok(Some(stats)) = self.handle.job().await else {
-            return;
-        };
-        let step = self.job.course().step;
-        let stage = if step == TransferStep::HandingOver {
-            Stage::Switching
-        } else {
-            Stage::PreCopy
-        };
-        let (time, elapsed) = (SystemTime::now(), self.started.elapsed());
-        self.job.saw_progress(Progress {
-            time,
-            stage,
-            stats,
-            elapsed,
-            blackout: None,
-        });
     }
 }

@@ -86,7 +86,7 @@ pub struct SourcePart {
     pub incarnation: Incarnation,
     pub flags: MigrateFlags,
     pub limits: Limits,
-    /// This agent stopped the guest because it ran where no verdict was journaled.
+    /// This agent stopped the guest: because it ran where no verdict was journaled, or so that its transfer finishes.
     pub suspended_by_agent: bool,
     /// Set by StartMigrate.
     pub delivery: Option<Delivery>,
@@ -103,12 +103,47 @@ pub struct Delivery {
     pub management: String,
 }
 
-/// What Perform may use.
+/// What a transfer keeps to. A record of an older agent has only the first two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limits {
-    /// Bytes/s; 0 is no limit.
+    /// Bytes/s over all channels; 0 is no limit.
     pub bandwidth: u64,
     pub max_downtime: Option<Duration>,
+    /// `max_downtime` was changed on the way: QEMU gets all of it at once, not round by round.
+    pub whole_downtime: bool,
+    /// From the start of the transfer.
+    pub deadline: Option<Duration>,
+    pub at_deadline: AtDeadline,
+    /// Stop the guest as soon as it is being sent.
+    pub pause_and_finish: bool,
+    /// Grows with every change.
+    pub revision: u64,
+}
+
+/// What happens at the deadline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AtDeadline {
+    /// The guest stays, and runs on.
+    #[default]
+    Abort,
+    /// It is stopped, and the rest is sent.
+    PauseAndFinish,
+}
+
+impl Limits {
+    /// What is in force when these are ordered after others; none where they came late.
+    pub fn after(self, earlier: &Self) -> Option<Self> {
+        if self.revision < earlier.revision {
+            return None;
+        }
+        Some(Self {
+            whole_downtime: earlier.whole_downtime || self.max_downtime != earlier.max_downtime,
+            // A guest that was stopped for it is not let run again.
+            pause_and_finish: earlier.pause_and_finish || self.pause_and_finish,
+            ..self
+        })
+    }
 }
 
 /// What the destination knows.

@@ -8,15 +8,15 @@ use drover_proto::agent::v1 as agent;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::{Attempt, GuestId, HostId, MigrationId, Ticket};
 use drover_proto::overrides::{Overrides, Problem};
-use drover_proto::time::std_duration;
-use drover_proto::v1;
+use drover_proto::time::{proto_duration, std_duration};
+use drover_proto::v1::{self, DeadlineAction};
 
 use crate::checks::Space;
 use crate::guest_xml::{self, GuestShape, HugePages};
 use crate::hypervisor::{GuestFacts, GuestState, HostFacts, Incarnation};
 use crate::jobs::begin::BeginAnswer;
 use crate::jobs::fence::{Fence, Reference};
-use crate::journal::{Limits, Term, Verdict};
+use crate::journal::{AtDeadline, Limits, SourcePart, Term, Verdict};
 use crate::probe::Probe;
 use crate::probe::device::Device;
 
@@ -79,15 +79,54 @@ pub(super) fn incarnation(message: Option<agent::Incarnation>) -> Result<Incarna
     })
 }
 
-pub(super) fn limits(policy: Option<&agent::TransferPolicy>) -> Limits {
-    policy.map_or_else(Limits::default, |policy| Limits {
+pub(super) fn limits(policy: Option<&agent::TransferPolicy>) -> Result<Limits, Failure> {
+    let Some(policy) = policy else {
+        return Ok(Limits::default());
+    };
+    let time = |field: &str, read: Option<Option<Duration>>| match read {
+        None => Ok(None),
+        Some(None) => Err(Failure::invalid(field, "must not be negative")),
+        Some(time) => Ok(time),
+    };
+    let at_deadline = match DeadlineAction::try_from(policy.on_deadline) {
+        Ok(DeadlineAction::Unspecified | DeadlineAction::Abort) => AtDeadline::Abort,
+        Ok(DeadlineAction::PauseAndFinish) => AtDeadline::PauseAndFinish,
+        Ok(DeadlineAction::PostCopy) | Err(_) => {
+            let message = "this agent can abort or pause to finish at a deadline, nothing else";
+            return Err(Failure::new(Reason::Unimplemented, message).with_field("policy.on_deadline", message));
+        }
+    };
+    Ok(Limits {
         bandwidth: policy.bandwidth_limit_bytes_per_second,
-        max_downtime: policy
-            .max_downtime
-            .as_ref()
-            .and_then(std_duration)
+        max_downtime: time("policy.max_downtime", policy.max_downtime.as_ref().map(std_duration))?
             .filter(|max| *max > Duration::ZERO),
+        whole_downtime: false,
+        deadline: time("policy.deadline", policy.deadline.as_ref().map(std_duration))?,
+        at_deadline,
+        pause_and_finish: policy.pause_and_finish,
+        revision: policy.revision,
     })
+}
+
+/// The policy in force, as the controller would order it.
+pub(super) fn policy(part: &SourcePart) -> agent::TransferPolicy {
+    let SourcePart { flags, limits, .. } = part;
+    let on_deadline = match limits.at_deadline {
+        AtDeadline::Abort => DeadlineAction::Abort,
+        AtDeadline::PauseAndFinish => DeadlineAction::PauseAndFinish,
+    };
+    agent::TransferPolicy {
+        bandwidth_limit_bytes_per_second: limits.bandwidth,
+        max_downtime: limits.max_downtime.map(proto_duration),
+        deadline: limits.deadline.map(proto_duration),
+        parallel_connections: flags.parallel,
+        auto_converge: flags.auto_converge,
+        post_copy: flags.post_copy,
+        storage_proved: flags.storage_proved,
+        on_deadline: on_deadline.into(),
+        pause_and_finish: limits.pause_and_finish,
+        revision: limits.revision,
+    }
 }
 
 pub(super) fn verdict_from(verdict: i32) -> Result<Verdict, Failure> {

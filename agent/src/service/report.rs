@@ -4,14 +4,14 @@ use drover_proto::agent::v1 as agent;
 use drover_proto::ids::HostId;
 use drover_proto::time::{proto_duration, std_duration, system_time};
 use drover_proto::v1::{
-    CallRecord, IterationRecord, MigrationError, MigrationPhase, Progress, TransferStage, TransferSummary,
-    UnfinishedJournal,
+    ActionRecord, CallRecord, IterationRecord, MigrationError, MigrationPhase, Progress, TransferStage,
+    TransferSummary, UnfinishedJournal,
 };
 
-use super::convert::{guest, incarnation_message, state};
+use super::convert::{guest, incarnation_message, policy, state};
 use crate::hypervisor::JobStats;
 use crate::jobs::outgoing::PerformOutcome;
-use crate::jobs::progress::{self, Event, Iteration, Problem, Stage, Summary, What};
+use crate::jobs::progress::{self, Action, Event, Iteration, Problem, Stage, Summary, What};
 use crate::jobs::status::Status;
 use crate::journal::{Call, DestinationState, Part, Record, SourceState, Verdict};
 
@@ -115,6 +115,19 @@ pub(super) fn status(host: &HostId, status: Status) -> agent::MigrationStatus {
         calls: status.calls.into_iter().map(call).collect(),
         iterations: status.iterations.iter().map(iteration).collect(),
         error: status.problem.map(|found| problem(found, Some(host))),
+        actions: status.actions.into_iter().map(action).collect(),
+        policy: status.record.as_deref().and_then(Record::source).map(policy),
+    }
+}
+
+/// What the agent did by itself; what others ordered, the controller knows.
+fn action(action: Action) -> ActionRecord {
+    ActionRecord {
+        time: Some(action.time.into()),
+        action: action.name.to_owned(),
+        value: action.value,
+        reason: action.reason,
+        actor: "control-loop".to_owned(),
     }
 }
 
@@ -235,6 +248,7 @@ pub(super) fn event(event: Event) -> agent::WatchOutgoingResponse {
         What::Iteration(round) => Message::Iteration(iteration(&round)),
         What::Failed(why) => Message::Failed(problem(why, None)),
         What::Call(made) => Message::Call(call(made)),
+        What::Action(done) => Message::Action(action(done)),
     };
     agent::WatchOutgoingResponse {
         time: Some(event.time.into()),

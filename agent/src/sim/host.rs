@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use drover_proto::ids::GuestId;
 use tokio::time::sleep;
@@ -119,6 +120,12 @@ impl SimHost {
         let state = self.lock();
         let job = state.domains.get(&guest).and_then(|domain| domain.job.as_ref());
         job.is_some_and(|job| matches!(job.phase, Phase::Sent { .. }))
+    }
+
+    /// The longest blackout that QEMU may choose for the guest's migration now.
+    pub fn max_downtime(&self, guest: GuestId) -> Option<Duration> {
+        let state = self.lock();
+        Some(state.domains.get(&guest)?.job.as_ref()?.limits.max_downtime)
     }
 
     /// The guest shuts itself down.

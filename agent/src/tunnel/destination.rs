@@ -24,7 +24,7 @@ use super::error::{Refusal, TunnelError};
 use super::hello::{Channel, HELLO_SIZE, Hello, Reply};
 use super::refusals::Refusals;
 use super::relay::{Broken, relay};
-use super::{Bytes, Counters, session, socket};
+use super::{Bytes, Counters, Pace, session, socket};
 
 /// A hello comes at once, or it is not ours.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -267,7 +267,10 @@ async fn carry(migration: &Migration, channel: Channel, mut stream: TlsStream<Tc
             migration.main_complete.send_replace(true);
         }
     };
-    relay(unix, session::split(tcp, connection), &migration.counters, received_all)
+    // Only the source limits: what comes back is a few bytes.
+    let pace = Pace::new(0);
+    let halves = session::split(tcp, connection);
+    relay(unix, halves, &migration.counters, &pace, received_all)
         .await
         .map_err(|broken| match broken {
             Broken::Unix(error) => TunnelError::Qemu {

@@ -16,6 +16,7 @@ pub mod destination;
 mod entry;
 pub mod error;
 pub mod hello;
+pub mod pace;
 mod refusals;
 mod relay;
 mod session;
@@ -30,6 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use destination::{Destination, Registration, Waiting};
 pub use error::{Refusal, TunnelError};
+pub use pace::Pace;
 pub use source::{ChannelPlan, HelloTemplate, Source, SourceOptions};
 
 /// Bytes that went through, all channels together; grows only.

@@ -9,8 +9,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::Counters;
 use super::session::{Receiver, Sender};
+use super::{Counters, Pace};
 
 /// The largest piece that is moved at once: what a unix socket holds by default, rounded up.
 const PIECE: usize = 256 * 1024;
@@ -26,29 +26,32 @@ pub(crate) enum Broken {
     Network(io::Error),
 }
 
-/// Relays until both directions have ended. `received_all` is called when the other agent has announced its end
+/// Relays until both directions have ended, what is sent at `pace`. `received_all` is called when the other agent has announced its end
 /// and every byte before it was given to QEMU.
 pub(crate) async fn relay(
     unix: UnixStream,
     (sender, receiver): (Sender, Receiver),
     counters: &Counters,
+    pace: &Pace,
     received_all: impl FnOnce(),
 ) -> Result<(), Broken> {
     let (from_unix, to_unix) = unix.into_split();
     tokio::try_join!(
-        send(from_unix, sender, counters),
+        send(from_unix, sender, counters, pace),
         receive(receiver, to_unix, counters, received_all)
     )?;
     Ok(())
 }
 
-async fn send(unix: OwnedReadHalf, mut network: Sender, counters: &Counters) -> Result<(), Broken> {
+async fn send(unix: OwnedReadHalf, mut network: Sender, counters: &Counters, pace: &Pace) -> Result<(), Broken> {
     let mut piece = vec![0; FIRST_PIECE];
     loop {
         unix.readable().await.map_err(Broken::Unix)?;
-        match unix.try_read(&mut piece) {
+        let at_once = pace.piece(piece.len());
+        match unix.try_read(&mut piece[..at_once]) {
             Ok(0) => return network.finish().await.map_err(Broken::Network),
             Ok(read) => {
+                pace.take(read).await;
                 network.send(&piece[..read]).await.map_err(Broken::Network)?;
                 counters.add_sent(read);
                 if read == piece.len() && read < PIECE {

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::error::TunnelError;
 use super::hello::{Channel, Hello, Reply};
 use super::relay::{Broken, relay};
-use super::{Bytes, Counters, session, socket};
+use super::{Bytes, Counters, Pace, session, socket};
 
 /// The destination connects to its QEMU before it answers, and has five seconds for that.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
@@ -91,6 +91,8 @@ pub struct SourceOptions {
     pub expected: Identity,
     pub tls: Tls,
     pub hello: HelloTemplate,
+    /// The limit of what is sent, over all channels together.
+    pub pace: Pace,
 }
 
 /// An open socket for one migration. Dropping it removes the socket and cuts what is connected.
@@ -256,7 +258,13 @@ impl Shared {
 
     async fn carry(self: Arc<Self>, channel: Channel, unix: UnixStream, tls: TlsStream<TcpStream>) {
         let (tcp, connection) = tls.into_inner();
-        let relayed = relay(unix, session::split(tcp, connection), &self.counters, || {});
+        let relayed = relay(
+            unix,
+            session::split(tcp, connection),
+            &self.counters,
+            &self.options.pace,
+            || {},
+        );
         match self.until_cut(relayed).await {
             None | Some(Ok(())) => {}
             Some(Err(Broken::Unix(error))) => self.report(TunnelError::Qemu {

@@ -19,6 +19,7 @@ enum Step {
     Begin,
     Prepare,
     Start,
+    Adjust,
     HandOver,
     Finish,
     HandOverGuest,
@@ -30,12 +31,13 @@ enum Step {
     CloseDestination,
 }
 
-const ALL: [Step; 16] = [
+const ALL: [Step; 17] = [
     Step::WriteProbes,
     Step::RemoveProbes,
     Step::Begin,
     Step::Prepare,
     Step::Start,
+    Step::Adjust,
     Step::HandOver,
     Step::Finish,
     Step::HandOverGuest,
@@ -93,6 +95,7 @@ impl Step {
             Self::Begin => "AgentService/BeginOutgoing",
             Self::Prepare => "AgentService/PrepareIncoming",
             Self::Start => "AgentService/StartMigrate",
+            Self::Adjust => "AgentService/AdjustOutgoing",
             Self::HandOver => "AgentService/HandOver",
             Self::Finish => "AgentService/FinishIncoming",
             Self::HandOverGuest => "PeerService/HandOverGuest",
@@ -107,7 +110,9 @@ impl Step {
     /// What an undo refuses from then on, and how.
     fn refused_after_the_undo(self) -> Option<Reason> {
         match self {
-            Self::Begin | Self::Prepare | Self::Start | Self::HandOver | Self::Finish => Some(Reason::Tombstoned),
+            Self::Begin | Self::Prepare | Self::Start | Self::Adjust | Self::HandOver | Self::Finish => {
+                Some(Reason::Tombstoned)
+            }
             Self::HandOverGuest => Some(Reason::NeverRan),
             Self::WriteProbes
             | Self::RemoveProbes
@@ -224,6 +229,14 @@ impl Run {
             Step::Start => {
                 let (begun, prepared) = (self.begun(), self.prepared.clone());
                 scene.send(&Ready { begun, prepared }).await?;
+            }
+            Step::Adjust => {
+                let policy = TransferPolicy {
+                    pause_and_finish: true,
+                    revision: 1,
+                    ..TransferPolicy::default()
+                };
+                scene.adjust(policy).await?;
             }
             Step::HandOver => drop(scene.hand_over().await?),
             Step::Finish => {

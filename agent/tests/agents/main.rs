@@ -13,6 +13,7 @@ mod moves;
 mod node;
 mod overrides;
 mod pki;
+mod policy;
 mod reboots;
 mod refusals;
 mod repeats;

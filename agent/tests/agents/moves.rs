@@ -115,6 +115,7 @@ async fn those_who_watch_see_it_from_the_first_bytes_to_the_switch() {
             Event::Iteration(_) => rounds += 1,
             Event::Switched(_) => switched += 1,
             Event::Call(_) => calls += 1,
+            Event::Action(_) => {}
             Event::Failed(error) => panic!("{error:?}"),
         }
     }

@@ -28,6 +28,7 @@ pub(crate) struct Scene {
     pub(crate) store: &'static str,
     /// What is different at b.
     pub(crate) overrides: Option<DestinationOverrides>,
+    pub(crate) policy: TransferPolicy,
     controller: Tls,
     folder: tempfile::TempDir,
     pki: Pki,
@@ -79,6 +80,7 @@ impl Scene {
             term: 1,
             store: "store-1",
             overrides: None,
+            policy: TransferPolicy::default(),
             controller,
             folder,
             pki,
@@ -137,11 +139,11 @@ impl Scene {
     }
 
     pub(crate) async fn begin(&self) -> Result<BeginOutgoingResponse, Failure> {
-        self.begin_with(TransferPolicy::default()).await
+        self.begin_with(self.policy).await
     }
 
     pub(crate) async fn begin_life(&self, incarnation: Option<Incarnation>) -> Result<BeginOutgoingResponse, Failure> {
-        self.begin_so(incarnation, TransferPolicy::default()).await
+        self.begin_so(incarnation, self.policy).await
     }
 
     pub(crate) async fn begin_with(&self, policy: TransferPolicy) -> Result<BeginOutgoingResponse, Failure> {
@@ -182,7 +184,7 @@ impl Scene {
             cookie: begun.cookie.clone(),
             state_before: begun.state_before,
             autostart_before: begun.autostart_before,
-            policy: Some(TransferPolicy::default()),
+            policy: Some(self.policy),
         };
         Ok(self.ask_b().prepare_incoming(request).await?.into_inner())
     }
@@ -211,6 +213,7 @@ impl Scene {
             cookie: ready.prepared.cookie.clone(),
             destination_addresses: addresses,
             destination_management_address: management,
+            policy: None,
         };
         self.ask_a().start_migrate(request).await?;
         Ok(())
@@ -276,6 +279,16 @@ impl Scene {
     pub(crate) fn turn_round(&mut self) -> MigrationId {
         std::mem::swap(&mut self.a, &mut self.b);
         std::mem::replace(&mut self.migration, MigrationId::generate())
+    }
+
+    pub(crate) async fn adjust(&self, policy: TransferPolicy) -> Result<(), Failure> {
+        let request = AdjustOutgoingRequest {
+            fence: self.fence(),
+            migration: self.reference(),
+            policy: Some(policy),
+        };
+        self.ask_a().adjust_outgoing(request).await?;
+        Ok(())
     }
 
     pub(crate) async fn abort(&self) -> Result<MigrationStatus, Failure> {

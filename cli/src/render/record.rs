@@ -1,6 +1,8 @@
 //! One migration in words: how it came out, and all that its record says.
 
-use drover_proto::v1::{Check, CheckResult, FencedSide, Migration, MigrationState, WaitingFor};
+use drover_proto::v1::{
+    Check, CheckResult, DeadlineAction, FencedSide, Migration, MigrationPolicy, MigrationState, WaitingFor,
+};
 
 use super::table::table;
 use super::{units, words};
@@ -180,6 +182,35 @@ fn total_time(migration: &Migration) -> Option<String> {
     Some(units::seconds(units::between(start, migration.end_time?)))
 }
 
+/// What was limited or allowed: `blackout up to 200 ms, deadline 5 min 0 s then pause-and-finish, …`.
+fn policy(policy: &MigrationPolicy) -> String {
+    let mut parts = Vec::new();
+    parts.extend(
+        policy
+            .max_downtime
+            .map(|max| format!("blackout up to {}", units::duration(max))),
+    );
+    parts.extend(policy.deadline.map(|deadline| {
+        let then = match policy.on_deadline() {
+            DeadlineAction::Unspecified | DeadlineAction::Abort => "abort",
+            DeadlineAction::PauseAndFinish => "pause and finish",
+            DeadlineAction::PostCopy => "post-copy",
+        };
+        format!("deadline {}, then {then}", units::duration(deadline))
+    }));
+    if policy.bandwidth_limit_bytes_per_second > 0 {
+        let limit = units::rate(policy.bandwidth_limit_bytes_per_second);
+        parts.push(format!("at most {limit}"));
+    }
+    if policy.parallel_connections > 0 {
+        parts.push(format!("{} connections", policy.parallel_connections));
+    }
+    if policy.allow_auto_converge() {
+        parts.push("may be slowed down".to_owned());
+    }
+    parts.join(", ")
+}
+
 /// Everything that `migration get` shows.
 pub(crate) fn record(migration: &Migration) -> String {
     let mut lines = vec![words::id(&migration.name).to_owned(), summary(migration)];
@@ -206,6 +237,7 @@ pub(crate) fn record(migration: &Migration) -> String {
     for different in migration.destination_overrides.iter().flat_map(crate::overrides::words) {
         add("override", words::one_line(&different));
     }
+    add("policy", migration.policy.as_ref().map(policy).unwrap_or_default());
     add("created", migration.create_time.map(units::moment).unwrap_or_default());
     add("ended", migration.end_time.map(units::moment).unwrap_or_default());
     for phase in &migration.phases {

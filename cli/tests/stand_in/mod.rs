@@ -43,6 +43,7 @@ pub(crate) struct Stage {
     /// What came in.
     pub(crate) created: Vec<CreateMigrationRequest>,
     pub(crate) checked: Vec<CheckMigrationRequest>,
+    pub(crate) adjusted: Vec<AdjustMigrationRequest>,
     pub(crate) traceparents: Vec<String>,
     pub(crate) resume_tokens: Vec<String>,
     /// Paths of all RPCs that came in.
@@ -232,8 +233,10 @@ impl MigrationService for StandIn {
         Ok(Response::new(CheckMigrationResponse { destinations }))
     }
 
-    async fn adjust_migration(&self, _: Request<AdjustMigrationRequest>) -> Result<Response<Migration>, Status> {
-        unimplemented()
+    async fn adjust_migration(&self, request: Request<AdjustMigrationRequest>) -> Result<Response<Migration>, Status> {
+        let mut stage = self.0.lock().unwrap();
+        stage.adjusted.push(request.into_inner());
+        Ok(Response::new(stage.record.clone()))
     }
 
     async fn retry_migration(&self, _: Request<RetryMigrationRequest>) -> Result<Response<Migration>, Status> {

@@ -3,7 +3,7 @@
 
 use drover_proto::agent::v1::{Incarnation, MigrationStatus};
 use drover_proto::ids::HostId;
-use drover_proto::v1::{CallRecord, Check, IterationRecord, Progress, TransferSummary};
+use drover_proto::v1::{ActionRecord, CallRecord, Check, IterationRecord, Progress, TransferSummary};
 
 use crate::store::{Prepared, Record};
 
@@ -12,6 +12,9 @@ const MAX_ITERATIONS: usize = 256;
 
 /// At most so many calls are kept, the newest.
 const MAX_CALLS: usize = 256;
+
+/// At most so many actions are kept, the newest.
+const MAX_ACTIONS: usize = 256;
 
 /// Unset fields change nothing.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +29,8 @@ pub struct Learned {
     /// As the agents have them, each host's in its order.
     pub calls: Vec<CallRecord>,
     pub iterations: Vec<IterationRecord>,
+    /// What the source's agent did by itself.
+    pub actions: Vec<ActionRecord>,
 }
 
 /// Where the guest is.
@@ -50,6 +55,7 @@ impl Learned {
         if !status.iterations.is_empty() {
             self.iterations.clone_from(&status.iterations);
         }
+        self.actions.extend_from_slice(&status.actions);
         self.progress = status.progress.or(self.progress);
         self.summary = status.summary.or(self.summary);
     }
@@ -86,6 +92,7 @@ impl Learned {
         details.progress = self.progress.or(details.progress);
         details.summary = merge_summaries(details.summary, self.summary);
         merge_calls(&mut details.calls, &self.calls);
+        merge_actions(&mut details.actions, &self.actions);
         if self.iterations.len() >= details.iterations.len() {
             details.iterations = newest(&self.iterations, MAX_ITERATIONS);
         }
@@ -123,6 +130,20 @@ fn merge_calls(known: &mut Vec<CallRecord>, news: &[CallRecord]) {
     }
     known.sort_by_key(|call| call.start_time.map(|time| (time.seconds, time.nanos)));
     *known = newest(known, MAX_CALLS);
+}
+
+/// One list by time, each action once.
+pub(crate) fn merge_actions(known: &mut Vec<ActionRecord>, news: &[ActionRecord]) {
+    let before = known.len();
+    for action in news {
+        if !known.contains(action) {
+            known.push(action.clone());
+        }
+    }
+    if known.len() > before {
+        known.sort_by_key(|action| action.time.map(|time| (time.seconds, time.nanos)));
+        *known = newest(known, MAX_ACTIONS);
+    }
 }
 
 fn newest<T: Clone>(all: &[T], limit: usize) -> Vec<T> {

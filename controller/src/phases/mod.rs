@@ -14,6 +14,7 @@ mod look;
 mod overrides;
 mod policy;
 mod prepare;
+mod steer;
 mod storage;
 mod transfer;
 mod validate;
@@ -35,6 +36,7 @@ use crate::verdict::Side;
 pub use answer::{Answer, Report, Wait};
 pub use examine::{Examined, Source, absent, find};
 pub use learned::Learned;
+pub(crate) use learned::merge_actions;
 pub use policy::{refuse_unmade, transfer_policy};
 pub use word::needs_word;
 

@@ -1,31 +1,37 @@
 //! From what the caller wants to what the agents are told; and what is not made yet is refused, never ignored.
 
-use std::time::Duration;
-
 use drover_proto::agent::v1::TransferPolicy;
 use drover_proto::failure::{Failure, Reason};
-use drover_proto::time::proto_duration;
 use drover_proto::v1::{Compression, DeadlineAction, MigrationMode, MigrationPolicy, Transport};
 
-/// The longest blackout where the caller names none.
-const DEFAULT_MAX_DOWNTIME: Duration = Duration::from_millis(500);
+use crate::store::Record;
 
-/// What both agents are told. `storage_proved` must be so: Validate has seen to it.
-pub fn transfer_policy(policy: Option<&MigrationPolicy>) -> TransferPolicy {
-    let policy = policy.cloned().unwrap_or_default();
+/// What both agents are told, as the record says it now. `storage_proved` must be so: Validate has seen to it.
+pub fn transfer_policy(record: &Record) -> TransferPolicy {
+    let policy = record.details.policy.clone().unwrap_or_default();
     TransferPolicy {
         bandwidth_limit_bytes_per_second: u64::try_from(policy.bandwidth_limit_bytes_per_second).unwrap_or(0),
-        max_downtime: Some(
-            policy
-                .max_downtime
-                .unwrap_or_else(|| proto_duration(DEFAULT_MAX_DOWNTIME)),
-        ),
+        max_downtime: policy.max_downtime,
         deadline: policy.deadline,
         parallel_connections: u32::try_from(policy.parallel_connections).unwrap_or(0),
         auto_converge: policy.allow_auto_converge.unwrap_or(false),
         post_copy: policy.allow_post_copy.unwrap_or(false),
         storage_proved: true,
+        on_deadline: policy.on_deadline,
+        pause_and_finish: record.details.pause_and_finish_requested.is_some(),
+        // Of two versions of a record the later one has the higher generation.
+        revision: record.generation,
     }
+}
+
+/// Whether the source keeps to this already, as far as it can be changed on the way.
+pub(super) fn is_in_force(wanted: &TransferPolicy, known: &TransferPolicy) -> bool {
+    let aborts = |policy: &TransferPolicy| policy.on_deadline() != DeadlineAction::PauseAndFinish;
+    wanted.bandwidth_limit_bytes_per_second == known.bandwidth_limit_bytes_per_second
+        && wanted.max_downtime == known.max_downtime
+        && wanted.deadline == known.deadline
+        && aborts(wanted) == aborts(known)
+        && wanted.pause_and_finish <= known.pause_and_finish
 }
 
 /// Refuses what a caller may ask for by the API but this version cannot do.
@@ -41,11 +47,8 @@ pub fn refuse_unmade(policy: Option<&MigrationPolicy>) -> Result<(), Failure> {
         ("policy.allow_post_copy", "post-copy", policy.allow_post_copy()),
         (
             "policy.on_deadline",
-            "anything but abort at the deadline",
-            matches!(
-                policy.on_deadline(),
-                DeadlineAction::PauseAndFinish | DeadlineAction::PostCopy
-            ),
+            "post-copy at the deadline",
+            policy.on_deadline() == DeadlineAction::PostCopy,
         ),
         (
             "policy.compression",

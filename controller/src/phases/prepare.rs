@@ -46,7 +46,7 @@ struct More {
 
 async fn prepare(work: &Work) -> Result<More, Failure> {
     let (source, destination) = (work.source().await?, work.destination().await?);
-    let policy = transfer_policy(work.record.details.policy.as_ref());
+    let policy = transfer_policy(&work.record);
     let begun = source
         .begin_outgoing(BeginOutgoingRequest {
             fence: source.fence()?,

@@ -10,15 +10,14 @@ use drover_proto::agent::v1::{
     FinishIncomingRequest, HandOverRequest, StartMigrateRequest, WatchOutgoingRequest, WatchOutgoingResponse,
 };
 use drover_proto::failure::{Failure, Reason};
-use drover_proto::time::std_duration;
 use drover_proto::v1::{TransferStage, TransferSummary};
 use tonic::Streaming;
 
 use super::look::{self, Look};
-use super::{Report, Work};
+use super::{Report, Work, steer, transfer_policy};
 use crate::ledger::Change;
 use crate::saga::Guest;
-use crate::store::{StepWrite, now};
+use crate::store::{Record, StepWrite, now};
 use crate::verdict::{Job, Judgement, Open, Seen, Source, SourceCopy};
 
 /// A source that says nothing for so long is looked at.
@@ -41,18 +40,12 @@ pub(super) async fn run(work: &Work) -> Report {
             Judgement::Open(open) => open,
         };
         let acted = match open {
-            Open::ContinueTransfer if is_too_late(work) => {
-                let late = Failure::new(
-                    Reason::TransferDeadline,
-                    "the deadline expired before the guest had moved",
-                );
-                return Report::refused(&late, look.learned());
-            }
-            Open::ContinueTransfer => match start_if_held(work, &look).await {
-                Ok(()) => follow(work)
-                    .await
-                    .map(|followed| stalled = followed == Followed::Stalled),
-                // It was never told to send, and never will: the safe way is back.
+            Open::ContinueTransfer => match go_on(work, &look).await {
+                Ok(followed) => {
+                    stalled = followed == Followed::Stalled;
+                    Ok(())
+                }
+                // It was never told to send, and never will, or its time is over: the safe way is back.
                 Err(refused) if is_final(&refused) => return Report::refused(&refused, look.learned()),
                 Err(silent) => Err(silent),
             },
@@ -107,8 +100,19 @@ fn is_final(failure: &Failure) -> bool {
     failure.is_evidence() && !matches!(failure.reason, Reason::StaleTerm | Reason::StillPerforming)
 }
 
-/// Starts the transfer where that was not done.
-async fn start_if_held(work: &Work, look: &Look) -> Result<(), Failure> {
+/// Starts the transfer where that was not done, and follows it.
+async fn go_on(work: &Work, look: &Look) -> Result<Followed, Failure> {
+    let record = steer::fresh(work).await?;
+    if steer::until_late(&record).is_some_and(|left| left.is_zero()) {
+        let why = "the deadline expired before the guest had moved";
+        return Err(Failure::new(Reason::TransferDeadline, why));
+    }
+    start_if_held(work, &record, look).await?;
+    steer::bring_into_force(work, &record, look).await?;
+    follow(work).await
+}
+
+async fn start_if_held(work: &Work, record: &Record, look: &Look) -> Result<(), Failure> {
     let Seen::Journal(Source {
         copy: SourceCopy::AsBefore(Job::Held),
         ..
@@ -127,6 +131,7 @@ async fn start_if_held(work: &Work, look: &Look) -> Result<(), Failure> {
         cookie: prepared.cookie,
         destination_addresses: destination.migration_addresses,
         destination_management_address: destination.management_address,
+        policy: Some(transfer_policy(record)),
     };
     source.start_migrate(request).await?;
     Ok(())
@@ -167,27 +172,7 @@ fn is_under_way(look: &Look) -> bool {
     look.source.as_ref().is_ok_and(|status| status.call_in_flight)
 }
 
-/// Whether the caller's deadline has expired.
-fn is_too_late(work: &Work) -> bool {
-    let Some(deadline) = time_left(work) else { return false };
-    deadline.is_zero()
-}
-
-/// Until the caller's deadline, counted from the beginning of the transfer.
-fn time_left(work: &Work) -> Option<Duration> {
-    let limit = work
-        .record
-        .details
-        .policy
-        .as_ref()?
-        .deadline
-        .as_ref()
-        .and_then(std_duration)?;
-    let since = work.record.transfer_started.unwrap_or_else(now);
-    Some(limit.saturating_sub(now().duration_since(since).unwrap_or_default()))
-}
-
-/// Follows the source until its stream ends, for whatever reason, or the deadline expires: then it is time to look.
+/// Follows the source until its stream ends, for whatever reason, or it should have: then it is time to look.
 async fn follow(work: &Work) -> Result<Followed, Failure> {
     let stream = work.source().await?;
     let stream = stream
@@ -195,7 +180,7 @@ async fn follow(work: &Work) -> Result<Followed, Failure> {
             migration: Some(work.reference()),
         })
         .await?;
-    match time_left(work) {
+    match steer::until_late(&steer::fresh(work).await?) {
         Some(left) => tokio::time::timeout(left, read(work, stream))
             .await
             .unwrap_or(Ok(Followed::Ended)),
@@ -244,6 +229,7 @@ async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Resu
                     error.message
                 );
             }
+            Some(Event::Action(action)) => steer::acted(work, action).await?,
             // What they tell is in the status as well, and read from there.
             Some(Event::AllSent(_) | Event::Iteration(_) | Event::Call(_)) | None => {}
         }
@@ -254,13 +240,14 @@ fn is_all_sent(message: &WatchOutgoingResponse) -> bool {
     match &message.event {
         Some(Event::AllSent(_)) => true,
         Some(Event::Progress(progress)) => progress.stage() == TransferStage::Switching,
-        Some(Event::Switched(_) | Event::Failed(_) | Event::Iteration(_) | Event::Call(_)) | None => false,
+        Some(Event::Switched(_) | Event::Failed(_) | Event::Iteration(_) | Event::Call(_) | Event::Action(_))
+        | None => false,
     }
 }
 
 /// The source is heard of: what was waited for is over.
 async fn goes_well(work: &Work) -> Result<(), Failure> {
-    let clear = |record: &mut crate::store::Record| {
+    let clear = |record: &mut Record| {
         if record.unknowns == 0 && record.details.waiting_for.is_none() {
             return Change::Leave;
         }
@@ -277,7 +264,7 @@ async fn switched(work: &Work, mut summary: TransferSummary) -> Result<(), Failu
         summary.switch_time = Some(drover_proto::time::timestamp(now()));
     }
     let destination = work.record.destination.clone();
-    let told = move |record: &mut crate::store::Record| {
+    let told = move |record: &mut Record| {
         let known = record
             .details
             .summary
@@ -295,7 +282,7 @@ async fn switched(work: &Work, mut summary: TransferSummary) -> Result<(), Failu
     write(work, told).await
 }
 
-async fn write(work: &Work, change: impl FnMut(&mut crate::store::Record) -> Change + Send) -> Result<(), Failure> {
+pub(super) async fn write(work: &Work, change: impl FnMut(&mut Record) -> Change + Send) -> Result<(), Failure> {
     let failed = |error| Failure::new(Reason::StoreFailed, format!("the record could not be written: {error}"));
     work.ledger.change(work.record.id, change).await.map_err(failed)?;
     Ok(())

@@ -5,7 +5,7 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::{GuestId, HostId};
 use drover_proto::overrides::Overrides;
 use drover_proto::v1::{
-    Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks, HostState,
+    Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks, HostState, MigrationPolicy,
 };
 
 use super::validation::Fields;
@@ -45,7 +45,7 @@ impl Api {
             source,
             mut destinations,
             overrides,
-        } = read(&request)?;
+        } = read(&request, &self.policy)?;
         self.office.fence()?;
         let source = self.source_to_check(guest, source, &destinations).await?;
         if destinations.is_empty() {
@@ -142,7 +142,7 @@ impl Api {
     }
 }
 
-fn read(request: &CheckMigrationRequest) -> Result<Question, Failure> {
+fn read(request: &CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Question, Failure> {
     let mut fields = Fields::default();
     let guest = fields.required("guest_uuid", &request.guest_uuid, str::parse::<GuestId>);
     let source = fields.optional("source_host", &request.source_host, HostId::from_resource_name);
@@ -155,7 +155,7 @@ fn read(request: &CheckMigrationRequest) -> Result<Question, Failure> {
         destinations.extend(read.filter(|host| !destinations.contains(host)));
     }
     if let Some(policy) = &request.policy {
-        fields.policy("policy", policy);
+        fields.policy("policy", policy, defaults);
     }
     let overrides = fields.overrides("destination_overrides", request.destination_overrides.as_ref());
     fields.check()?;

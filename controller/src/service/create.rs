@@ -13,6 +13,7 @@ use super::validation::Fields;
 use super::{Api, errors};
 use crate::inventory;
 use crate::phases::{Source, absent, find, refuse_unmade};
+use crate::policy::with_defaults;
 use crate::saga::{Phase, Position};
 use crate::store::record::Details;
 use crate::store::{Created, Record, RequestKey, now};
@@ -34,7 +35,8 @@ pub(super) struct Wish {
     source: Option<HostId>,
     destination: HostId,
     labels: BTreeMap<String, String>,
-    policy: Option<v1::MigrationPolicy>,
+    /// With this controller's defaults.
+    policy: v1::MigrationPolicy,
     overrides: Overrides,
     request: Option<RequestKey>,
 }
@@ -46,7 +48,7 @@ impl Api {
         asker: Asker,
     ) -> Result<v1::Migration, Failure> {
         let validate_only = request.validate_only;
-        let wish = read(request)?;
+        let wish = read(request, &self.policy)?;
         if let Some(made) = self.made_before(&wish).await? {
             return self.shown(&made).await;
         }
@@ -191,7 +193,7 @@ impl Api {
             source_host: source.resource_name(),
             destination_host: wish.destination.resource_name(),
             destination_overrides: message(&wish.overrides),
-            policy: wish.policy,
+            policy: Some(wish.policy),
             labels: wish.labels.into_iter().collect(),
             checks: examined.checks,
             error: examined.refusal.map(|refusal| v1::MigrationError {
@@ -206,7 +208,7 @@ impl Api {
     }
 }
 
-pub(super) fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure> {
+pub(super) fn read(request: v1::CreateMigrationRequest, defaults: &v1::MigrationPolicy) -> Result<Wish, Failure> {
     let Some(asked) = request.migration else {
         return Err(Failure::invalid("migration", "is required"));
     };
@@ -223,7 +225,7 @@ pub(super) fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure>
     }
     fields.labels(&asked.labels);
     if let Some(policy) = &asked.policy {
-        fields.policy("migration.policy", policy);
+        fields.policy("migration.policy", policy, defaults);
     }
     let overrides = fields.overrides(OVERRIDES, asked.destination_overrides.as_ref());
     let request_id = fields.request_id(&request.request_id);
@@ -247,8 +249,8 @@ pub(super) fn read(request: v1::CreateMigrationRequest) -> Result<Wish, Failure>
         source,
         destination,
         labels,
-        policy: asked.policy,
         overrides,
+        policy: with_defaults(asked.policy.as_ref(), defaults),
         request,
     })
 }
@@ -311,8 +313,8 @@ fn record(wish: Wish, source: HostId, asker: Asker) -> Record {
         ended: None,
         updated: time,
         details: Details {
-            policy: wish.policy,
             destination_overrides: message(&wish.overrides),
+            policy: Some(wish.policy),
             ..Details::default()
         },
     }

@@ -72,11 +72,10 @@ impl MigrationService for Api {
         &self,
         request: Request<v1::AdjustMigrationRequest>,
     ) -> Result<Response<v1::Migration>, Status> {
-        self.record(migration_name(&request.get_ref().name)?).await?;
-        let why = "this version cannot change a running migration";
-        Err(Failure::new(Reason::Unimplemented, why)
-            .with_remedy("cancel it and create it anew")
-            .into())
+        let actor = peer(&request)?.identity.uri(&self.trust_domain);
+        let api = self.clone();
+        let adjusted = to_the_end(async move { api.adjust(request.into_inner(), actor).await });
+        Ok(Response::new(adjusted.await?))
     }
 
     async fn cancel_migration(
@@ -86,7 +85,9 @@ impl MigrationService for Api {
         let v1::CancelMigrationRequest { name, etag } = request.into_inner();
         let api = self.clone();
         let cancelled = to_the_end(async move {
-            let record = api.change(&name, &etag, progress::request_cancel).await?;
+            let record = api
+                .change(&name, &etag, |record| Ok(progress::request_cancel(record)))
+                .await?;
             api.executor.cancel(record.id);
             api.shown(&record).await
         });
@@ -106,7 +107,7 @@ impl MigrationService for Api {
         let api = self.clone();
         let retried = to_the_end(async move {
             // One that waits for its next look is woken; one that is stuck goes back to its phase.
-            let record = api.change(&name, &etag, progress::retry).await?;
+            let record = api.change(&name, &etag, |record| Ok(progress::retry(record))).await?;
             if matches!(record.position, Position::At(_)) {
                 api.executor.take_up(record.id);
             }
@@ -127,27 +128,32 @@ impl MigrationService for Api {
 }
 
 impl Api {
-    /// Changes a record on somebody's wish, if it is the one that they have read.
-    async fn change(
+    /// Changes a record on somebody's wish, if it is the one that they have read and the wish makes sense.
+    pub(super) async fn change(
         &self,
         name: &str,
         etag: &str,
-        change: impl Fn(&mut Record) -> Change + Send + Sync,
+        change: impl Fn(&mut Record) -> Result<Change, Failure> + Send + Sync,
     ) -> Result<Record, Failure> {
         let id = migration_name(name)?;
         tracing::Span::current().record("drover.migration.id", tracing::field::display(id));
         self.office.fence()?;
         self.record(id).await?;
-        let mut mismatch = false;
+        let mut refused = None;
         let changed = self.ledger.change(id, |record| {
-            mismatch = !etag.is_empty() && etag != view::etag(record);
-            if mismatch { Change::Leave } else { change(record) }
+            let known = etag.is_empty() || etag == view::etag(record);
+            let change = if known {
+                change(record)
+            } else {
+                Err(errors::etag_mismatch())
+            };
+            refused = change.as_ref().err().cloned();
+            change.unwrap_or(Change::Leave)
         });
         let record = changed.await.map_err(|error| self.store_failed(error))?;
-        if mismatch {
-            Err(errors::etag_mismatch())
-        } else {
-            Ok(record)
+        match refused {
+            Some(failure) => Err(failure),
+            None => Ok(record),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The public API: reads requests, answers from the store, and leaves the work to the executor.
 
+mod adjust;
 mod check;
 mod create;
 mod errors;
@@ -42,8 +43,17 @@ pub struct Api {
     pub executor: Executor,
     pub registry: Arc<Registry>,
     pub trust_domain: TrustDomain,
+    /// What counts where a request leaves it open.
+    pub policy: Arc<drover_proto::v1::MigrationPolicy>,
     /// Ends all streams.
     pub stopping: CancellationToken,
+}
+
+/// Whether this could be the policy of a migration: for the defaults of the configuration.
+pub fn check_policy(policy: &drover_proto::v1::MigrationPolicy) -> Result<(), Failure> {
+    let mut fields = validation::Fields::default();
+    fields.policy("policy", policy, &drover_proto::v1::MigrationPolicy::default());
+    fields.check()
 }
 
 /// Carries a change out to its end, also where the caller's deadline expires or the caller goes away: what is written

@@ -7,7 +7,10 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::{GuestId, HostId, InvalidId, MigrationId};
 use drover_proto::overrides::Overrides;
 use drover_proto::time::std_duration;
-use drover_proto::v1::{DestinationOverrides, Host, MigrationAddress, MigrationPolicy};
+use drover_proto::v1::{
+    Compression, DeadlineAction, DestinationOverrides, Host, MigrationAddress, MigrationMode, MigrationPolicy,
+    Transport,
+};
 use uuid::Uuid;
 
 /// Labels of one migration.
@@ -18,6 +21,8 @@ const LONGEST_KEY: usize = 63;
 
 /// Characters of a label's value.
 const LONGEST_VALUE: usize = 255;
+/// Bytes per second. The state of a guest's devices, about a megabyte, is sent in the blackout.
+const LEAST_BANDWIDTH: u64 = 1 << 20;
 
 /// Collects what is wrong.
 #[derive(Default)]
@@ -88,32 +93,75 @@ impl Fields {
         }
     }
 
-    pub(super) fn policy(&mut self, prefix: &str, policy: &MigrationPolicy) {
-        let within = |duration: &prost_types::Duration, least: Duration, most: Duration| {
-            std_duration(duration).is_some_and(|duration| (least..=most).contains(&duration))
-        };
-        if let Some(longest) = &policy.max_downtime
-            && !within(longest, Duration::from_millis(1), Duration::from_secs(60))
-        {
-            self.bad(&format!("{prefix}.max_downtime"), "from 1 ms to 60 s");
-        }
-        if let Some(deadline) = &policy.deadline
-            && !within(deadline, Duration::from_millis(1), Duration::from_secs(365 * 24 * 3600))
-        {
-            self.bad(&format!("{prefix}.deadline"), "must be positive, at most a year");
-        }
-        if policy.bandwidth_limit_bytes_per_second < 0 {
-            self.bad(
-                &format!("{prefix}.bandwidth_limit_bytes_per_second"),
-                "must not be negative",
-            );
-        }
+    /// `defaults` are what counts where the policy leaves something open.
+    pub(super) fn policy(&mut self, prefix: &str, policy: &MigrationPolicy, defaults: &MigrationPolicy) {
+        self.max_downtime(&format!("{prefix}.max_downtime"), policy.max_downtime.as_ref());
+        self.deadline(&format!("{prefix}.deadline"), policy.deadline.as_ref());
+        self.bandwidth(
+            &format!("{prefix}.bandwidth_limit_bytes_per_second"),
+            policy.bandwidth_limit_bytes_per_second,
+        );
         if !(0..=64).contains(&policy.parallel_connections) {
             self.bad(&format!("{prefix}.parallel_connections"), "from 0 to 64");
         }
         if !(-100..=100).contains(&policy.priority) {
             self.bad(&format!("{prefix}.priority"), "from -100 to 100");
         }
+        let has_deadline = policy.deadline.is_some() || defaults.deadline.is_some();
+        if policy.on_deadline != DeadlineAction::Unspecified as i32 && !has_deadline {
+            self.bad(&format!("{prefix}.on_deadline"), "needs a deadline");
+        }
+        for (field, known) in [
+            ("mode", MigrationMode::try_from(policy.mode).is_ok()),
+            ("on_deadline", DeadlineAction::try_from(policy.on_deadline).is_ok()),
+            ("compression", Compression::try_from(policy.compression).is_ok()),
+            ("transport", Transport::try_from(policy.transport).is_ok()),
+        ] {
+            if !known {
+                self.bad(
+                    &format!("{prefix}.{field}"),
+                    "is a value that this version does not know",
+                );
+            }
+        }
+    }
+
+    /// The longest blackout.
+    pub(super) fn max_downtime(&mut self, field: &str, value: Option<&prost_types::Duration>) -> Option<Duration> {
+        let (least, most) = (Duration::from_millis(1), Duration::from_secs(60));
+        self.within(field, value, least, most, "from 1 ms to 60 s")
+    }
+
+    pub(super) fn deadline(&mut self, field: &str, value: Option<&prost_types::Duration>) -> Option<Duration> {
+        let (least, most) = (Duration::from_millis(1), Duration::from_secs(365 * 24 * 3600));
+        self.within(field, value, least, most, "at least 1 ms, at most a year")
+    }
+
+    fn within(
+        &mut self,
+        field: &str,
+        value: Option<&prost_types::Duration>,
+        least: Duration,
+        most: Duration,
+        why: &str,
+    ) -> Option<Duration> {
+        let read = std_duration(value?).filter(|value| (least..=most).contains(value));
+        if read.is_none() {
+            self.bad(field, why);
+        }
+        read
+    }
+
+    /// Bytes per second; 0 is none.
+    pub(super) fn bandwidth(&mut self, field: &str, value: i64) -> Option<u64> {
+        let read = u64::try_from(value)
+            .ok()
+            .filter(|value| *value == 0 || *value >= LEAST_BANDWIDTH);
+        if read.is_none() {
+            let why = "0, or at least 1 MiB/s: the guest stands still while the last of it is sent at this speed";
+            self.bad(field, why);
+        }
+        read
     }
 
     /// What must be different at the destination; nothing where it is not said, or not valid.

@@ -84,6 +84,8 @@ pub struct Details {
     pub iterations: Vec<v1::IterationRecord>,
     pub actions: Vec<v1::ActionRecord>,
     pub checks: Vec<v1::Check>,
+    /// Somebody asked that the guest be stopped so that the transfer finishes.
+    pub pause_and_finish_requested: Option<prost_types::Timestamp>,
 }
 
 impl Details {
@@ -101,6 +103,7 @@ impl Details {
             iterations: own.iterations,
             actions: own.actions,
             checks: own.checks,
+            pause_and_finish_request_time: own.pause_and_finish_requested,
             ..v1::Migration::default()
         }
     }
@@ -117,6 +120,7 @@ impl Details {
             iterations: message.iterations,
             actions: message.actions,
             checks: message.checks,
+            pause_and_finish_requested: message.pause_and_finish_request_time,
         }
     }
 }

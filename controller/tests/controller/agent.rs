@@ -210,6 +210,13 @@ impl AgentService for Agent {
         self.do_start_migrate(request).await
     }
 
+    async fn adjust_outgoing(
+        &self,
+        request: Request<AdjustOutgoingRequest>,
+    ) -> Result<Response<AdjustOutgoingResponse>, Status> {
+        self.do_adjust_outgoing(request).await
+    }
+
     async fn watch_outgoing(&self, request: Request<WatchOutgoingRequest>) -> Result<Response<Watch>, Status> {
         self.do_watch_outgoing(request).await
     }

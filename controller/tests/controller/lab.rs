@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use drover_controller::config::Config;
+use drover_controller::policy::PolicyDefaults;
 use drover_controller::server::{Controller, open_store};
 use drover_proto::channel::channel;
 use drover_proto::identity::Identity;
@@ -31,6 +32,8 @@ pub(crate) struct Lab {
     folder: TempDir,
     /// Name of the database.
     file: &'static str,
+    /// Of the configuration, from the next start on.
+    pub(crate) policy: PolicyDefaults,
 }
 
 /// A controller on a runtime of its own: dropping the runtime is like killing the process.
@@ -58,6 +61,7 @@ impl Lab {
             controller: None,
             folder,
             file: "drover.db",
+            policy: PolicyDefaults::default(),
         };
         lab.start().await;
         for (host, address) in ["host-1", "host-2"].into_iter().zip(lab.addresses.clone()) {
@@ -74,6 +78,7 @@ impl Lab {
             tls: self.pki.files("controller"),
             trust_domain: "drover.local".parse().unwrap(),
             identities: PatternLists::default(),
+            policy: self.policy.clone(),
             roles: Roles::default().with("alice", Role::Admin).with("vera", Role::Viewer),
             heartbeat_interval_seconds: 10,
             log_format: LogFormat::Human,

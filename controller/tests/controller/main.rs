@@ -1,5 +1,6 @@
 //! The whole controller, asked over its API, with agents that the test controls.
 
+mod adjust;
 mod agent;
 mod api;
 mod checks;

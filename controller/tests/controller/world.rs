@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use drover_proto::agent::v1::{
     DiskFacts, GuestFacts, Incarnation, InterfaceFacts, JournalRecord, JournalState, LibvirtState, MigrationRef,
-    MigrationStatus, PerformOutcome, Verdict,
+    MigrationStatus, PerformOutcome, TransferPolicy, Verdict,
 };
 use drover_proto::time::{now, proto_duration};
-use drover_proto::v1::{CallRecord, DestinationOverrides, Progress, TransferSummary, UnfinishedJournal};
+use drover_proto::v1::{
+    ActionRecord, CallRecord, DestinationOverrides, MigrationError, Progress, TransferSummary, UnfinishedJournal,
+};
 use tokio::sync::Semaphore;
 
 pub(crate) const GUEST: &str = "0190a1b2-0000-7000-8000-00000000000a";
@@ -38,6 +40,10 @@ pub(crate) struct Journal {
     pub(crate) in_flight: bool,
     pub(crate) summary: Option<TransferSummary>,
     pub(crate) calls: Vec<CallRecord>,
+    /// As ordered last.
+    pub(crate) policy: Option<TransferPolicy>,
+    pub(crate) actions: Vec<ActionRecord>,
+    pub(crate) error: Option<MigrationError>,
 }
 
 /// What an agent does with a call instead of just answering it.
@@ -70,6 +76,8 @@ pub(crate) struct State {
     pub(crate) word: bool,
     /// So often a source copy outlives its removal.
     pub(crate) stubborn: usize,
+    /// Source agents do not keep deadlines.
+    pub(crate) timeless: bool,
     /// Methods whose calls wait at their arrival.
     pub(crate) held: HashMap<String, Arc<Semaphore>>,
     /// What each BeginOutgoing brought.
@@ -257,6 +265,9 @@ impl State {
             summary: journal.summary,
             calls: journal.calls.clone(),
             progress: journal.performing.then(progress),
+            policy: journal.policy,
+            actions: journal.actions.clone(),
+            error: journal.error.clone(),
             ..MigrationStatus::default()
         }
     }
@@ -319,6 +330,24 @@ impl State {
         } else {
             self.host(source).guests.remove(GUEST);
         }
+    }
+
+    /// The agent gives up at its deadline, if that is still the one that counts.
+    pub(crate) fn expire(&mut self, source: &str, id: &str, deadline: prost_types::Duration) {
+        if self.timeless {
+            return;
+        }
+        let journal = self.host(source).journals.get_mut(id).unwrap();
+        let counts = journal.policy.is_some_and(|policy| policy.deadline == Some(deadline));
+        if !journal.performing || !counts {
+            return;
+        }
+        (journal.performing, journal.in_flight) = (false, false);
+        journal.outcome = PerformOutcome::Failed;
+        journal.error = Some(MigrationError {
+            reason: "TRANSFER_DEADLINE".to_owned(),
+            ..MigrationError::default()
+        });
     }
 
     pub(crate) fn hand_over(&mut self, source: &str, destination: &str, id: &str) {

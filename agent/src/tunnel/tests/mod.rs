@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{ChannelPlan, Destination, HelloTemplate, Registration, Source, SourceOptions, TunnelError, Waiting};
+use super::{ChannelPlan, Destination, HelloTemplate, Pace, Registration, Source, SourceOptions, TunnelError, Waiting};
 use crate::port::Port;
 
 /// Two agents, and what a migration between them needs.
@@ -105,6 +105,7 @@ impl Pair {
             expected: agent("b"),
             tls: self.tls(&agent("a")),
             hello: self.hello.clone(),
+            pace: Pace::new(0),
         }
     }
 

@@ -33,6 +33,7 @@ impl Agent {
                         peer_host: request.destination_host.clone(),
                         ..JournalRecord::default()
                     },
+                    policy: request.policy,
                     ..Journal::default()
                 });
             if journal.record.tombstoned {
@@ -71,12 +72,47 @@ impl Agent {
                 return Ok(StartMigrateResponse {});
             }
             (journal.performing, journal.in_flight) = (true, true);
+            journal.policy = request.policy;
+            if let Some(deadline) = request.policy.and_then(|policy| policy.deadline) {
+                let (world, name, id) = (world.clone(), name.clone(), id.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(deadline.try_into().unwrap()).await;
+                    world.lock().expire(&name, &id, deadline);
+                });
+            }
             let destination = peer_of(&journal.record);
             tokio::spawn(async move {
                 world.gate.acquire().await.unwrap().forget();
                 world.lock().complete(&name, &destination, &id);
             });
             Ok(StartMigrateResponse {})
+        })
+        .await
+    }
+
+    pub(super) async fn do_adjust_outgoing(
+        &self,
+        request: Request<AdjustOutgoingRequest>,
+    ) -> Result<Response<AdjustOutgoingResponse>, Status> {
+        let (name, request) = (self.host.clone(), request.into_inner());
+        self.call("AdjustOutgoing", request.fence, move |state| {
+            let id = request.migration.unwrap().migration_id;
+            let journal = state
+                .host(&name)
+                .journals
+                .get_mut(&id)
+                .ok_or_else(|| refuse(Reason::MigrationNotFound))?;
+            if journal.record.tombstoned {
+                return Err(refuse(Reason::Tombstoned));
+            }
+            if !journal.performing && journal.outcome != PerformOutcome::Unspecified {
+                return Err(refuse(Reason::TooLate));
+            }
+            let (ordered, known) = (request.policy.unwrap(), journal.policy.unwrap_or_default());
+            if ordered.revision >= known.revision {
+                journal.policy = Some(ordered);
+            }
+            Ok(AdjustOutgoingResponse {})
         })
         .await
     }
@@ -95,7 +131,15 @@ impl Agent {
                 time: Some(now()),
                 event: Some(event),
             };
+            let mut told = 0;
             loop {
+                let actions = world.lock().host(&host).journals[&id].actions.clone();
+                for action in actions.iter().skip(told) {
+                    if sender.send(Ok(send(Event::Action(action.clone())))).await.is_err() {
+                        return;
+                    }
+                }
+                told = actions.len();
                 let (goes_on, summary) = {
                     let mut state = world.lock();
                     let away = state.away.contains(&host);

@@ -1,0 +1,168 @@
+//! Source: the deadline of a transfer, kept by this agent alone: the controller may be away.
+//!
+//! | then | what is done | if this process dies |
+//! |---|---|---|
+//! | abort | Perform is told to stop; it fails and the guest runs on | Perform fails, the guest runs on |
+//! | pause and finish | the guest is stopped, the rest is sent | it is given back (`pause`) |
+//!
+//! A transfer that is all sent at that moment is handed over: that is the sooner end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use drover_proto::units::duration_text;
+use tokio_util::sync::CancellationToken;
+
+use super::Jobs;
+use super::outgoing::OutgoingJob;
+use super::progress::Action;
+use crate::journal::{AtDeadline, Limits};
+
+/// What libvirt did not do is asked for again after this time.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Of a transfer under way.
+pub(super) struct Deadline {
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) job: Arc<OutgoingJob>,
+    pub(super) started: Instant,
+    /// Perform has ended.
+    pub(super) sent: CancellationToken,
+}
+
+/// What is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    In(Duration),
+    Abort(Duration),
+    Pause(Why),
+}
+
+/// Why the guest is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Asked,
+    Expired(Duration),
+}
+
+fn due(limits: &Limits, elapsed: Duration) -> Due {
+    if limits.pause_and_finish {
+        return Due::Pause(Why::Asked);
+    }
+    match (limits.deadline, limits.at_deadline) {
+        (None, _) => Due::Nothing,
+        (Some(deadline), _) if elapsed < deadline => Due::In(deadline - elapsed),
+        (Some(deadline), AtDeadline::Abort) => Due::Abort(deadline),
+        (Some(deadline), AtDeadline::PauseAndFinish) => Due::Pause(Why::Expired(deadline)),
+    }
+}
+
+impl Deadline {
+    /// Until Perform has ended.
+    pub(super) async fn run(self) {
+        let sent = self.sent.clone();
+        // What was begun is carried to its end: a guest is not stopped by half.
+        while !sent.is_cancelled() {
+            let mut changes = self.job.steering.watch();
+            let limits = *changes.borrow_and_update();
+            let wait = match due(&limits, self.started.elapsed()) {
+                Due::Nothing => None,
+                Due::In(left) => Some(left),
+                Due::Abort(deadline) => {
+                    self.abort(deadline).await;
+                    return;
+                }
+                Due::Pause(why) => {
+                    if self.pause(why).await {
+                        return;
+                    }
+                    Some(AGAIN)
+                }
+            };
+            tokio::select! {
+                () = sent.cancelled() => return,
+                () = after(wait) => {}
+                // The sender is part of the job: this cannot fail.
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    /// An abort that comes before QEMU has begun to send is lost: it is repeated until Perform has ended.
+    async fn abort(&self, deadline: Duration) {
+        let why = format!(
+            "the deadline of {} expired before the guest had moved",
+            duration_text(deadline)
+        );
+        self.job.expire();
+        self.job.act(Action::now(Action::ABORT, "", why));
+        while !self.sent.is_cancelled() {
+            if let Err(error) = self.jobs.abort_once(&self.job).await {
+                tracing::warn!(migration_id = %self.job.migration, %error, "the transfer cannot be stopped at its deadline");
+            }
+            let _ = tokio::time::timeout(AGAIN, self.sent.cancelled()).await;
+        }
+    }
+
+    /// Gives whether there is nothing more to do.
+    async fn pause(&self, why: Why) -> bool {
+        match self.jobs.pause_to_finish(&self.job).await {
+            Ok(true) => {
+                // What somebody asked for is in the controller's record already.
+                if let Why::Expired(deadline) = why {
+                    let why = format!(
+                        "the deadline of {} expired before the guest had moved",
+                        duration_text(deadline)
+                    );
+                    self.job.act(Action::now(Action::PAUSE_AND_FINISH, "", why));
+                }
+                true
+            }
+            // It stands still already.
+            Ok(false) => true,
+            Err(error) => {
+                tracing::warn!(migration_id = %self.job.migration, %error, "the guest cannot be stopped so that it moves");
+                false
+            }
+        }
+    }
+}
+
+async fn after(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_due_follows_from_the_limits_and_the_time() {
+        let second = Duration::from_secs(1);
+        let limits = |deadline, at_deadline| Limits {
+            deadline,
+            at_deadline,
+            ..Limits::default()
+        };
+        let none = limits(None, AtDeadline::PauseAndFinish);
+        assert_eq!(due(&none, 1000 * second), Due::Nothing);
+        let abort = limits(Some(2 * second), AtDeadline::Abort);
+        assert_eq!(due(&abort, second), Due::In(second));
+        assert_eq!(due(&abort, 2 * second), Due::Abort(2 * second));
+        let pause = limits(Some(second), AtDeadline::PauseAndFinish);
+        assert_eq!(due(&pause, second), Due::Pause(Why::Expired(second)));
+        let asked = Limits {
+            pause_and_finish: true,
+            ..abort
+        };
+        assert_eq!(
+            due(&asked, 3 * second),
+            Due::Pause(Why::Asked),
+            "a wish to finish is stronger"
+        );
+    }
+}

@@ -1,0 +1,149 @@
+//! Source: feeds those who watch a transfer: statistics twice a second, rounds, the stop of the guest. With each round
+//! QEMU may be allowed a longer blackout.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use drover_proto::trace::names::attribute;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+use tracing::field::Empty;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::outgoing::{OutgoingJob, TransferStep};
+use super::progress::{Action, Iteration, Progress, Stage};
+use crate::hypervisor::{GuestEvent, Happened, JobStats, Outgoing};
+
+/// How often the job is asked how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Of a transfer under way.
+pub(super) struct Watching {
+    pub(super) job: Arc<OutgoingJob>,
+    pub(super) handle: Arc<dyn Outgoing>,
+    /// Perform has ended, and with it the last round (which begins after the guest was stopped).
+    pub(super) sent: CancellationToken,
+    pub(super) over: CancellationToken,
+    pub(super) started: Instant,
+}
+
+/// A round that goes on, with its span.
+struct Round {
+    record: Iteration,
+    clock: Instant,
+    span: Span,
+}
+
+impl Watching {
+    pub(super) async fn run(self, mut events: broadcast::Receiver<GuestEvent>) {
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let (mut round, mut throttle) = (None, 0);
+        let mut sending = true;
+        loop {
+            tokio::select! {
+                () = self.over.cancelled() => break,
+                () = self.sent.cancelled(), if sending => {
+                    sending = false;
+                    self.end_round(&mut round, Instant::now());
+                }
+                _ = tick.tick() => self.progress(&mut throttle).await,
+                event = events.recv() => match event {
+                    Ok(event) if event.guest == self.job.guest => self.event(&event, &mut round).await,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => break,
+                },
+            }
+        }
+        self.end_round(&mut round, Instant::now());
+    }
+
+    async fn event(&self, event: &GuestEvent, round: &mut Option<Round>) {
+        match event.what {
+            Happened::Suspended { .. } => {
+                self.job.saw_stop(event.instant);
+                self.end_round(round, event.instant);
+            }
+            Happened::Iteration(number) => {
+                self.end_round(round, event.instant);
+                *round = Some(self.begin_round(number, event).await);
+            }
+            Happened::Resumed => self.job.saw_run(),
+            Happened::Started | Happened::Stopped(_) | Happened::JobCompleted(_) | Happened::Changed => {}
+        }
+    }
+
+    async fn allow_longer(&self, number: u64, stats: &JobStats) {
+        match self.job.steering.next_round(number, stats, self.handle.as_ref()).await {
+            Ok(action) => action.into_iter().for_each(|action| self.job.act(action)),
+            // The next round tries again.
+            Err(error) => tracing::warn!(%error, "the longest blackout could not be set in round {number}"),
+        }
+    }
+
+    async fn begin_round(&self, number: u64, event: &GuestEvent) -> Round {
+        let span = tracing::info_span!("iteration", drover.iteration = number, drover.memory.remaining = Empty);
+        let stats = self.handle.job().await.ok().flatten().unwrap_or_default();
+        self.allow_longer(number, &stats).await;
+        span.record("drover.memory.remaining", stats.memory_remaining);
+        span.set_attribute(
+            attribute::DIRTY_RATE,
+            i64::try_from(stats.dirty_rate).unwrap_or(i64::MAX),
+        );
+        span.set_attribute(attribute::BANDWIDTH, i64::try_from(stats.bandwidth).unwrap_or(i64::MAX));
+        let record = Iteration {
+            number,
+            started: event.at,
+            duration: None,
+            remaining: stats.memory_remaining,
+            dirty_rate: stats.dirty_rate,
+            bandwidth: stats.bandwidth,
+        };
+        Round {
+            record,
+            clock: event.instant,
+            span,
+        }
+    }
+
+    fn end_round(&self, round: &mut Option<Round>, at: Instant) {
+        if let Some(Round {
+            mut record,
+            clock,
+            span,
+        }) = round.take()
+        {
+            record.duration = Some(at.saturating_duration_since(clock));
+            self.job.saw_iteration(record);
+            drop(span);
+        }
+    }
+
+    async fn progress(&self, throttle: &mut u32) {
+        // A job that has ended has no statistics: the next event says how it went on.
+        let Ok(Some(stats)) = self.handle.job().await else {
+            return;
+        };
+        if stats.throttle != *throttle {
+            *throttle = stats.throttle;
+            let why = "QEMU slows the guest down so that it sends faster than the guest writes";
+            self.job
+                .act(Action::now(Action::AUTO_CONVERGE, format!("{throttle} %"), why));
+        }
+        let step = self.job.course().step;
+        let stage = if step == TransferStep::HandingOver {
+            Stage::Switching
+        } else {
+            Stage::PreCopy
+        };
+        let (time, elapsed) = (SystemTime::now(), self.started.elapsed());
+        self.job.saw_progress(Progress {
+            time,
+            stage,
+            stats,
+            elapsed,
+            blackout: None,
+        });
+    }
+}

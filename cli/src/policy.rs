@@ -1,0 +1,125 @@
+//! How a migration may be done, as it is typed; and `drover migration adjust`, which changes it on the way.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use drover_proto::ids::MigrationId;
+use drover_proto::time::proto_duration;
+use drover_proto::units;
+use drover_proto::v1::{AdjustAction, AdjustMigrationRequest, DeadlineAction, MigrationPolicy};
+
+use crate::args::Output;
+use crate::client::{Controller, request};
+use crate::exit::{Exit, Problem};
+use crate::migrate::show;
+
+/// What is left out is the controller's default.
+#[derive(Debug, Default, PartialEq, Args)]
+#[command(next_help_heading = "Policy")]
+pub(crate) struct Policy {
+    /// Longest time for which the guest may stand still: 200ms, 1.5s
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    max_downtime: Option<Duration>,
+    /// Time for the transfer: 90s, 5m, 2h
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    deadline: Option<Duration>,
+    /// What to do when it is over
+    #[arg(long, value_enum, value_name = "ACTION")]
+    on_deadline: Option<OnDeadline>,
+    /// Limit over all connections: 500MiB/s, 800Mbit/s
+    #[arg(long, value_name = "RATE", value_parser = units::bytes_per_second)]
+    bandwidth: Option<u64>,
+    /// Connections for memory
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(1..=64))]
+    parallel: Option<i32>,
+    /// Let the guest be slowed down where it writes faster than it is sent
+    #[arg(long)]
+    allow_auto_converge: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum OnDeadline {
+    /// The guest stays where it is and runs on
+    Abort,
+    /// The guest is stopped, the rest is sent, and it runs on at the destination
+    PauseAndFinish,
+}
+
+impl Policy {
+    /// None where nothing was typed.
+    pub(crate) fn message(&self) -> Option<MigrationPolicy> {
+        if *self == Self::default() {
+            return None;
+        }
+        let on_deadline = match self.on_deadline {
+            None => DeadlineAction::Unspecified,
+            Some(OnDeadline::Abort) => DeadlineAction::Abort,
+            Some(OnDeadline::PauseAndFinish) => DeadlineAction::PauseAndFinish,
+        };
+        Some(MigrationPolicy {
+            max_downtime: self.max_downtime.map(proto_duration),
+            deadline: self.deadline.map(proto_duration),
+            on_deadline: on_deadline.into(),
+            allow_auto_converge: self.allow_auto_converge.then_some(true),
+            bandwidth_limit_bytes_per_second: signed(self.bandwidth.unwrap_or(0)),
+            parallel_connections: self.parallel.unwrap_or(0),
+            ..MigrationPolicy::default()
+        })
+    }
+}
+
+/// What is left out stays as it is.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub(crate) struct Adjust {
+    /// Id of the migration
+    pub(crate) id: String,
+    /// Longest time for which the guest may stand still: 200ms, 1.5s
+    #[arg(long, group = "change", value_name = "TIME", value_parser = units::duration)]
+    max_downtime: Option<Duration>,
+    /// Time for the rest of the transfer, from now on: 90s, 5m
+    #[arg(long, group = "change", value_name = "TIME", value_parser = units::duration)]
+    deadline: Option<Duration>,
+    /// Limit over all connections: 500MiB/s, 800Mbit/s, none
+    #[arg(long, group = "change", value_name = "RATE", value_parser = units::bytes_per_second)]
+    bandwidth: Option<u64>,
+    /// Stop the guest now, send the rest, and let it run on at the destination
+    #[arg(long, group = "change")]
+    pause_and_finish: bool,
+    /// Only if the record is still the one with this etag
+    #[arg(long, value_name = "ETAG", default_value = "")]
+    etag: String,
+}
+
+impl Adjust {
+    fn message(self, id: MigrationId) -> AdjustMigrationRequest {
+        let action = if self.pause_and_finish {
+            AdjustAction::PauseAndFinish
+        } else {
+            AdjustAction::Unspecified
+        };
+        AdjustMigrationRequest {
+            name: id.resource_name(),
+            max_downtime: self.max_downtime.map(proto_duration),
+            bandwidth_limit_bytes_per_second: self.bandwidth.map(signed),
+            deadline: self.deadline.map(proto_duration),
+            action: action.into(),
+            etag: self.etag,
+        }
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+pub(crate) async fn adjust(
+    mut controller: Controller,
+    id: MigrationId,
+    command: Adjust,
+    output: Output,
+) -> Result<Exit, Problem> {
+    let request = request(command.message(id));
+    let migration = controller.migrations.adjust_migration(request).await?.into_inner();
+    show(&migration, output).map(|()| Exit::Done)
+}
