@@ -139,6 +139,17 @@ impl Link<'_> {
         Ok(())
     }
 
+    /// Bytes that the host has sent over it, with their headers.
+    pub fn sent_bytes(&self) -> Result<u64> {
+        let interface = self.network.interface();
+        let said = self
+            .node
+            .run("ip", &["-json", "-stats", "link", "show", "dev", interface])?;
+        let links: serde_json::Value = serde_json::from_str(&said.stdout)?;
+        let bytes = links[0]["stats64"]["tx"]["bytes"].as_u64();
+        bytes.with_context(|| format!("no statistics of {interface}: {}", said.stdout))
+    }
+
     /// Pulls the cable: both ends see that the link is down.
     pub fn unplug(&self) -> Result<()> {
         self.set_port(&["link", "set", &self.network.port(self.number), "down"])

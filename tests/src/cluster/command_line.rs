@@ -50,9 +50,20 @@ impl Migration {
         self.0["error"]["reason"].as_str().unwrap_or_default()
     }
 
+    /// What was changed on the way: name, value, who.
+    pub fn actions(&self) -> Vec<(&str, &str, &str)> {
+        let actions = self.0["actions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        actions.iter().map(action_of).collect()
+    }
+
     pub fn at_rest(&self) -> bool {
         matches!(self.state(), "SUCCEEDED" | "FAILED" | "CANCELLED" | "GUEST_ENDED")
     }
+}
+
+fn action_of(action: &Value) -> (&str, &str, &str) {
+    let [name, value, actor] = ["action", "value", "actor"].map(|field| action[field].as_str().unwrap_or_default());
+    (name, value, actor)
 }
 
 impl Cluster<'_> {
@@ -139,6 +150,19 @@ impl Cluster<'_> {
             to,
             "--no-wait",
         ])?))
+    }
+
+    /// The same with flags: `--bandwidth`, `--deadline`, ….
+    pub fn begin_with(&self, guest: &Guest, to: &str, flags: &[&str]) -> Result<Migration> {
+        let command = ["migrate", guest.name(), "--to", to, "--no-wait"];
+        Ok(Migration(self.drover_json(&[&command, flags].concat())?))
+    }
+
+    /// Changes a migration on its way.
+    pub fn adjust(&self, id: &str, flags: &[&str]) -> Result<Migration> {
+        Ok(Migration(
+            self.drover_json(&[&["migration", "adjust", id], flags].concat())?,
+        ))
     }
 
     pub fn migration(&self, id: &str) -> Result<Migration> {
