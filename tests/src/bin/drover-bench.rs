@@ -70,7 +70,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     println!("{} pairs, idle guest of {} MiB", arguments.pairs, arguments.memory);
     print_memory(&mut cluster, "idle")?;
 
-    let (mut drover, mut virsh, mut journal) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut drover, mut virsh, mut journal, mut parts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for pair in 0..arguments.pairs {
         // Who goes first changes, and with it the direction that each takes.
         for by_drover in [pair % 2 == 0, pair % 2 != 0] {
@@ -81,7 +81,9 @@ fn run(arguments: &Arguments) -> Result<()> {
             };
             let sample = if by_drover {
                 let (sample, trace_id) = move_by_drover(&lab, &cluster, &guest, to)?;
-                journal.push(journal_in_blackout(&collector.wait_for_trace(&trace_id)?));
+                let trace = collector.wait_for_trace(&trace_id)?;
+                journal.push(journal_in_blackout(&trace));
+                parts.push(parts_of(&trace, sample.wall));
                 drover.push(sample);
                 sample
             } else {
@@ -103,6 +105,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     report("blackout (ICMP)", "ms", &drover, &virsh, |sample| sample.blackout);
     let (low, middle, high) = quartiles(journal);
     println!("journal writes within the blackout (three fsyncs): median {middle:.1} ms ({low:.1} to {high:.1})");
+    print_parts(&parts);
     print_memory(&mut cluster, "after")?;
     let at = lab.running_copies(&guest)?.pop().context("the guest is nowhere")?.host;
     // Not against the store: virsh moves guests behind its back.
@@ -183,6 +186,53 @@ fn journal_in_blackout(trace: &Trace) -> f64 {
     let writes = trace.named("journal.write");
     let counted = writes.iter().filter(|span| within(&span.parent) && span.end <= resumed);
     counted.map(|span| (span.end - span.start) as f64 / 1e6).sum()
+}
+
+/// The steps of a migration in their order, with the calls to libvirt in them.
+const PARTS: [&str; 12] = [
+    "phase.validate",
+    "phase.prepare",
+    "libvirt.begin",
+    "libvirt.prepare",
+    "phase.transfer",
+    "libvirt.perform",
+    "switchover",
+    "libvirt.finish",
+    "libvirt.resume",
+    "libvirt.confirm",
+    "phase.verify",
+    "phase.finalize",
+];
+
+/// Milliseconds of each part, and at the end what the command took around the migration.
+fn parts_of(trace: &Trace, wall: f64) -> Vec<f64> {
+    let took = |name: &str| {
+        let spans = trace.named(name);
+        spans
+            .iter()
+            .map(|span| (span.end - span.start) as f64 / 1e6)
+            .sum::<f64>()
+    };
+    let mut parts: Vec<f64> = PARTS.iter().map(|name| took(name)).collect();
+    parts.push(wall - took("migration"));
+    parts
+}
+
+/// Where Drover's own wall time goes.
+fn print_parts(samples: &[Vec<f64>]) {
+    println!("where drover's time goes (medians, ms):");
+    for (at, name) in PARTS.iter().chain(&["command line"]).enumerate() {
+        let (low, middle, high) = quartiles(samples.iter().map(|parts| parts[at]).collect());
+        let inside = if name.starts_with("libvirt") || *name == "switchover" {
+            "  "
+        } else {
+            ""
+        };
+        println!(
+            "  {:<18} {middle:>6.1} ({low:.1} to {high:.1})",
+            format!("{inside}{name}")
+        );
+    }
 }
 
 fn report(what: &str, unit: &str, drover: &[Sample], virsh: &[Sample], value: impl Fn(&Sample) -> f64) {

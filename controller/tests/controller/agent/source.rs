@@ -133,7 +133,8 @@ impl Agent {
             };
             let mut told = 0;
             loop {
-                let actions = world.lock().host(&host).journals[&id].actions.clone();
+                let journal = world.lock().host(&host).journals.get(&id).cloned();
+                let actions = journal.unwrap_or_default().actions;
                 for action in actions.iter().skip(told) {
                     if sender.send(Ok(send(Event::Action(action.clone())))).await.is_err() {
                         return;
