@@ -53,7 +53,6 @@ async fn moved(scene: &Scene) {
         .await;
     assert_eq!(scene.runs_on(), ["b"]);
     scene.rest(Verdict::Ran).await;
-    assert!(scene.autostart(&scene.b));
 }
 
 async fn failed(scene: &Scene) -> MigrationStatus {
@@ -70,11 +69,17 @@ fn actions(status: &MigrationStatus) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_its_deadline_a_transfer_is_given_up_without_any_controller() {
-    let scene = being_sent(TransferPolicy {
-        deadline: ms(100),
-        ..slow()
+    let mut scene = Scene::new(SimGuest {
+        autostart: true,
+        ..SimGuest::named("web")
     })
     .await;
+    scene.policy = TransferPolicy {
+        deadline: ms(100),
+        ..slow()
+    };
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
     let status = failed(&scene).await;
     let error = status.error.as_ref().unwrap();
     assert_eq!(error.reason, Reason::TransferDeadline.name(), "{error:?}");
@@ -129,6 +134,7 @@ async fn at_its_deadline_a_busy_guest_is_stopped_and_moves() {
     assert_eq!(actions(&status), ["pause-and-finish"]);
     assert!(status.actions[0].reason.contains("400 ms"), "{:?}", status.actions);
     moved(&scene).await;
+    assert!(scene.autostart(&scene.b));
 }
 
 #[tokio::test(flavor = "multi_thread")]

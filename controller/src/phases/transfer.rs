@@ -107,18 +107,21 @@ async fn go_on(work: &Work, look: &Look) -> Result<Followed, Failure> {
         let why = "the deadline expired before the guest had moved";
         return Err(Failure::new(Reason::TransferDeadline, why));
     }
-    start_if_held(work, &record, look).await?;
-    steer::bring_into_force(work, &record, look).await?;
+    // The start says it all; on the way it is compared with what the source keeps to.
+    if !start_if_held(work, &record, look).await? {
+        steer::bring_into_force(work, &record, look).await?;
+    }
     follow(work).await
 }
 
-async fn start_if_held(work: &Work, record: &Record, look: &Look) -> Result<(), Failure> {
+/// Gives whether it was started here.
+async fn start_if_held(work: &Work, record: &Record, look: &Look) -> Result<bool, Failure> {
     let Seen::Journal(Source {
         copy: SourceCopy::AsBefore(Job::Held),
         ..
     }) = look.seen_source()
     else {
-        return Ok(());
+        return Ok(false);
     };
     let Some(prepared) = work.record.prepared.clone() else {
         return Err(Failure::internal("a transfer without its ticket"));
@@ -134,7 +137,7 @@ async fn start_if_held(work: &Work, record: &Record, look: &Look) -> Result<(), 
         policy: Some(transfer_policy(record)),
     };
     source.start_migrate(request).await?;
-    Ok(())
+    Ok(true)
 }
 
 async fn hand_over(work: &Work) -> Result<(), Failure> {
