@@ -18,6 +18,8 @@ const REACHED: &[(&str, &str)] = &[
     ("MigrationService/WatchMigration", "migration watch ID"),
     ("MigrationService/CancelMigration", "migration cancel ID --no-wait"),
     ("MigrationService/RetryMigration", "migration retry ID"),
+    ("MigrationService/CheckMigration", "check demo"),
+    ("MigrationService/AdjustMigration", "migration adjust ID --bandwidth none"),
     (
         "MigrationService/ResolveMigration",
         "migration resolve ID --source-is-fenced --yes",
@@ -37,11 +39,6 @@ const NOT_REACHED: &[(&str, &str)] = &[
         "agents only: the table of authorization refuses users",
     ),
     ("HostService/DrainHost", "not served by this version"),
-    (
-        "MigrationService/CheckMigration",
-        "`migrate --dry-run` makes the same checks",
-    ),
-    ("MigrationService/AdjustMigration", "not served by this version"),
 ];
 
 /// All RPCs of `drover.v1`.
