@@ -140,6 +140,7 @@ impl Jobs {
             },
             limits: order.limits,
             suspended_by_agent: false,
+            ran_on: false,
             delivery: None,
         };
         Ok(self.new_record(fence, order.reference, Part::Source(Box::new(part))))

@@ -32,6 +32,7 @@ fn source(state: SourceState, decision: Decision, closed: bool) -> Record {
         },
         limits: Limits::default(),
         suspended_by_agent: false,
+        ran_on: false,
         delivery: None,
     };
     Record {

@@ -284,7 +284,7 @@ async fn join(job: &OutgoingJob) -> Result<Summary, Failure> {
 
 /// Whether somebody resumed the copy after it was handed over: this agent had to suspend it.
 fn ran_on(record: &Record) -> bool {
-    record.source().is_some_and(|part| part.suspended_by_agent)
+    record.source().is_some_and(|part| part.ran_on)
 }
 
 /// What was sent is older than what is here: the destination must not run it.

@@ -141,6 +141,7 @@ impl Jobs {
             page.change(|record| {
                 if let Some(part) = record.source_mut() {
                     part.suspended_by_agent = true;
+                    part.ran_on = true;
                 }
             })
             .await?;

@@ -88,6 +88,9 @@ pub struct SourcePart {
     pub limits: Limits,
     /// This agent stopped the guest: because it ran where no verdict was journaled, or so that its transfer finishes.
     pub suspended_by_agent: bool,
+    /// It ran here after it was handed over: its memory is newer than what the destination was sent.
+    #[serde(default)]
+    pub ran_on: bool,
     /// Set by StartMigrate.
     pub delivery: Option<Delivery>,
 }

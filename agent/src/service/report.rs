@@ -58,6 +58,7 @@ fn journal(record: &Record) -> agent::JournalRecord {
             message.persistent = part.flags.persistent;
             message.post_copy = part.flags.post_copy;
             message.suspended_by_agent = part.suspended_by_agent;
+            message.ran_on = part.ran_on;
             message.peer_host = part.peer.resource_name();
         }
         Part::Destination(part) => {

@@ -53,6 +53,21 @@ async fn one_that_somebody_resumes_is_suspended_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_ran_on_is_not_handed_over_any_more() {
+    let (mut scene, go_on) = handed_over().await;
+    scene.a.kill().await;
+    // Somebody resumes it by hand while nobody looks: from now on its memory is newer than what was sent.
+    scene.a.host.resume(scene.guest).await.unwrap();
+    scene.a.start().await;
+    assert!(scene.runs_on().is_empty(), "stopped before anything is served");
+    assert!(scene.status(&scene.a).await.journal.unwrap().ran_on);
+    let refused = scene.hand_over().await.unwrap_err();
+    assert!(refused.message.contains("newer"), "{refused:?}");
+    drop(go_on);
+    goes_back(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_that_could_not_be_suspended_is_suspended_at_the_next_event() {
     let (scene, _go_on) = handed_over().await;
     scene.a.host.script(Call::Suspend, Fault::Refuse);

@@ -93,7 +93,7 @@ impl Look {
     /// Whether the source's agent had to suspend a copy that ran on, and the destination only waits.
     fn ran_on_at_source(&self) -> bool {
         let journal = |status: &Result<MigrationStatus, Failure>| status.as_ref().ok().and_then(|s| s.journal.clone());
-        let ran_on = journal(&self.source).is_some_and(|journal| journal.suspended_by_agent);
+        let ran_on = journal(&self.source).is_some_and(|journal| journal.ran_on);
         let waits = matches!(
             self.seen_destination(),
             Seen::Journal(Destination {
