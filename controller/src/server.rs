@@ -98,12 +98,7 @@ impl Controller {
         let stopping = CancellationToken::new();
         tokio::spawn(tls.clone().keep_fresh(stopping.clone()));
         // Before anything is decided: an address in use must not cost a term.
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .with_context(|| format!("listen {}", config.listen))?;
-        let local_listener = TcpListener::bind(config.metrics_listen)
-            .await
-            .with_context(|| format!("metrics_listen {}", config.metrics_listen))?;
+        let (listener, local_listener) = listen(config).await?;
         let (address, local_address) = (listener.local_addr()?, local_listener.local_addr()?);
         let office = Arc::new(Office::default());
         let agents = Arc::new(Agents::new(tls.clone(), Arc::clone(&store), Arc::clone(&office)));
@@ -164,6 +159,17 @@ impl Controller {
             }
         }
     }
+}
+
+/// The API's listener and the local one.
+async fn listen(config: &Config) -> anyhow::Result<(TcpListener, TcpListener)> {
+    let api = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen {}", config.listen))?;
+    let local = TcpListener::bind(config.metrics_listen)
+        .await
+        .with_context(|| format!("metrics_listen {}", config.metrics_listen))?;
+    Ok((api, local))
 }
 
 /// What counts where a request leaves it open; no request could ask for what is refused here.

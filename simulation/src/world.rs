@@ -11,6 +11,7 @@ use drover_agent::jobs::{Jobs, Timing};
 use drover_agent::server::{Agent, AgentOptions};
 use drover_agent::sim::{SimGuest, SimHost, SimWorld};
 use drover_controller::config::Config;
+use drover_controller::policy::PolicyDefaults;
 use drover_controller::server::Controller;
 use drover_controller::store::memory::MemoryStore;
 use drover_proto::identity_patterns::PatternLists;
@@ -335,6 +336,7 @@ fn config() -> Config {
         tls: Pki::shared().files("controller"),
         trust_domain: "drover.local".parse().expect("a valid name"),
         identities: PatternLists::default(),
+        policy: PolicyDefaults::default(),
         roles: Roles::default().with("operator", Role::Admin),
         heartbeat_interval_seconds: 1,
         log_format: LogFormat::Human,

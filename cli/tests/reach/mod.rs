@@ -19,7 +19,10 @@ const REACHED: &[(&str, &str)] = &[
     ("MigrationService/CancelMigration", "migration cancel ID --no-wait"),
     ("MigrationService/RetryMigration", "migration retry ID"),
     ("MigrationService/CheckMigration", "check demo"),
-    ("MigrationService/AdjustMigration", "migration adjust ID --bandwidth none"),
+    (
+        "MigrationService/AdjustMigration",
+        "migration adjust ID --bandwidth none",
+    ),
     (
         "MigrationService/ResolveMigration",
         "migration resolve ID --source-is-fenced --yes",

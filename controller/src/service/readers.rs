@@ -1,7 +1,7 @@
 //! What reads requests from outside, apart from the service: for tests that try to break it.
 
 use drover_proto::failure::Failure;
-use drover_proto::v1::CreateMigrationRequest;
+use drover_proto::v1::{CreateMigrationRequest, MigrationPolicy};
 
 use crate::store::Filter;
 
@@ -22,5 +22,5 @@ pub fn page_after(of: &str, token: &str) -> Result<Option<String>, Failure> {
 
 /// All fields of CreateMigration.
 pub fn create_request(request: CreateMigrationRequest) -> Result<(), Failure> {
-    super::create::read(request).map(drop)
+    super::create::read(request, &MigrationPolicy::default()).map(drop)
 }
