@@ -59,7 +59,9 @@ impl Bucket {
         self.level = (self.level + since * rate).min(SAVED.as_secs_f64() * rate);
         self.filled = now;
         if self.level < 0.0 {
-            return Err(Duration::try_from_secs_f64(-self.level / rate).unwrap_or(Duration::MAX));
+            let wait = Duration::try_from_secs_f64(-self.level / rate).unwrap_or(Duration::MAX);
+            // A debt of a fraction of a byte is rounded to no time at all, and would be asked about for ever.
+            return Err(wait.max(Duration::from_nanos(1)));
         }
         self.level -= bytes as f64;
         Ok(())
