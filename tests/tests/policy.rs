@@ -167,7 +167,7 @@ fn a_guest_is_stopped_to_finish_when_an_operator_says_so() -> Result<()> {
     // At rest there is nothing to adjust.
     let refused = cluster.drover(&["migration", "adjust", &id, "--bandwidth", "none"])?;
     ensure!(
-        refused.code != 0 && refused.stderr.contains("MIGRATION_STATE"),
+        refused.code == 3 && refused.stderr.contains("is at rest"),
         "{refused:?}"
     );
     Ok(())
