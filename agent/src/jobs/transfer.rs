@@ -78,11 +78,7 @@ impl Jobs {
             .await?;
         self.sockets.make(migration).await?;
         let tunnel = Source::open(self.tunnel_options(&record, &order, &job))?;
-        if let Some(part) = record.source() {
-            let (host, addresses) = (part.peer.clone(), order.delivery.hand_over_addresses());
-            let peer = job.peer(|| PeerClient::new(&self.tls, host, addresses));
-            tokio::spawn(async move { peer.connect().await });
-        }
+        self.connect_to_peer(&record, &order, &job);
         let max_downtime = job
             .steering
             .start(record.source().map(|part| part.limits).unwrap_or_default())
@@ -102,6 +98,14 @@ impl Jobs {
         let under = tracing::info_span!("transfer", drover.migration.id = %migration, drover.host.id = %self.host);
         tokio::spawn(transfer.run(order.cookie).instrument(under));
         Ok(())
+    }
+
+    /// In advance: no handshake falls into the blackout.
+    fn connect_to_peer(&self, record: &Record, order: &StartOrder, job: &OutgoingJob) {
+        let Some(part) = record.source() else { return };
+        let (host, addresses) = (part.peer.clone(), order.delivery.hand_over_addresses());
+        let peer = job.peer(|| PeerClient::new(&self.tls, host, addresses));
+        tokio::spawn(async move { peer.connect().await });
     }
 
     fn tunnel_options(&self, record: &Record, order: &StartOrder, job: &OutgoingJob) -> SourceOptions {
