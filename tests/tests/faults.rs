@@ -46,6 +46,8 @@ fn faults_before_all_is_sent() -> Result<()> {
         case(Preparing, Act::CutController(Destination)),
         case(EarlyTransfer, Act::Kill(Daemon::Agent(Source))),
         case(EarlyTransfer, Act::Kill(Daemon::Libvirtd(Source))),
+        // After all is sent it fails now and then, see docs/failures.md: `long_faults` has that case.
+        case(EarlyTransfer, Act::Kill(Daemon::Libvirtd(Destination))),
         case(EarlyTransfer, Act::Reset),
         case(EarlyTransfer, Act::Stop(Daemon::Controller)),
         case(LateTransfer, Act::KillQemu(Destination)),
@@ -62,7 +64,6 @@ fn faults_after_all_is_sent() -> Result<()> {
         case(AllSent, Act::Kill(Daemon::Agent(Source))),
         case(AllSent, Act::KillQemu(Source)),
         case(AllSent, Act::Cut),
-        case(AllSent, Act::Kill(Daemon::Libvirtd(Destination))),
         case(AllSent, Act::Stop(Daemon::Agent(Destination))),
         case(Finished, Act::Kill(Daemon::Agent(Destination))),
         case(Finished, Act::CutOneWay(Destination)),
