@@ -21,7 +21,15 @@ pub struct Row {
 }
 
 /// Calls that no scenario is sure to reach, and who looks at them instead.
-pub const UNMET: [(&str, &str); 6] = [
+pub const UNMET: [(&str, &str); 8] = [
+    (
+        "/drover.agent.v1.AgentService/AdjustOutgoing",
+        "only when somebody changes a policy on the way: agents::policy, agents::every_call, controller::adjust",
+    ),
+    (
+        "/drover.agent.v1.AgentService/ListGuests",
+        "reads only, where a request does not say which host has the guest: controller::api",
+    ),
     (
         "/drover.agent.v1.AgentService/FinishIncoming",
         "only where the agents stay cut for longer than the controller waits, which a loaded machine may miss: \
