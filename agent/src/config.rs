@@ -70,6 +70,9 @@ pub struct Config {
     /// Group of QEMU's user; empty: the agent's own.
     #[serde(default = "default_qemu_group")]
     pub qemu_group: String,
+    /// Folders in which disk images may be made and removed; empty: none.
+    #[serde(default)]
+    pub storage_directories: Vec<PathBuf>,
     pub tls: TlsFiles,
     #[serde(default = "default_trust_domain")]
     pub trust_domain: TrustDomain,

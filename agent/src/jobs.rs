@@ -51,6 +51,7 @@ use uuid::Uuid;
 
 use crate::hypervisor::{GuestFacts, Hypervisor, Incarnation};
 use crate::journal::{Journal, OpenPage, Record, Terms};
+use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Destination;
 
 use self::incoming::IncomingJob;
@@ -69,6 +70,8 @@ pub struct Jobs {
     pub tls: Tls,
     pub tunnel: Destination,
     pub sockets: Sockets,
+    /// Where disk images may be made and removed.
+    pub storage: StorageDirectories,
     pub limits: Timing,
     /// Of this host since its start.
     pub boot_id: Uuid,
@@ -117,6 +120,7 @@ pub struct Parts {
     pub tls: Tls,
     pub tunnel: Destination,
     pub sockets: Sockets,
+    pub storage: StorageDirectories,
     pub limits: Timing,
     pub boot_id: Uuid,
 }
@@ -131,6 +135,7 @@ impl Jobs {
             tls,
             tunnel,
             sockets,
+            storage,
             limits,
             boot_id,
         } = parts;
@@ -142,6 +147,7 @@ impl Jobs {
             tls,
             tunnel,
             sockets,
+            storage,
             limits,
             boot_id,
             instance: Uuid::now_v7(),

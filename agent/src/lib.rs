@@ -20,4 +20,5 @@ pub mod server;
 pub mod service;
 pub mod sim;
 pub mod space;
+pub mod storage_directories;
 pub mod tunnel;

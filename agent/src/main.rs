@@ -12,6 +12,7 @@ use drover_agent::hypervisor::Hypervisor;
 use drover_agent::jobs::Timing;
 use drover_agent::libvirt::Libvirt;
 use drover_agent::server::{Agent, AgentOptions};
+use drover_agent::storage_directories::StorageDirectories;
 use drover_proto::identity::Identity;
 use drover_proto::telemetry::{self, TelemetryOptions};
 use drover_proto::tls::Tls;
@@ -85,6 +86,7 @@ async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
         state_dir: config.state_dir,
         run_dir: config.run_dir,
         qemu_group: group(&config.qemu_group, config.hypervisor)?,
+        storage: StorageDirectories::new(config.storage_directories).context("storage_directories")?,
         tls,
         hypervisor,
         unfit,

@@ -33,6 +33,7 @@ use crate::port::Port;
 use crate::probe::Probes;
 use crate::registration::Registration;
 use crate::service::{AgentServer, Folders, PeerServer};
+use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Destination;
 
 /// The protocol between controller and agents that this agent speaks.
@@ -55,6 +56,8 @@ pub struct AgentOptions {
     pub run_dir: PathBuf,
     /// QEMU's group; `None` leaves the agent's own.
     pub qemu_group: Option<u32>,
+    /// Where disk images may be made and removed.
+    pub storage: StorageDirectories,
     pub tls: Tls,
     pub hypervisor: Arc<dyn Hypervisor>,
     /// What this host lacks to migrate at all, for people.
@@ -92,6 +95,7 @@ impl Agent {
             tls: options.tls.clone(),
             tunnel: tunnel.clone(),
             sockets: Sockets::new(options.run_dir.clone(), options.qemu_group),
+            storage: options.storage.clone(),
             limits: options.limits,
             boot_id: options.boot_id,
         });

@@ -10,6 +10,7 @@ use anyhow::Context;
 use drover_agent::jobs::{Jobs, Timing};
 use drover_agent::server::{Agent, AgentOptions};
 use drover_agent::sim::{SimGuest, SimHost, SimWorld};
+use drover_agent::storage_directories::StorageDirectories;
 use drover_controller::config::Config;
 use drover_controller::policy::PolicyDefaults;
 use drover_controller::server::Controller;
@@ -189,6 +190,7 @@ impl World {
                 state_dir,
                 run_dir,
                 qemu_group: None,
+                storage: StorageDirectories::default(),
                 tls: Pki::shared().tls(&format!("agent/{}", site.host()))?,
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),

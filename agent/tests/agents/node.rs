@@ -11,6 +11,7 @@ use drover_agent::gate::Gate;
 use drover_agent::jobs::{Jobs, Timing};
 use drover_agent::server::{Agent, AgentOptions};
 use drover_agent::sim::SimHost;
+use drover_agent::storage_directories::StorageDirectories;
 use drover_proto::tls::Tls;
 use tokio::net::TcpListener;
 
@@ -66,6 +67,7 @@ impl Node {
                 state_dir: folder.join("state"),
                 run_dir: folder.join("run"),
                 qemu_group: None,
+                storage: StorageDirectories::default(),
                 tls,
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),

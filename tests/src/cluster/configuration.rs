@@ -94,6 +94,7 @@ fn agent(cluster: &Cluster<'_>, host: &str, address: &str) -> String {
          management_address = \"{address}:{AGENT_PORT}\"\n\
          controller = \"{controller}:{CONTROLLER_PORT}\"\n\
          state_dir = \"/var/lib/drover\"\n\
-         run_dir = \"/run/drover\"\n"
+         run_dir = \"/run/drover\"\n\
+         storage_directories = [\"/srv/local\", \"/srv/shared\"]\n"
     ) + &tls(cluster, &format!("agent-{host}"))
 }
