@@ -183,6 +183,15 @@ pub struct PerformRequest {
     /// Bytes/s; 0 is no limit.
     pub bandwidth: u64,
     pub max_downtime: Option<Duration>,
+    /// How far the guest is slowed down, where [`MigrateFlags::auto_converge`] allows it.
+    pub throttle: Throttle,
+}
+
+/// By how much auto-converge slows a guest down at first, and by how much more each time; percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throttle {
+    pub initial: u32,
+    pub increment: u32,
 }
 
 /// Progress of a job. Zero where the hypervisor does not say.

@@ -53,7 +53,7 @@ pub const UNMET: [(&str, &str); 8] = [
     ),
     (
         "libvirt.set-limits",
-        "only in a transfer of several rounds or when it is adjusted: sim::tests, downtime's own tests",
+        "only in a transfer whose rounds do not shrink, or when it is adjusted: sim::tests, control_tests, agents::policy",
     ),
 ];
 

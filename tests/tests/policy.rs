@@ -198,7 +198,7 @@ fn a_limit_that_is_lifted_in_flight_lets_the_guest_arrive() -> Result<()> {
 }
 
 #[test]
-fn qemu_is_given_a_longer_blackout_round_by_round_and_what_is_adjusted_at_once() -> Result<()> {
+fn qemu_is_given_a_longer_blackout_once_rounds_stop_shrinking_and_what_is_adjusted_at_once() -> Result<()> {
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &busy())?;
     let cluster = Cluster::start(&lab)?;
@@ -213,7 +213,8 @@ fn qemu_is_given_a_longer_blackout_round_by_round_and_what_is_adjusted_at_once()
         now.actions().contains(&("max-downtime", "400 ms", "control-loop"))
     })?;
     let steps: Vec<_> = grown.actions().iter().map(|(_, value, _)| value.to_string()).collect();
-    ensure!(steps == ["100 ms", "200 ms", "400 ms"], "{steps:?}");
+    // 128 MiB at 30 MiB/s do not fit into any of it.
+    ensure!(steps == ["400 ms"], "{steps:?}");
     ensure!(in_qemu()? == 400, "{}", in_qemu()?);
     let adjusted = cluster.adjust(&id, &["--max-downtime", "123ms"])?;
     ensure!(in_qemu()? == 123, "{}", in_qemu()?);

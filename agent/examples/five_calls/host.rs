@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use drover_agent::hypervisor::{
     BeginRequest, Cookie, CpuQuestion, Hypervisor, HypervisorError, Incoming, MigrateFlags, Outgoing, PerformRequest,
-    PrepareRequest,
+    PrepareRequest, Throttle,
 };
 use drover_agent::libvirt::Libvirt;
 use drover_proto::ids::GuestId;
@@ -284,6 +284,10 @@ impl Host {
                     persistent_xml,
                     bandwidth,
                     max_downtime: None,
+                    throttle: Throttle {
+                        initial: 20,
+                        increment: 10,
+                    },
                 };
                 self.performing = Some(tokio::spawn(async move { outgoing.perform(request).await }));
                 Value::Null

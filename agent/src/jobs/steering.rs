@@ -8,11 +8,14 @@ use std::time::Duration;
 use drover_proto::units::duration_text;
 use tokio::sync::{Mutex, watch};
 
-use super::downtime::allowed;
+use super::control::{Act, Control, Policy, Round, at_first};
 use super::progress::Action;
-use crate::hypervisor::{self, JobStats, Outgoing};
+use crate::hypervisor::{self, JobStats, MigrateFlags, Outgoing};
 use crate::journal::Limits;
 use crate::tunnel::Pace;
+
+/// The longest blackout where the caller did not say.
+const LIMIT: Duration = Duration::from_millis(500);
 
 /// Of one leaving migration.
 pub(super) struct Steering {
@@ -22,12 +25,15 @@ pub(super) struct Steering {
     given: Mutex<Given>,
 }
 
-/// What QEMU was told.
+/// What QEMU was told, and from what that follows.
 #[derive(Default)]
 struct Given {
+    flags: Option<MigrateFlags>,
+    control: Control,
     round: u64,
-    /// None where it is not known which of two calls came last.
-    max_downtime: Option<Duration>,
+    max_downtime: Duration,
+    /// Two calls may have come in another order: what QEMU has is one of them.
+    unsure: bool,
 }
 
 impl Default for Steering {
@@ -37,6 +43,17 @@ impl Default for Steering {
             pace: Pace::new(0),
             given: Mutex::default(),
         }
+    }
+}
+
+/// What the control loop may do.
+fn policy(limits: &Limits, flags: Option<MigrateFlags>) -> Policy {
+    Policy {
+        limit: limits.max_downtime.unwrap_or(LIMIT),
+        whole: limits.whole_downtime,
+        deadline: limits.deadline,
+        post_copy: false,
+        auto_converge: flags.is_some_and(|flags| flags.auto_converge),
     }
 }
 
@@ -54,12 +71,12 @@ impl Steering {
     }
 
     /// Before anything is sent. Gives what Perform tells QEMU at first.
-    pub(super) async fn start(&self, limits: Limits) -> Duration {
+    pub(super) async fn start(&self, limits: Limits, flags: MigrateFlags) -> Duration {
         let mut given = self.given.lock().await;
         self.publish(limits);
-        let first = allowed(0, &limits);
-        given.max_downtime = Some(first);
-        first
+        given.flags = Some(flags);
+        given.max_downtime = at_first(&policy(&limits, given.flags));
+        given.max_downtime
     }
 
     fn publish(&self, limits: Limits) {
@@ -71,45 +88,55 @@ impl Steering {
     pub(super) async fn adjust(&self, limits: Limits, handle: &dyn Outgoing) -> hypervisor::Result<()> {
         let mut given = self.given.lock().await;
         self.publish(limits);
-        let now = allowed(given.round, &limits);
-        if given.max_downtime == Some(now) {
+        let policy = policy(&limits, given.flags);
+        let now = if policy.whole {
+            policy.limit
+        } else {
+            given.max_downtime.min(policy.limit)
+        };
+        if given.max_downtime == now {
             return Ok(());
         }
         handle.set_max_downtime(now).await?;
+        given.max_downtime = now;
         // Before the first round Perform may be about to tell QEMU what it began with: then it is told again.
-        given.max_downtime = (given.round > 0).then_some(now);
+        given.unsure = given.round == 0;
         Ok(())
     }
 
-    /// A round began: QEMU may be given more. What was done, where something was.
+    /// A round began. What was done, where something was.
     pub(super) async fn next_round(
         &self,
         number: u64,
         stats: &JobStats,
+        at: Duration,
         handle: &dyn Outgoing,
     ) -> hypervisor::Result<Option<Action>> {
         let mut given = self.given.lock().await;
         given.round = number;
-        let limits = self.limits();
-        let now = allowed(number, &limits);
-        let before = given.max_downtime;
-        if before == Some(now) {
-            return Ok(None);
+        let policy = policy(&self.limits(), given.flags);
+        let so_far = given.max_downtime;
+        if given.unsure {
+            // An order that is repeated is not a decision of this agent.
+            handle.set_max_downtime(so_far).await?;
+            given.unsure = false;
         }
-        handle.set_max_downtime(now).await?;
-        given.max_downtime = Some(now);
-        // An order that is repeated is not a decision of this agent.
-        Ok(before.map(|before| Action::now(Action::MAX_DOWNTIME, duration_text(now), why(number, before, stats))))
+        let round = Round::observed(number, stats, at);
+        let Some(decision) = given.control.observe(round, &policy, so_far) else {
+            return Ok(None);
+        };
+        match decision.act {
+            Act::MaxDowntime(longest) => {
+                handle.set_max_downtime(longest).await?;
+                given.max_downtime = longest;
+                Ok(Some(Action::now(
+                    Action::MAX_DOWNTIME,
+                    duration_text(longest),
+                    decision.reason,
+                )))
+            }
+            // Not allowed by the policy above.
+            Act::PostCopy => Ok(None),
+        }
     }
-}
-
-fn why(round: u64, before: Duration, stats: &JobStats) -> String {
-    const MIB: u64 = 1 << 20;
-    format!(
-        "round {round} begins and {} was not enough: {} MiB remain, the guest writes {} MiB/s, {} MiB/s are sent",
-        duration_text(before),
-        stats.memory_remaining / MIB,
-        stats.dirty_rate / MIB,
-        stats.bandwidth / MIB
-    )
 }

@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::Jobs;
 use super::deadline::Deadline;
 use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep, UnderWay};
 use super::progress::{Problem, What};
 use super::watching::Watching;
+use super::{Jobs, control};
 use crate::hypervisor::{Cookie, Outgoing, PerformRequest};
 use crate::journal::{Delivery, Forbidden, Limits, Record, SourceState};
 use crate::peer::PeerClient;
@@ -79,10 +79,10 @@ impl Jobs {
         self.sockets.make(migration).await?;
         let tunnel = Source::open(self.tunnel_options(&record, &order, &job))?;
         self.connect_to_peer(&record, &order, &job);
-        let max_downtime = job
-            .steering
-            .start(record.source().map(|part| part.limits).unwrap_or_default())
-            .await;
+        let Some(part) = record.source() else {
+            return Err(not_begun("this host is not the source"));
+        };
+        let max_downtime = job.steering.start(part.limits, part.flags).await;
         job.claimed.cancel();
         let under_way = job.under_way(TransferStep::Performing);
         let transfer = Transfer {
@@ -225,6 +225,8 @@ impl Transfer {
             // The tunnel keeps the limit: QEMU does not keep it over several channels, nor in the blackout.
             bandwidth: 0,
             max_downtime: Some(self.max_downtime),
+            // How fast it writes is not known before it is sent.
+            throttle: control::throttle(0, part.limits.bandwidth),
         };
         let performed = self
             .job

@@ -1,5 +1,5 @@
-//! Source: feeds those who watch a transfer: statistics twice a second, rounds, the stop of the guest. With each round
-//! QEMU may be allowed a longer blackout.
+//! Source: feeds those who watch a transfer: statistics twice a second, rounds, the stop of the guest. Where a round
+//! begins the control loop is asked.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -74,18 +74,24 @@ impl Watching {
         }
     }
 
-    async fn allow_longer(&self, number: u64, stats: &JobStats) {
-        match self.job.steering.next_round(number, stats, self.handle.as_ref()).await {
+    async fn control(&self, number: u64, stats: &JobStats) {
+        let at = self.started.elapsed();
+        match self
+            .job
+            .steering
+            .next_round(number, stats, at, self.handle.as_ref())
+            .await
+        {
             Ok(action) => action.into_iter().for_each(|action| self.job.act(action)),
             // The next round tries again.
-            Err(error) => tracing::warn!(%error, "the longest blackout could not be set in round {number}"),
+            Err(error) => tracing::warn!(%error, "what was decided in round {number} could not be done"),
         }
     }
 
     async fn begin_round(&self, number: u64, event: &GuestEvent) -> Round {
         let span = tracing::info_span!("iteration", drover.iteration = number, drover.memory.remaining = Empty);
         let stats = self.handle.job().await.ok().flatten().unwrap_or_default();
-        self.allow_longer(number, &stats).await;
+        self.control(number, &stats).await;
         span.record("drover.memory.remaining", stats.memory_remaining);
         span.set_attribute(
             attribute::DIRTY_RATE,
@@ -127,7 +133,13 @@ impl Watching {
         };
         if stats.throttle != *throttle {
             *throttle = stats.throttle;
-            let why = "QEMU slows the guest down so that it sends faster than the guest writes";
+            let why = format!(
+                "QEMU slows the guest down so that it is sent faster than it writes: {} MiB remain, it writes {} MiB/s, \
+                 {} MiB/s are sent",
+                stats.memory_remaining >> 20,
+                stats.dirty_rate >> 20,
+                stats.bandwidth >> 20
+            );
             self.job
                 .act(Action::now(Action::AUTO_CONVERGE, format!("{throttle} %"), why));
         }

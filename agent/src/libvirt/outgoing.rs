@@ -230,6 +230,18 @@ fn perform_params(flags: MigrateFlags, request: &PerformRequest) -> Result<Param
     if let Some(xml) = &request.persistent_xml {
         params = params.text(virt_sys::VIR_MIGRATE_PARAM_PERSIST_XML, xml)?;
     }
+    if flags.auto_converge {
+        let percent = |value: u32| i32::try_from(value.clamp(1, 99)).unwrap_or(99);
+        params = params
+            .int(
+                virt_sys::VIR_MIGRATE_PARAM_AUTO_CONVERGE_INITIAL,
+                percent(request.throttle.initial),
+            )?
+            .int(
+                virt_sys::VIR_MIGRATE_PARAM_AUTO_CONVERGE_INCREMENT,
+                percent(request.throttle.increment),
+            )?;
+    }
     if request.bandwidth > 0 {
         params = params.unsigned_long(virt_sys::VIR_MIGRATE_PARAM_BANDWIDTH, mebibytes(request.bandwidth))?;
     }
@@ -250,6 +262,7 @@ fn milliseconds(duration: Duration) -> u64 {
 mod tests {
     use super::super::raw::Value;
     use super::*;
+    use crate::hypervisor::Throttle;
 
     #[test]
     fn a_small_limit_does_not_become_none() {
@@ -275,6 +288,10 @@ mod tests {
             persistent_xml: Some("<domain/>".to_owned()),
             bandwidth: 10 << 20,
             max_downtime: None,
+            throttle: Throttle {
+                initial: 35,
+                increment: 10,
+            },
         };
         let values = perform_params(flags, &request).unwrap().values();
         assert_eq!(
@@ -284,5 +301,13 @@ mod tests {
         assert_eq!(values["persistent_xml"], Value::Text("<domain/>".to_owned()));
         assert_eq!(values["bandwidth"], Value::Number(10));
         assert_eq!(values["parallel.connections"], Value::Number(2));
+        assert!(!values.contains_key("auto_converge.initial"), "not allowed");
+        let allowed = MigrateFlags {
+            auto_converge: true,
+            ..flags
+        };
+        let values = perform_params(allowed, &request).unwrap().values();
+        assert_eq!(values["auto_converge.initial"], Value::Number(35));
+        assert_eq!(values["auto_converge.increment"], Value::Number(10));
     }
 }

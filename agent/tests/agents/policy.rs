@@ -356,7 +356,9 @@ async fn a_blackout_that_grows_with_the_rounds_is_told() {
     scene.send(&ready).await.unwrap();
     let status = scene.until_state(&scene.a, JournalState::HandedOver).await;
     let values: Vec<_> = status.actions.iter().map(|action| action.value.as_str()).collect();
-    assert!(values.starts_with(&["100 ms", "200 ms"]), "{values:?}");
+    // At once what its memory takes, and a quarter to spare.
+    let first: u64 = values[0].strip_suffix(" ms").unwrap().parse().unwrap();
+    assert!((300..1000).contains(&first), "{values:?}");
     assert!(
         status.actions.iter().all(|action| action.action == "max-downtime"
             && action.actor == "control-loop"

@@ -16,7 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::{SimGuest, SimHost, SimWorld};
 use crate::hypervisor::{
     BeginRequest, Cookie, ErrorClass, GuestEvent, GuestState, Happened, Hypervisor, HypervisorError, Incoming,
-    MigrateFlags, Outgoing, PerformRequest, PrepareRequest,
+    MigrateFlags, Outgoing, PerformRequest, PrepareRequest, Throttle,
 };
 
 const FLAGS: MigrateFlags = MigrateFlags {
@@ -109,6 +109,10 @@ impl Lab {
             persistent_xml: None,
             bandwidth: 0,
             max_downtime: self.max_downtime,
+            throttle: Throttle {
+                initial: 20,
+                increment: 10,
+            },
         }
     }
 

@@ -1,0 +1,238 @@
+//! Rounds made up, at random, and recorded from real migrations.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn up_to(millis: u64) -> Policy {
+    Policy {
+        limit: ms(millis),
+        whole: false,
+        deadline: None,
+        post_copy: false,
+        auto_converge: false,
+    }
+}
+
+/// Plays rounds that begin with so many MiB, at 100 MiB/s, for a guest that writes so many MiB/s.
+struct Play {
+    control: Control,
+    policy: Policy,
+    given: Duration,
+    number: u64,
+    sent: u64,
+    at: Duration,
+    dirty: u64,
+}
+
+impl Play {
+    fn new(policy: Policy, dirty: u64) -> Self {
+        Self {
+            control: Control::default(),
+            policy,
+            given: at_first(&policy),
+            number: 0,
+            sent: 0,
+            at: Duration::ZERO,
+            dirty,
+        }
+    }
+
+    fn round(&mut self, mib: u64) -> Option<Act> {
+        self.number += 1;
+        let round = Round {
+            number: self.number,
+            remaining: mib * MIB,
+            sent: self.sent,
+            bandwidth: 100 * MIB,
+            dirty_rate: self.dirty * MIB,
+            throttle: 0,
+            at: self.at,
+        };
+        let decision = self.control.observe(round, &self.policy, self.given);
+        self.sent += mib * MIB;
+        self.at += ms(mib * 10);
+        let act = decision.map(|decision| {
+            assert!(decision.reason.contains("MiB") || self.policy.whole, "{decision:?}");
+            decision.act
+        });
+        if let Some(Act::MaxDowntime(longest)) = act {
+            self.given = longest;
+        }
+        act
+    }
+
+    fn rounds(&mut self, rounds: &[u64]) -> Vec<Option<Act>> {
+        rounds.iter().map(|mib| self.round(*mib)).collect()
+    }
+}
+
+#[test]
+fn while_rounds_shrink_the_blackout_stays_small() {
+    let mut play = Play::new(up_to(500), 40);
+    assert_eq!(play.rounds(&[1000, 400, 160, 64, 26, 10]), [None; 6]);
+    assert_eq!(play.given, FIRST);
+}
+
+#[test]
+fn a_small_hot_set_gets_just_what_it_needs() {
+    let mut play = Play::new(up_to(500), 80);
+    assert_eq!(play.rounds(&[1000, 20]), [None; 2]);
+    // 20 MiB at 100 MiB/s, and a quarter to spare.
+    assert_eq!(play.round(20), Some(Act::MaxDowntime(ms(251))));
+    // QEMU thinks otherwise: what was given is not enough, and more may be had.
+    assert_eq!(play.round(20), Some(Act::MaxDowntime(ms(500))));
+    assert_eq!(play.round(20), None, "never more than the limit");
+}
+
+#[test]
+fn a_local_minimum_is_waited_for_but_not_for_ever() {
+    let mut play = Play::new(up_to(500), 80);
+    assert_eq!(play.rounds(&[1000, 10, 30, 30, 30])[1..], [None; 4]);
+    assert_eq!(play.round(30), Some(Act::MaxDowntime(ms(376))), "no better one comes");
+    let mut play = Play::new(up_to(500), 80);
+    assert_eq!(play.rounds(&[1000, 10, 30])[1..], [None; 2]);
+    assert_eq!(play.round(10), Some(Act::MaxDowntime(ms(126))), "here it is");
+}
+
+#[test]
+fn where_the_limit_does_not_suffice_all_of_it_is_given() {
+    let mut play = Play::new(up_to(500), 80);
+    assert_eq!(play.rounds(&[1000, 300]), [None; 2]);
+    assert_eq!(play.round(300), Some(Act::MaxDowntime(ms(500))));
+    assert_eq!(play.rounds(&[300; 20]), [None; 20]);
+}
+
+#[test]
+fn post_copy_comes_where_it_is_allowed_and_nothing_else_helps() {
+    let allowed = Policy {
+        post_copy: true,
+        ..up_to(500)
+    };
+    // It writes as fast as it is sent: known once all of the memory was sent.
+    let mut play = Play::new(allowed, 150);
+    assert_eq!(play.rounds(&[1000, 780]), [None, Some(Act::PostCopy)]);
+    // A hot set that is too large for the limit, and smaller than the link: after rounds that do not shrink.
+    let mut play = Play::new(allowed, 80);
+    let acts = play.rounds(&[1000, 300, 300, 300]);
+    assert_eq!(acts, [None, None, Some(Act::MaxDowntime(ms(500))), Some(Act::PostCopy)]);
+    // Where the guest may be slowed down, that is tried before.
+    let slowed = Policy {
+        auto_converge: true,
+        ..allowed
+    };
+    let mut play = Play::new(slowed, 80);
+    let acts = play.rounds(&[1000, 300, 300, 300, 300, 300, 300, 300, 300]);
+    assert_eq!(acts[3..], [None; 6]);
+    assert_eq!(play.rounds(&[300; 2]), [Some(Act::PostCopy); 2]);
+    // One that fits into the limit needs none.
+    let mut play = Play::new(allowed, 150);
+    assert_eq!(play.rounds(&[1000, 20]), [None; 2]);
+    assert_eq!(play.round(20), Some(Act::MaxDowntime(ms(251))));
+}
+
+#[test]
+fn rounds_that_shrink_too_slowly_for_the_deadline_count_as_stalled() {
+    let in_a_hurry = Policy {
+        deadline: Some(Duration::from_secs(15)),
+        ..up_to(500)
+    };
+    let mut play = Play::new(in_a_hurry, 90);
+    assert_eq!(play.round(1000), None);
+    // By nine tenths each round: 850 MiB more have to be sent ten times over.
+    assert_eq!(play.round(900), Some(Act::MaxDowntime(ms(500))));
+    let patient = Policy {
+        deadline: Some(Duration::from_secs(1000)),
+        ..up_to(500)
+    };
+    let mut play = Play::new(patient, 90);
+    assert_eq!(play.rounds(&[1000, 900, 810, 729]), [None; 4]);
+}
+
+#[test]
+fn what_was_changed_on_the_way_is_given_at_once() {
+    let changed = Policy {
+        whole: true,
+        ..up_to(2000)
+    };
+    assert_eq!(at_first(&changed), ms(2000));
+    let mut play = Play::new(changed, 10);
+    play.given = FIRST;
+    assert_eq!(play.round(1000), Some(Act::MaxDowntime(ms(2000))));
+    assert_eq!(play.round(100), None);
+}
+
+#[test]
+fn a_guest_is_slowed_down_as_far_as_the_link_wants_it() {
+    let initial = |dirty, bandwidth| throttle(dirty, bandwidth).initial;
+    assert_eq!(initial(200, 100), 55);
+    assert_eq!(initial(1000, 100), 90, "some of it must be left");
+    assert_eq!(initial(110, 100), 20, "QEMU's own beginning");
+    assert_eq!(initial(50, 100), 20);
+    assert_eq!((initial(0, 100), initial(100, 0)), (20, 20), "unknown");
+    assert_eq!(throttle(200, 100).increment, 10);
+}
+
+proptest! {
+    #[test]
+    fn the_limit_is_kept_and_what_was_given_is_not_taken_back(
+        rounds in proptest::collection::vec((0_u64..100_000, 0_u64..2000, 0_u64..1_000_000), 1..60),
+        limit in 1_u64..60_000,
+        deadline in proptest::option::of(0_u64..1000),
+        post_copy: bool,
+        auto_converge: bool,
+    ) {
+        let policy = Policy {
+            deadline: deadline.map(Duration::from_secs),
+            post_copy,
+            auto_converge,
+            ..up_to(limit)
+        };
+        let (mut control, mut given) = (Control::default(), at_first(&policy));
+        prop_assert!(given <= policy.limit);
+        let (mut at, mut sent) = (Duration::ZERO, 0);
+        for (number, (mib, dirty, took)) in (1..).zip(rounds) {
+            let round = Round {
+                number,
+                remaining: mib * MIB,
+                sent,
+                bandwidth: dirty.reverse_bits() % (1 << 34),
+                dirty_rate: dirty * MIB,
+                throttle: 0,
+                at,
+            };
+            let decision = control.observe(round, &policy, given);
+            match decision.map(|decision| decision.act) {
+                Some(Act::MaxDowntime(longest)) => {
+                    prop_assert!(longest > given && longest <= policy.limit);
+                    given = longest;
+                }
+                Some(Act::PostCopy) => prop_assert!(policy.post_copy && number >= 2),
+                None => {}
+            }
+            at += Duration::from_micros(took);
+            sent += mib * MIB;
+        }
+    }
+
+    #[test]
+    fn a_guest_that_never_shrinks_is_given_all_of_the_limit_or_post_copy(
+        mib in 1_u64..10_000,
+        dirty in 0_u64..500,
+        limit in 60_u64..5000,
+        post_copy: bool,
+    ) {
+        let policy = Policy { post_copy, ..up_to(limit) };
+        let mut play = Play::new(policy, dirty);
+        let acts = play.rounds(&[mib; 40]);
+        let over = acts.contains(&Some(Act::PostCopy));
+        prop_assert!(over || play.given == policy.limit);
+        prop_assert!(over || !post_copy, "in the end it goes over");
+    }
+}
