@@ -181,6 +181,8 @@ pub(crate) struct Check {
     /// Host it is on; needed only where several hosts have a guest of that name
     #[arg(long, value_name = "HOST")]
     pub(crate) from: Option<String>,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
     /// Show every check of every host, also where several were asked
     #[arg(short, long)]
     pub(crate) verbose: bool,

@@ -32,6 +32,7 @@ pub(crate) async fn run(mut controller: Controller, command: Check, output: Outp
         guest_uuid: guest.uuid.clone(),
         source_host: format!("hosts/{}", host_of(guest)),
         destination_hosts: destinations.iter().map(HostId::resource_name).collect(),
+        destination_overrides: command.overrides.message(),
         ..CheckMigrationRequest::default()
     });
     request.set_timeout(CHECK_TIMEOUT);

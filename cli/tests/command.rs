@@ -392,7 +392,9 @@ async fn a_check_tells_by_its_exit_code_whether_any_host_would_do() {
     assert!(verbose.stdout.contains("host-b: not acceptable") && verbose.stdout.contains("host-c: acceptable"));
 
     bench.controller.0.lock().unwrap().checks.truncate(1);
-    let run = bench.run("check demo --to host-b -o json").await;
+    let run = bench
+        .run("check demo --to host-b --disk vda=/srv/b.qcow2 -o json")
+        .await;
     assert_eq!(run.code, 3, "{}", run.stderr);
     let told: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(told["destinations"][0]["checks"][0]["result"], "FAILED");
@@ -400,6 +402,7 @@ async fn a_check_tells_by_its_exit_code_whether_any_host_would_do() {
     assert_eq!(asked.guest_uuid, GUEST);
     assert_eq!(asked.source_host, "hosts/host-a");
     assert_eq!(asked.destination_hosts, ["hosts/host-b"]);
+    assert_eq!(asked.destination_overrides.unwrap().disks[0].source, "/srv/b.qcow2");
 
     assert_eq!(bench.run("check nobody").await.code, 4);
     assert_eq!(bench.run("check demo --to Not/A/Host").await.code, 2);

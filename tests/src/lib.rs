@@ -14,6 +14,7 @@ mod accelerator;
 pub mod cluster;
 mod domain;
 pub mod faults;
+pub mod foreign;
 mod guardian;
 mod guest;
 mod host;

@@ -16,7 +16,7 @@ use crate::phases::{Source, absent, find, refuse_unmade};
 use crate::policy::with_defaults;
 use crate::saga::{Phase, Position};
 use crate::store::record::Details;
-use crate::store::{Created, Record, RequestKey, now};
+use crate::store::{Created, Record, RequestKey, StoreError, now};
 use crate::trace;
 
 /// Where overrides are in the request.
@@ -89,10 +89,14 @@ impl Api {
         let made = self.ledger.store.by_request(request.id).await.map_err(errors::store)?;
         match made {
             Some(made) if made.request.as_ref() != Some(request) => {
-                Err(errors::store(crate::store::StoreError::RequestReused(made.id)))
+                Err(errors::store(StoreError::RequestReused(made.id)))
             }
             made => Ok(made),
         }
+    }
+
+    async fn unfinished_of(&self, guest: GuestId) -> Result<Option<MigrationId>, Failure> {
+        self.ledger.store.unfinished_of(guest).await.map_err(errors::store)
     }
 
     /// Both hosts are known and not out of use. Gives the source.
@@ -105,7 +109,13 @@ impl Api {
         self.heard_of(&wish.destination)?;
         let source = match &wish.source {
             Some(source) => self.host(source).await?.id,
-            None => self.find_source(wish.guest, Some(&wish.destination)).await?,
+            None => {
+                // A guest on its way is on two hosts, which is not what stands in the way.
+                if let Some(other) = self.unfinished_of(wish.guest).await? {
+                    return Err(errors::store(StoreError::GuestBusy(other)));
+                }
+                self.find_source(wish.guest, Some(&wish.destination)).await?
+            }
         };
         if source == wish.destination {
             let why = "is the host on which the guest is";

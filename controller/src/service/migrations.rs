@@ -1,7 +1,6 @@
 //! MigrationService: one method per RPC, each a few lines over the rest of this folder.
 
 use drover_proto::failure::{Failure, Reason};
-use drover_proto::ids::MigrationId;
 use drover_proto::serve::peer;
 use drover_proto::trace::extract;
 use drover_proto::v1::migration_service_server::MigrationService;
@@ -10,15 +9,12 @@ use tonic::{Request, Response, Status};
 
 use super::create::Asker;
 use super::validation::migration_name;
-use super::{Api, errors, filter, page, to_the_end, watch};
+use super::{Api, errors, to_the_end, watch};
 use crate::ledger::Change;
 use crate::progress;
 use crate::saga::Position;
 use crate::store::Record;
 use crate::view;
-
-/// Migrations in a page where the caller does not say.
-const PAGE: u32 = 50;
 
 #[tonic::async_trait]
 impl MigrationService for Api {
@@ -155,33 +151,5 @@ impl Api {
             Some(failure) => Err(failure),
             None => Ok(record),
         }
-    }
-
-    async fn list(&self, request: &v1::ListMigrationsRequest) -> Result<ListMigrationsResponse, Failure> {
-        let filter = filter::parse(&request.filter)?;
-        let size = page::size(request.page_size, PAGE)?;
-        let of = format!("migrations {}", request.filter);
-        let before = page::key(&of, &request.page_token, MigrationId::from_resource_name)?;
-        let mut rows = self
-            .ledger
-            .store
-            .migrations(&filter, before, size + 1)
-            .await
-            .map_err(errors::store)?;
-        let more = rows.len() > size as usize;
-        rows.truncate(size as usize);
-        let next_page_token = match rows.last() {
-            Some(last) if more => page::token(&of, &last.id.to_string()),
-            Some(_) | None => String::new(),
-        };
-        let mut migrations = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let steps = self.ledger.store.steps(row.id).await.map_err(errors::store)?;
-            migrations.push(view::listed(row, &steps));
-        }
-        Ok(ListMigrationsResponse {
-            migrations,
-            next_page_token,
-        })
     }
 }

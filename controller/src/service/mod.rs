@@ -8,6 +8,7 @@ mod filter;
 mod guests;
 mod hosts;
 mod journals;
+mod list;
 mod migrations;
 mod page;
 pub mod readers;

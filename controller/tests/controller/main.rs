@@ -9,6 +9,7 @@ mod identities;
 mod lab;
 mod moves;
 mod overrides;
+mod pages;
 mod pki;
 mod resolve;
 mod restored;
