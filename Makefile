@@ -35,8 +35,12 @@ $(VENV)/.ready: scripts/requirements.txt
 
 test: test-unit test-lab ## All tests: units, then real libvirtd and QEMU (root)
 
+# Named one by one and not by --exclude, which would compile the libraries anew with other features.
+UNIT_FILES := $(filter-out tests/%,$(wildcard */tests/*.rs) $(patsubst %/main.rs,%.rs,$(wildcard */tests/*/main.rs)))
+UNIT := --lib --bins $(patsubst %,--test %,$(basename $(notdir $(UNIT_FILES))))
+
 test-unit: setup ## Tests that need no host
-	@$(CARGO) test --workspace --exclude drover-tests --locked --quiet
+	@$(CARGO) test --workspace --locked --quiet $(UNIT)
 
 test-lab: build $(VENV)/.ready ## Tests on real hosts, in namespaces (root)
 	@scripts/test-lab

@@ -3,7 +3,7 @@
 //! A cut ends what goes over it at once and refuses what comes, until it is mended; a link without anybody behind it
 //! refuses too, as a port does that nobody listens on.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::io::copy_bidirectional;
@@ -41,8 +41,8 @@ impl Drop for Link {
 
 impl Link {
     /// A link with nobody behind it.
-    pub async fn new() -> std::io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    pub async fn new(address: Ipv4Addr) -> std::io::Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
         let address = listener.local_addr()?;
         let behind = Arc::new(watch::Sender::new(Behind::default()));
         let accepting = tokio::spawn(accept(listener, Arc::clone(&behind)));
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     async fn echo() -> SocketAddr {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
@@ -129,7 +129,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_ends_what_is_there_and_refuses_what_comes() {
-        let link = Link::new().await.unwrap();
+        let link = Link::new(Ipv4Addr::LOCALHOST).await.unwrap();
         assert!(!works(&link).await, "nobody is behind it");
         link.lead_to(Some(echo().await));
         assert!(works(&link).await);

@@ -1,8 +1,9 @@
 //! One world: two hosts, their agents, a controller, the links between them, one guest. What can be done to it.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +69,9 @@ pub struct World {
     destination: HostUnit,
     controller: Slot<Controller>,
     folder: TempDir,
+    /// No other world's: a port that a dead process had must not answer for another world, whose hosts and keys have
+    /// the same names.
+    address: Ipv4Addr,
 }
 
 impl World {
@@ -87,15 +91,17 @@ impl World {
         };
         let (sim, store) = (SimWorld::new(), Arc::new(MemoryStore::default()));
         let director = Director::new(Arc::clone(&store), guest.id());
+        let address = own_address();
         let world = Arc::new(Self {
-            source: HostUnit::new(&sim, Site::Source).await?,
-            destination: HostUnit::new(&sim, Site::Destination).await?,
+            source: HostUnit::new(&sim, Site::Source, address).await?,
+            destination: HostUnit::new(&sim, Site::Destination, address).await?,
             sim,
             guest,
             store,
             director,
             controller: Mutex::default(),
             folder,
+            address,
         });
         for site in Site::BOTH {
             world.unit(site).host.set_gate(world.director.gate(site));
@@ -160,7 +166,7 @@ impl World {
     /// Starts a controller on the store that is there.
     pub async fn start_controller(self: &Arc<Self>) -> anyhow::Result<()> {
         let main = || {
-            let (config, store) = (config(), Arc::clone(&self.store));
+            let (config, store) = (config(self.address), Arc::clone(&self.store));
             async move { Controller::start(&config, store).await }
         };
         supervise(&self.controller, main, |controller| {
@@ -180,10 +186,11 @@ impl World {
             unit.to_controller.address(),
         );
         let (state_dir, run_dir) = (self.folder.path().join(site.host()).join("state"), self.run_dir(site));
+        let address = self.address;
         async move {
             Agent::start(AgentOptions {
                 host: site.host().parse()?,
-                listener: TcpListener::bind(("127.0.0.1", 0)).await?,
+                listener: TcpListener::bind((address, 0)).await?,
                 management_address: near,
                 migration_addresses: vec![far],
                 controller: Some(to_controller),
@@ -220,6 +227,12 @@ impl World {
         let process = lock(&self.controller).take();
         if let Some(process) = process {
             process.kill().await;
+        }
+        let slot = lock(&self.controller);
+        if slot.is_none() {
+            for site in Site::BOTH {
+                self.unit(site).to_controller.lead_to(None);
+            }
         }
     }
 
@@ -259,13 +272,13 @@ impl World {
 }
 
 impl HostUnit {
-    async fn new(sim: &SimWorld, site: Site) -> anyhow::Result<Self> {
+    async fn new(sim: &SimWorld, site: Site, address: Ipv4Addr) -> anyhow::Result<Self> {
         Ok(Self {
             host: sim.host(site.host()),
             agent: Mutex::default(),
-            from_controller: Link::new().await?,
-            to_controller: Link::new().await?,
-            from_agent: Link::new().await?,
+            from_controller: Link::new(address).await?,
+            to_controller: Link::new(address).await?,
+            from_agent: Link::new(address).await?,
         })
     }
 
@@ -330,10 +343,18 @@ fn take_if<T>(slot: &Slot<T>, wanted: impl Fn(&Arc<Process<T>>) -> bool) -> bool
     found
 }
 
-fn config() -> Config {
+/// A loopback address that no other world has: of this process by its id, of its worlds by their number.
+fn own_address() -> Ipv4Addr {
+    static NUMBER: AtomicU16 = AtomicU16::new(1);
+    let [high, low] = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    let process = u8::try_from(std::process::id() % 250).unwrap_or(0) + 2;
+    Ipv4Addr::new(127, process, high, low)
+}
+
+fn config(address: Ipv4Addr) -> Config {
     Config {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        metrics_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        listen: SocketAddr::from((address, 0)),
+        metrics_listen: SocketAddr::from((address, 0)),
         store: "memory:".to_owned(),
         tls: Pki::shared().files("controller"),
         trust_domain: "drover.local".parse().expect("a valid name"),
