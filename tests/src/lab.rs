@@ -9,6 +9,7 @@ use crate::layout::{GuestRecord, LabRecord, Layout};
 use crate::libvirtd;
 use crate::network::{self, Network};
 use crate::node::{Node, NodeSpec};
+use crate::qemu_tls;
 use crate::storage;
 use crate::watch::Watch;
 use anyhow::{Context, Result, bail};
@@ -165,6 +166,9 @@ impl Lab {
     }
 
     fn start_nodes(&self) -> Result<()> {
+        if self.record.listen_tcp {
+            qemu_tls::make(&self.layout)?;
+        }
         for (node, network) in [(self.control(), Network::Management), (self.client(), Network::Guests)] {
             let mut spec = NodeSpec::default();
             spec.fresh.push("/run".into());

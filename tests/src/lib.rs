@@ -29,6 +29,7 @@ mod network;
 mod node;
 mod peer;
 mod process;
+mod qemu_tls;
 mod storage;
 pub mod trace;
 pub mod watch;

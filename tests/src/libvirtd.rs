@@ -4,6 +4,7 @@ use crate::host::Host;
 use crate::layout::Layout;
 use crate::node::NodeSpec;
 use crate::process::{self, wait_until};
+use crate::qemu_tls;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::Path;
@@ -104,7 +105,12 @@ pub(crate) fn prepare_host(layout: &Layout, name: &str, host_uuid: &str, listen_
         spec.binds.push((from.display().to_string(), own.to_string()));
     }
     let etc = folder.join("etc-libvirt");
-    fs::write(etc.join("qemu.conf"), QEMU_CONF)?;
+    let mut qemu = QEMU_CONF.to_owned();
+    if listen_tcp {
+        qemu_tls::install(layout, &etc)?;
+        qemu.push_str(&format!("migrate_tls_x509_cert_dir = \"{}\"\n", qemu_tls::FOLDER));
+    }
+    fs::write(etc.join("qemu.conf"), qemu)?;
     fs::write(etc.join("libvirtd.conf"), libvirtd_conf(host_uuid, listen_tcp))?;
     // Without the default pools and networks of a fresh installation: the lab has its own.
     fs::create_dir_all(etc.join("qemu"))?;

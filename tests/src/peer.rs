@@ -15,7 +15,7 @@ pub struct VirshOutcome {
 
 impl Lab {
     /// Moves a guest with `virsh migrate --live --p2p`, memory over plain TCP. Needs [`crate::LabBuilder::listen_tcp`].
-    /// `more` are further arguments, such as `--unsafe` for a guest with a disk in `/srv/shared`.
+    /// `more` are further arguments, such as `--unsafe` for a guest with a disk in `/srv/shared`, or `--tls`.
     pub fn migrate_with_virsh(&self, guest: &Guest, from: &Host, to: &Host, more: &[&str]) -> Result<VirshOutcome> {
         ensure!(
             from.listens_on_tcp(),

@@ -1,4 +1,5 @@
-//! `make bench`: Drover against `virsh migrate --live --p2p` (plain TCP), the same idle guest, interleaved in one run.
+//! `make bench`: Drover against `virsh migrate --live --p2p` (plain TCP, and QEMU's own TLS), the same guest, interleaved
+//! in one run.
 //! Wall time as its user waits, blackout by ICMP every 5 ms. Prints medians, quartiles and ratios.
 
 use std::process::ExitCode;
@@ -19,6 +20,9 @@ struct Arguments {
     /// Memory of the guest, MiB
     #[arg(long, default_value_t = 512)]
     memory: u64,
+    /// How much of it holds random data, MiB
+    #[arg(long, default_value_t = 32)]
+    fill: u64,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -58,51 +62,81 @@ fn main() -> ExitCode {
     }
 }
 
+/// Who moves the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Contender {
+    Drover,
+    /// QEMU to QEMU over plain TCP.
+    Virsh,
+    /// QEMU to QEMU, encrypted by QEMU.
+    VirshTls,
+}
+
+impl Contender {
+    const ALL: [Self; 3] = [Self::Drover, Self::Virsh, Self::VirshTls];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Drover => "drover",
+            Self::Virsh => "virsh",
+            Self::VirshTls => "virsh --tls",
+        }
+    }
+}
+
 fn run(arguments: &Arguments) -> Result<()> {
     let mut lab = Lab::builder().listen_tcp().start()?;
-    let guest = lab.start_guest("host-a", &GuestSpec::new("idle").memory_mib(arguments.memory))?;
+    let spec = GuestSpec::new("idle")
+        .memory_mib(arguments.memory)
+        .fill_mib(arguments.fill);
+    let guest = lab.start_guest("host-a", &spec)?;
     let collector = Collector::start(&lab)?;
     let options = ClusterOptions {
         environment: collector.environment(),
         ..ClusterOptions::default()
     };
     let mut cluster = Cluster::start_with(&lab, options)?;
-    println!("{} pairs, idle guest of {} MiB", arguments.pairs, arguments.memory);
+    let Arguments {
+        pairs, memory, fill, ..
+    } = arguments;
+    println!("{pairs} rounds, idle guest of {memory} MiB, {fill} of them random");
     print_memory(&mut cluster, "idle")?;
 
-    let (mut drover, mut virsh, mut journal, mut parts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for pair in 0..arguments.pairs {
-        // Who goes first changes, and with it the direction that each takes.
-        for by_drover in [pair % 2 == 0, pair % 2 != 0] {
+    let (mut samples, mut journal, mut parts) = ([const { Vec::new() }; 3], Vec::new(), Vec::new());
+    for round in 0..arguments.pairs {
+        // Who goes first changes.
+        for turn in 0..Contender::ALL.len() {
+            let at = (round + turn) % Contender::ALL.len();
+            let contender = Contender::ALL[at];
             let (from, to) = if lab.running_copies(&guest)?.iter().any(|copy| copy.host == "host-a") {
                 ("host-a", "host-b")
             } else {
                 ("host-b", "host-a")
             };
-            let sample = if by_drover {
-                let (sample, trace_id) = move_by_drover(&lab, &cluster, &guest, to)?;
-                let trace = collector.wait_for_trace(&trace_id)?;
-                journal.push(journal_in_blackout(&trace));
-                parts.push(parts_of(&trace, sample.wall));
-                drover.push(sample);
-                sample
-            } else {
-                let sample = move_by_virsh(&lab, &guest, from, to)?;
-                virsh.push(sample);
-                sample
+            let sample = match contender {
+                Contender::Drover => {
+                    let (sample, trace_id) = move_by_drover(&lab, &cluster, &guest, to)?;
+                    let trace = collector.wait_for_trace(&trace_id)?;
+                    journal.push(journal_in_blackout(&trace));
+                    parts.push(parts_of(&trace, sample.wall));
+                    sample
+                }
+                Contender::Virsh => move_by_virsh(&lab, &guest, from, to, &[])?,
+                Contender::VirshTls => move_by_virsh(&lab, &guest, from, to, &["--tls"])?,
             };
-            let who = if by_drover { "drover" } else { "virsh" };
+            samples[at].push(sample);
             println!(
-                "  {:>2} {who:<7} {from} -> {to}  wall {:>6.0} ms  blackout {:>4.0} ms",
-                pair + 1,
+                "  {:>2} {:<12} {from} -> {to}  wall {:>6.0} ms  blackout {:>4.0} ms",
+                round + 1,
+                contender.name(),
                 sample.wall,
                 sample.blackout
             );
         }
     }
     println!();
-    report("wall time", "ms", &drover, &virsh, |sample| sample.wall);
-    report("blackout (ICMP)", "ms", &drover, &virsh, |sample| sample.blackout);
+    report("wall time", &samples, |sample| sample.wall);
+    report("blackout (ICMP)", &samples, |sample| sample.blackout);
     let (low, middle, high) = quartiles(journal);
     println!("journal writes within the blackout (three fsyncs): median {middle:.1} ms ({low:.1} to {high:.1})");
     print_parts(&parts);
@@ -160,9 +194,9 @@ fn move_by_drover(lab: &Lab, cluster: &Cluster<'_>, guest: &Guest, to: &str) -> 
     ))
 }
 
-fn move_by_virsh(lab: &Lab, guest: &Guest, from: &str, to: &str) -> Result<Sample> {
+fn move_by_virsh(lab: &Lab, guest: &Guest, from: &str, to: &str, more: &[&str]) -> Result<Sample> {
     let watch = lab.watch(&[guest])?;
-    let outcome = lab.migrate_with_virsh(guest, lab.host(from), lab.host(to), &[])?;
+    let outcome = lab.migrate_with_virsh(guest, lab.host(from), lab.host(to), more)?;
     let report = watch.finish()?;
     report.check()?;
     Ok(Sample {
@@ -235,18 +269,17 @@ fn print_parts(samples: &[Vec<f64>]) {
     }
 }
 
-fn report(what: &str, unit: &str, drover: &[Sample], virsh: &[Sample], value: impl Fn(&Sample) -> f64) {
-    let ours = quartiles(drover.iter().map(&value).collect());
-    let theirs = quartiles(virsh.iter().map(&value).collect());
-    println!(
-        "{what:<16}  drover median {:.0} {unit} ({:.0} to {:.0})",
-        ours.1, ours.0, ours.2
-    );
-    println!(
-        "{:<16}  virsh  median {:.0} {unit} ({:.0} to {:.0})",
-        "", theirs.1, theirs.0, theirs.2
-    );
-    println!("{:<16}  ratio of medians {:.2}", "", ours.1 / theirs.1);
+fn report(what: &str, samples: &[Vec<Sample>; 3], value: impl Fn(&Sample) -> f64) {
+    let all = samples
+        .each_ref()
+        .map(|samples| quartiles(samples.iter().map(&value).collect()));
+    for (contender, (low, middle, high)) in Contender::ALL.into_iter().zip(all) {
+        println!(
+            "{what:<16}  {:<12} median {middle:>5.0} ms ({low:.0} to {high:.0})  drover's is {:.2} of it",
+            contender.name(),
+            all[0].1 / middle
+        );
+    }
 }
 
 /// First quartile, median, third quartile.
