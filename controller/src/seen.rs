@@ -17,6 +17,7 @@ pub fn source(status: &MigrationStatus, begun: bool) -> Seen<Source> {
     };
     let journal = match record.state() {
         JournalState::Sending => SourceJournal::Sending,
+        JournalState::HandedOver if record.ran_on => SourceJournal::RanOn,
         JournalState::HandedOver => SourceJournal::HandedOver,
         JournalState::Unspecified if begun => return Seen::JournalLost,
         JournalState::Unspecified => SourceJournal::NotBegun,
@@ -102,7 +103,8 @@ fn source_copy(status: &MigrationStatus, record: &JournalRecord, journal: Source
     if !status.same_incarnation && journal != SourceJournal::NotBegun {
         return SourceCopy::Another;
     }
-    let sent = journal == SourceJournal::HandedOver || status.perform_outcome() == PerformOutcome::Sent;
+    let handed_over = matches!(journal, SourceJournal::HandedOver | SourceJournal::RanOn);
+    let sent = handed_over || status.perform_outcome() == PerformOutcome::Sent;
     match guest.state() {
         LibvirtState::PausedPostCopy => SourceCopy::PostCopy,
         LibvirtState::PausedPostCopyFailed => SourceCopy::PostCopyFailed,

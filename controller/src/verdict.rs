@@ -70,6 +70,8 @@ pub enum Undecidable {
     AnotherGuest,
     /// All was handed over, the source is gone, and what waits at the destination is not complete.
     IncompleteCopy,
+    /// The source ran on after the hand-over: what waits at the destination is older, and cannot be called back.
+    OlderCopy,
     /// The two sides prove opposite things.
     Contradiction,
 }
@@ -129,7 +131,7 @@ fn never_ran(source: Seen<Source>, destination: Seen<Destination>) -> bool {
         Seen::Journal(seen) => {
             let never_handed_over = match seen.journal {
                 SourceJournal::NotBegun | SourceJournal::Sending => true,
-                SourceJournal::HandedOver => false,
+                SourceJournal::HandedOver | SourceJournal::RanOn => false,
             };
             // In post-copy a tombstone is refused; where one is seen all the same, it proves nothing.
             let in_post_copy = matches!(seen.copy, SourceCopy::PostCopy | SourceCopy::PostCopyFailed);
@@ -211,7 +213,7 @@ fn destination_unreachable(source: Seen<Source>) -> Open {
         Seen::NoJournal => Open::Abort,
         Seen::JournalLost => Open::WaitFor(Side::Destination),
         Seen::Journal(seen) => match seen.journal {
-            SourceJournal::HandedOver => Open::WaitFor(Side::Destination),
+            SourceJournal::HandedOver | SourceJournal::RanOn => Open::WaitFor(Side::Destination),
             SourceJournal::NotBegun => Open::Abort,
             SourceJournal::Sending => match seen.copy {
                 // The source goes on by itself: whom the controller reaches matters to nobody.
@@ -232,7 +234,7 @@ fn destination_unknowing(source: Seen<Source>) -> Open {
         Seen::NoJournal => Open::Abort,
         Seen::JournalLost => Open::Resolve(Undecidable::JournalLost),
         Seen::Journal(seen) => match seen.journal {
-            SourceJournal::HandedOver => Open::Resolve(Undecidable::JournalLost),
+            SourceJournal::HandedOver | SourceJournal::RanOn => Open::Resolve(Undecidable::JournalLost),
             SourceJournal::NotBegun | SourceJournal::Sending => Open::Abort,
         },
     }
@@ -248,9 +250,10 @@ fn destination_waiting(source: Seen<Source>, destination: Destination) -> Open {
         Seen::NoJournal | Seen::JournalLost => return Open::Abort,
         Seen::Journal(seen) => seen,
     };
-    let handed_over = match source.journal {
+    // Not where it ran on: what waits is older then, and must not run over newer disks.
+    let is_all = match source.journal {
         SourceJournal::HandedOver => true,
-        SourceJournal::NotBegun | SourceJournal::Sending => false,
+        SourceJournal::NotBegun | SourceJournal::Sending | SourceJournal::RanOn => false,
     };
     match source.copy {
         SourceCopy::AsBefore(Job::Held | Job::Performing) if source.journal == SourceJournal::Sending => {
@@ -258,9 +261,9 @@ fn destination_waiting(source: Seen<Source>, destination: Destination) -> Open {
         }
         // Without a job, or although all was handed over: its memory is newer than what was sent.
         SourceCopy::AsBefore(Job::Held | Job::Performing | Job::None) => Open::Abort,
-        SourceCopy::AllSent if source.tombstoned => Open::Abort,
+        SourceCopy::AllSent if source.tombstoned || source.journal == SourceJournal::RanOn => Open::Abort,
         SourceCopy::AllSent => Open::HandOver,
-        SourceCopy::Gone if handed_over => source_gone(destination),
+        SourceCopy::Gone if is_all => source_gone(destination),
         SourceCopy::Gone | SourceCopy::EndedByUser | SourceCopy::Another => Open::Abort,
         SourceCopy::PostCopy | SourceCopy::PostCopyFailed => Open::TouchNothing,
     }
@@ -296,8 +299,12 @@ fn destination_busy(source: Seen<Source>, destination: Destination) -> Open {
     };
     match (source.journal, source.copy) {
         (SourceJournal::NotBegun | SourceJournal::Sending, _) => Open::Settling,
-        (SourceJournal::HandedOver, SourceCopy::AsBefore(Job::Held | Job::Performing | Job::None)) => {
-            Open::SuspendSource
+        (
+            SourceJournal::HandedOver | SourceJournal::RanOn,
+            SourceCopy::AsBefore(Job::Held | Job::Performing | Job::None),
+        ) => Open::SuspendSource,
+        (SourceJournal::RanOn, SourceCopy::AllSent | SourceCopy::Gone | SourceCopy::EndedByUser) => {
+            Open::Resolve(Undecidable::OlderCopy)
         }
         // A repeat joins the call that is under way, or gets its journaled result.
         (SourceJournal::HandedOver, SourceCopy::AllSent | SourceCopy::Gone) if !source.tombstoned => Open::HandOver,
@@ -305,8 +312,12 @@ fn destination_busy(source: Seen<Source>, destination: Destination) -> Open {
         (SourceJournal::HandedOver, SourceCopy::AllSent | SourceCopy::Gone | SourceCopy::EndedByUser) => {
             Open::FinishInPlace
         }
-        (SourceJournal::HandedOver, SourceCopy::Another) => Open::Resolve(Undecidable::AnotherGuest),
-        (SourceJournal::HandedOver, SourceCopy::PostCopy | SourceCopy::PostCopyFailed) => Open::Settling,
+        (SourceJournal::HandedOver | SourceJournal::RanOn, SourceCopy::Another) => {
+            Open::Resolve(Undecidable::AnotherGuest)
+        }
+        (SourceJournal::HandedOver | SourceJournal::RanOn, SourceCopy::PostCopy | SourceCopy::PostCopyFailed) => {
+            Open::Settling
+        }
     }
 }
 

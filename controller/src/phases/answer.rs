@@ -159,13 +159,30 @@ impl Report {
             Undecidable::IncompleteCopy => {
                 "the source copy is gone and the waiting copy did not get everything".to_owned()
             }
+            Undecidable::OlderCopy => format!(
+                "the guest ran on at {} after it was handed over: the copy that {} was told to finish is older",
+                record.source, record.destination
+            ),
             Undecidable::Contradiction => "the two hosts prove opposite things".to_owned(),
         };
-        let remedy = "find out which host has the guest, fence the other one, and say so by `drover migration resolve`";
+        let remedy = match why {
+            Undecidable::OlderCopy => format!(
+                "end the copy that stands still on {}, then say so by `drover migration resolve --destination-is-fenced`",
+                record.destination
+            ),
+            Undecidable::DiedWhileResuming
+            | Undecidable::JournalLost
+            | Undecidable::AnotherGuest
+            | Undecidable::IncompleteCopy
+            | Undecidable::Contradiction => {
+                "find out which host has the guest, fence the other one, and say so by `drover migration resolve`"
+                    .to_owned()
+            }
+        };
         let wait = Wait {
             reason: WaitReason::ResolveNeeded,
             host: None,
-            remedy: remedy.to_owned(),
+            remedy,
         };
         Self {
             answer: Answer::Unknown(wait),

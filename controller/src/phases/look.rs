@@ -7,10 +7,7 @@ use drover_proto::v1::TransferSummary;
 use super::{Learned, Work};
 use crate::agents::Agent;
 use crate::seen;
-use crate::verdict::{
-    self, Destination, DestinationCopy, DestinationJournal, Judgement, Open, Seen, Side, Source, SourceCopy,
-    SourceJournal,
-};
+use crate::verdict::{self, Destination, DestinationCopy, Judgement, Seen, Side, Source, SourceCopy, SourceJournal};
 
 /// What both agents said, or why one did not.
 pub(super) struct Look {
@@ -82,26 +79,7 @@ impl Look {
     }
 
     pub(super) fn judgement(&self) -> Judgement {
-        let judgement = verdict::judge_with_word(self.seen_source(), self.seen_destination(), self.fenced);
-        match judgement {
-            // Somebody resumed the copy after it was handed over: its memory is newer than what waits.
-            Judgement::Open(Open::HandOver) if self.ran_on_at_source() => Judgement::Open(Open::Abort),
-            Judgement::Open(_) | Judgement::NeverRan | Judgement::Ran => judgement,
-        }
-    }
-
-    /// Whether the source's agent had to suspend a copy that ran on, and the destination only waits.
-    fn ran_on_at_source(&self) -> bool {
-        let journal = |status: &Result<MigrationStatus, Failure>| status.as_ref().ok().and_then(|s| s.journal.clone());
-        let ran_on = journal(&self.source).is_some_and(|journal| journal.ran_on);
-        let waits = matches!(
-            self.seen_destination(),
-            Seen::Journal(Destination {
-                journal: DestinationJournal::Waiting,
-                ..
-            })
-        );
-        ran_on && waits
+        verdict::judge_with_word(self.seen_source(), self.seen_destination(), self.fenced)
     }
 
     /// Whether the source has no copy any more.

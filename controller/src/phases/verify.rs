@@ -27,7 +27,8 @@ pub(super) async fn run(work: &Work) -> Report {
                 Undecidable::DiedWhileResuming
                 | Undecidable::JournalLost
                 | Undecidable::AnotherGuest
-                | Undecidable::IncompleteCopy,
+                | Undecidable::IncompleteCopy
+                | Undecidable::OlderCopy,
             )
             | Open::ContinueTransfer
             | Open::Abort

@@ -41,6 +41,8 @@ pub enum SourceJournal {
     NotBegun,
     Sending,
     HandedOver,
+    /// Handed over, and somebody resumed it afterwards: its memory is newer than what the destination was sent.
+    RanOn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

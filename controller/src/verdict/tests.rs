@@ -3,7 +3,7 @@
 use super::DestinationCopy as There;
 use super::DestinationJournal::{Failed, Finishing, Ran, Resuming, Revoked, Waiting};
 use super::SourceCopy as Here;
-use super::SourceJournal::{HandedOver, NotBegun, Sending};
+use super::SourceJournal::{HandedOver, NotBegun, RanOn, Sending};
 use super::*;
 
 mod combinations;
@@ -98,7 +98,7 @@ fn every_source() -> Vec<Seen<Source>> {
         ]);
     let mut all = vec![Seen::Unreachable, Seen::NoJournal, Seen::JournalLost];
     for copy in copies {
-        for journal in [NotBegun, Sending, HandedOver] {
+        for journal in [NotBegun, Sending, HandedOver, RanOn] {
             for tombstoned in [false, true] {
                 for verdict in [None, Some(Decided::NeverRan), Some(Decided::Ran)] {
                     all.push(Seen::Journal(Source {

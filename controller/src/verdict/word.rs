@@ -62,7 +62,9 @@ fn source_fenced(open: Open, source: Seen<Source>, destination: Seen<Destination
                 Seen::Journal(_) | Seen::NoJournal | Seen::JournalLost | Seen::Unreachable => Judgement::Open(open),
             }
         }
-        Open::ContinueTransfer
+        // What is left is older than the disks, whoever is off.
+        Open::Resolve(Undecidable::OlderCopy)
+        | Open::ContinueTransfer
         | Open::HandOver
         | Open::Abort
         | Open::FinishInPlace

@@ -309,6 +309,7 @@ fn see_source(now: &State) -> Seen<verdict::Source> {
     let source = &now.source;
     let mut journal = JournalRecord {
         tombstoned: source.tombstoned,
+        ran_on: source.ran_on,
         ..JournalRecord::default()
     };
     journal.set_verdict(told(source.decision));

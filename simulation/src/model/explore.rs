@@ -186,6 +186,11 @@ impl Search {
 /// What can go wrong, where something still may.
 fn faults(now: &State, next: &mut Vec<State>) {
     let Some(left) = now.faults.checked_sub(1) else { return };
+    let mut resumed = *now;
+    resumed.faults = left;
+    if source::resumed_by_hand(&mut resumed) {
+        next.push(resumed);
+    }
     let mut fault = |strike: &dyn Fn(&mut State)| {
         let mut after = *now;
         after.faults = left;

@@ -28,10 +28,12 @@ pub enum Rule {
     RestartStartsNothing,
     /// The source copy is removed only by the verdict Ran.
     RemoveOnlyRan,
+    /// That a copy ran on after it was handed over is written down: what was sent is older then, and never runs.
+    WriteRanOn,
 }
 
 impl Rule {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ClearAutostart,
         Self::WriteHandedOver,
         Self::HandOverAfterSuccess,
@@ -43,6 +45,7 @@ impl Rule {
         Self::SilenceProvesNothing,
         Self::RestartStartsNothing,
         Self::RemoveOnlyRan,
+        Self::WriteRanOn,
     ];
 }
 

@@ -263,6 +263,7 @@ fn hand_over(now: &State, rules: Rules, next: &mut Vec<State>) {
     let handed_over = is_source(source, SourceState::HandedOver);
     let sent = source.outcome == Some(true) || !rules.keep(Rule::HandOverAfterSuccess);
     let still = match source.copy {
+        SourceCopy::Still | SourceCopy::Gone if source.ran_on => false,
         SourceCopy::Still => handed_over || sent,
         SourceCopy::Gone => handed_over,
         SourceCopy::Running | SourceCopy::Anew => false,
@@ -343,6 +344,7 @@ fn restart(source: &mut Source, rules: Rules) {
     }
     let held = is_source(source, SourceState::HandedOver) && source.decision == Decision::Open;
     if held && is_here(source) {
+        source.ran_on |= source.copy == SourceCopy::Running && rules.keep(Rule::WriteRanOn);
         source.copy = SourceCopy::Still;
         source.job = Job::Begun;
         // A job that was adopted is claimed: it does not expire.
@@ -357,6 +359,23 @@ pub(super) fn die(source: &mut Source) {
     libvirt_lets_go(source);
     source.transfer = Transfer::NotStarted;
     source.outcome = None;
+}
+
+/// The agent's process dies with HandedOver written and its word not sent, and somebody resumes the copy: no job
+/// protects it any more. Where the word may be on its way that would be two copies, by that person's doing.
+pub(super) fn resumed_by_hand(now: &mut State) -> bool {
+    let source = &now.source;
+    let about_to_ask = source.transfer == Transfer::HandingOver && is_source(source, SourceState::Sending);
+    let nobody_asked = !now.sent.holds(Letter::HandOverGuest) && !now.sent.holds(Letter::FinishIncoming);
+    let open = !source.tombstoned && source.decision == Decision::Open && source.copy == SourceCopy::Still;
+    if !(about_to_ask && nobody_asked && open && source.outcome == Some(true)) {
+        return false;
+    }
+    die(&mut now.source);
+    now.source.journal = SourceJournal::Part(SourceState::HandedOver);
+    now.source.copy = SourceCopy::Running;
+    now.source.newer = true;
+    true
 }
 
 /// libvirtd dies and is started again.
@@ -379,6 +398,8 @@ fn libvirt_lets_go(source: &mut Source) {
 /// QEMU dies.
 pub(super) fn lose_guest(source: &mut Source) {
     source.copy = SourceCopy::Gone;
+    // One that ran on and went before its agent was back leaves no trace of it: nobody can know.
+    source.newer &= source.ran_on;
     source.job = Job::None;
     if source.transfer == Transfer::Performing {
         source.transfer = Transfer::Over;

@@ -91,6 +91,10 @@ pub struct Source {
     pub journal: SourceJournal,
     pub tombstoned: bool,
     pub decision: Decision,
+    /// Its agent saw that the copy ran after it was handed over; in its journal.
+    pub ran_on: bool,
+    /// The truth of that: its memory is newer than what was sent.
+    pub newer: bool,
 }
 
 /// How much of the memory has come.
@@ -241,6 +245,8 @@ impl State {
                 journal: SourceJournal::None,
                 tombstoned: false,
                 decision: Decision::Open,
+                ran_on: false,
+                newer: false,
             },
             destination: Destination {
                 copy: DestinationCopy::Absent,
@@ -274,6 +280,9 @@ impl State {
         }
         if source_runs && self.ran {
             return Some("the source runs after the destination ran");
+        }
+        if destination_runs && self.source.newer {
+            return Some("old memory runs over newer disks");
         }
         if self.removed_too_early {
             return Some("the only copy was removed");

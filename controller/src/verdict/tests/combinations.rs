@@ -61,7 +61,7 @@ fn only_a_waiting_destination_and_a_still_source_are_told_to_finish() {
 fn a_handed_over_guest_returns_to_the_source_only_by_the_destinations_word_or_a_journaled_verdict() {
     for here in every_source() {
         let Seen::Journal(seen) = here else { continue };
-        if seen.journal != HandedOver || seen.verdict.is_some() {
+        if !matches!(seen.journal, HandedOver | RanOn) || seen.verdict.is_some() {
             continue;
         }
         for silent in [Seen::Unreachable, Seen::NoJournal, Seen::JournalLost] {

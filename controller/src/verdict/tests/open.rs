@@ -53,6 +53,40 @@ fn a_source_gone_after_the_hand_over_leaves_the_only_copy_which_must_finish() {
 }
 
 #[test]
+fn a_source_that_ran_on_after_the_hand_over_keeps_its_guest_while_the_destination_waits() {
+    for copy in [Here::AllSent, Here::Gone, Here::EndedByUser, Here::AsBefore(Job::None)] {
+        expect_open(source(RanOn, copy), received(Waiting, There::Still), Open::Abort);
+    }
+    expect_open(
+        source(RanOn, Here::AllSent),
+        UNREACHABLE_DESTINATION,
+        Open::WaitFor(Side::Destination),
+    );
+    let revoked = destination(Revoked, There::Absent);
+    assert_eq!(judge(source(RanOn, Here::AllSent), revoked), Judgement::NeverRan);
+}
+
+#[test]
+fn an_older_copy_that_was_told_to_finish_is_a_persons_business() {
+    for copy in [Here::AllSent, Here::Gone, Here::EndedByUser] {
+        for journal in [Finishing, Resuming] {
+            let there = received(journal, There::Still);
+            let older = Open::Resolve(Undecidable::OlderCopy);
+            expect_open(source(RanOn, copy), there, older);
+            let word = |side| judge_with_word(source(RanOn, copy), there, Some(side));
+            assert_eq!(word(Side::Destination), Judgement::NeverRan);
+            assert_eq!(
+                word(Side::Source),
+                Judgement::Open(older),
+                "old memory over newer disks"
+            );
+        }
+    }
+    let ran = destination(Ran, There::Runs);
+    assert_eq!(judge(source(RanOn, Here::AllSent), ran), Judgement::Ran);
+}
+
+#[test]
 fn an_incomplete_copy_of_a_source_that_is_gone_is_not_finished() {
     expect_open(
         source(HandedOver, Here::Gone),
