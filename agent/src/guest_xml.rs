@@ -1,5 +1,6 @@
 //! What a destination has to offer a guest, read from the guest's live definition. Pure: text in, facts out.
 
+mod access;
 mod blockers;
 #[cfg(test)]
 pub(crate) mod corpus_tests;
@@ -10,6 +11,7 @@ pub mod overrides;
 
 use roxmltree::Node;
 
+pub use access::helper;
 pub use document::{MAX_BYTES, Unreadable};
 
 pub use blockers::Blocker;

@@ -48,7 +48,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`Happened::JobCompleted`], which comes with Confirm.
     async fn completed_job(&self, guest: GuestId) -> Result<Option<JobStats>>;
 
-    /// Lets a paused guest run; done when it runs. Never called without a verdict that this copy may.
+    /// Lets a paused guest run; done when it runs. An image that its QEMU may not open any more is made accessible
+    /// again, where that can be done without root. Never called without a verdict that this copy may.
     async fn resume(&self, guest: GuestId) -> Result<()>;
 
     /// Starts a guest that is only defined, in a new life; done when it is active already. Never called without a

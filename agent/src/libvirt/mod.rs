@@ -10,6 +10,7 @@
 //! One call at a time on a connection. libvirtd has 20 workers for long calls; a migration that performs holds
 //! one of them. Nothing here decides; see the seam in [`crate::hypervisor`].
 
+mod access;
 mod capabilities;
 mod cpu;
 mod flags;
@@ -146,7 +147,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn resume(&self, guest: GuestId) -> Result<()> {
-        self.act_on(guest, guest::resume).await
+        self.act_on(guest, access::resume).await
     }
 
     async fn start(&self, guest: GuestId) -> Result<()> {

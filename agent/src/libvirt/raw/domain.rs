@@ -106,6 +106,25 @@ impl Domain {
         }
     }
 
+    /// Starts a guest that has no definition and goes when it ends.
+    pub(in crate::libvirt) fn create(connection: &Arc<Connection>, xml: &str, flags: c_uint) -> Result<Self> {
+        let xml = c_string(xml)?;
+        // SAFETY: the connection is open; the text is terminated.
+        let raw = unsafe { virt_sys::virDomainCreateXML(connection.raw(), xml.as_ptr(), flags) };
+        let raw = NonNull::new(raw).ok_or_else(|| connection.failed(Call::Act))?;
+        Ok(Self {
+            raw,
+            connection: Arc::clone(connection),
+        })
+    }
+
+    /// Ends a guest at once. Only for one that this agent has made for itself: never for a copy of a user's.
+    pub(in crate::libvirt) fn destroy(&self) -> Result<()> {
+        // SAFETY: the handle is ours.
+        let done = unsafe { virt_sys::virDomainDestroy(self.raw()) };
+        self.check(done, Call::Act).map(drop)
+    }
+
     pub(super) fn raw(&self) -> *mut virt_sys::virDomain {
         self.raw.as_ptr()
     }
