@@ -1,7 +1,8 @@
 //! Destination: the verdict is journaled, then carried out.
 //!
 //! - NeverRan: what waits is let go, the definition that this migration made is removed, the sockets too.
-//! - Ran: the guest stays; its definition and its autostart are put right.
+//! - Ran: the guest stays; its definition and its autostart are put right. One that its host would have started after
+//!   a reboot, had its autostart come along with it, is started.
 //!
 //! What was carried out once is never done again: the guest may have left since.
 
@@ -137,9 +138,11 @@ impl Jobs {
             return Err(Failure::internal("a record without a destination has no guest to keep"));
         };
         self.forget_incoming(record.migration);
+        let starts = self.starts_here(&record, part);
         let (ended, found) = match self.look(&record).await? {
             Seen::Ours(guest) => (false, Some(guest)),
-            Seen::Another(guest) | Seen::ShutOff(guest) => (true, Some(guest)),
+            // Another life after a reboot: an earlier try of this has started it, or its user has.
+            Seen::Another(guest) | Seen::ShutOff(guest) => (!starts, Some(guest)),
             Seen::Unknown => (true, None),
         };
         // A guest that has left again by a later migration is not ours to define.
@@ -147,6 +150,10 @@ impl Jobs {
             self.put_definition_right(part, found.as_deref()).await?;
             if part.autostart_before && part.inactive_xml.is_some() && found.is_some() {
                 self.autostart(&record).await?;
+            }
+            if starts && found.is_some_and(|guest| !guest.state.is_active()) {
+                self.hypervisor.start(record.guest).await.map_err(errors::unsure)?;
+                tracing::info!(migration_id = %record.migration, "the guest is started again after its host's reboot");
             }
         }
         self.sockets.remove(record.migration).await?;
@@ -156,6 +163,13 @@ impl Jobs {
         })
         .await?;
         Ok(())
+    }
+
+    /// Only where libvirt would have started it at this host's reboot: its autostart is set last of all.
+    fn starts_here(&self, record: &Record, part: &DestinationPart) -> bool {
+        let rebooted = record.boot_id != self.boot_id;
+        let has_autostart = part.inactive_xml.is_some() && part.autostart_before;
+        rebooted && has_autostart && !record.guest_ended && !self.has_later(record)
     }
 
     /// A persistent guest keeps its definition, a transient one gets none.

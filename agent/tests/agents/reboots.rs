@@ -152,3 +152,51 @@ async fn a_guest_that_ran_elsewhere_is_not_started() {
     assert_eq!(scene.runs_on(), ["b"]);
     scene.holds();
 }
+
+/// The guest runs at its destination, whose host goes down before it was given its autostart there.
+async fn ran_and_rebooted(autostart: bool, shut_down: bool) -> Scene {
+    let mut scene = Scene::new(SimGuest {
+        autostart,
+        ..SimGuest::named("web")
+    })
+    .await;
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    scene.until_moved().await;
+    if shut_down {
+        scene.b.host.shut_down(scene.guest);
+        scene
+            .until(&scene.b, "the end is noticed", |status| status.guest_ended)
+            .await;
+    }
+    scene.b.kill().await;
+    scene.b.host.reboot();
+    scene.b.start().await;
+    assert!(scene.runs_on().is_empty(), "nothing starts it before the verdict");
+    scene
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_destination_it_is_started_too() {
+    let mut scene = ran_and_rebooted(true, false).await;
+    scene.b.host.script(Call::Start, Fault::LoseAnswer);
+    scene.settle_b(Verdict::Ran).await.unwrap_err();
+    let life = scene.b.host.look(scene.guest).unwrap().incarnation;
+    scene.b.restart().await;
+    assert!(!scene.settle_b(Verdict::Ran).await.unwrap().guest_ended);
+    scene.rest(Verdict::Ran).await;
+    assert_eq!(scene.runs_on(), ["b"]);
+    assert!(scene.autostart(&scene.b));
+    assert_eq!(scene.b.host.look(scene.guest).unwrap().incarnation, life, "once");
+    scene.holds();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_destination_one_without_autostart_or_that_its_user_ended_stays_off() {
+    for (autostart, shut_down) in [(false, false), (true, true)] {
+        let scene = ran_and_rebooted(autostart, shut_down).await;
+        assert!(scene.settle_b(Verdict::Ran).await.unwrap().guest_ended);
+        assert!(scene.runs_on().is_empty());
+        scene.holds();
+    }
+}
