@@ -45,6 +45,12 @@ pub fn possible(record: &Record) -> Result<(), Failure> {
                 too_late()
             } else if record.cancel_requested.is_some() && !record.too_late {
                 refuse(Reason::MigrationState, "is being cancelled")
+            } else if record.details.policy.is_none() {
+                // Its source knows how it was to be done, and would take what is not named here for "none".
+                refuse(
+                    Reason::MigrationState,
+                    "was taken up from a journal: only its source knows its limits",
+                )
             } else {
                 Ok(())
             }
@@ -127,11 +133,21 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn at(position: Position) -> Record {
-        Record { position, ..record(1) }
+        let mut record = Record { position, ..record(1) };
+        record.details.policy.get_or_insert_default();
+        record
     }
 
     fn refused(record: &Record) -> Reason {
         possible(record).unwrap_err().reason
+    }
+
+    #[test]
+    fn a_migration_that_was_taken_up_from_a_journal_keeps_the_limits_that_its_source_knows() {
+        let mut adopted = at(Position::At(Phase::Transfer));
+        assert!(possible(&adopted).is_ok());
+        adopted.details.policy = None;
+        assert_eq!(refused(&adopted), Reason::MigrationState);
     }
 
     #[test]
