@@ -4,6 +4,8 @@
 //! when it writes. The SQL is in `migrations/` and here, written out.
 
 mod codec;
+#[cfg(test)]
+mod full_tests;
 mod office;
 
 use std::str::FromStr;
@@ -14,7 +16,7 @@ use drover_proto::ids::{GuestId, HostId, MigrationId};
 use drover_proto::time::unix_micros;
 use prost::Message;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, Transaction};
+use sqlx::{Connection, Sqlite, Transaction};
 use uuid::Uuid;
 
 use super::{
@@ -47,6 +49,8 @@ impl SqliteStore {
             .busy_timeout(BUSY_TIMEOUT);
         let pool = SqlitePoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
+            // SQLite ends a transaction by itself where the disk is full, and sqlx believes it open for ever.
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
             .connect_with(options)
             .await?;
         sqlx::migrate!("./migrations").run(&pool).await?;
