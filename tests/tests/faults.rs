@@ -1,13 +1,13 @@
 //! Faults on real hosts: every moment of a migration and every victim at least once. All pairs: `long_faults`.
 //!
-//! The destination's libvirtd is missing here: its death leaves a guest standing still more often than not, which is
-//! known (docs/failures.md) and not mended. `long_faults` has these cases, and fails.
-//!
 //! Each case prints what happened, how long the guest stood still, and who decided. After each the invariants hold:
 //! never two copies, the guest runs unless its QEMU was killed, the record and the hosts agree, nothing is left.
 
+use std::os::unix::fs::MetadataExt;
+
 use anyhow::{Result, ensure};
-use drover_tests::faults::{Act, Case, Daemon, Moment, Outcome, Patience, Role, run_all};
+use drover_tests::Lab;
+use drover_tests::faults::{Act, Case, Daemon, End, Moment, Outcome, Patience, Role, Stage, run_all};
 
 use Role::{Destination, Source};
 
@@ -49,6 +49,7 @@ fn faults_before_all_is_sent() -> Result<()> {
         case(Preparing, Act::CutController(Destination)),
         case(EarlyTransfer, Act::Kill(Daemon::Agent(Source))),
         case(EarlyTransfer, Act::Kill(Daemon::Libvirtd(Source))),
+        case(EarlyTransfer, Act::Kill(Daemon::Libvirtd(Destination))),
         case(EarlyTransfer, Act::Reset),
         case(EarlyTransfer, Act::Stop(Daemon::Controller)),
         case(LateTransfer, Act::KillQemu(Destination)),
@@ -60,12 +61,18 @@ fn faults_before_all_is_sent() -> Result<()> {
 
 #[test]
 fn faults_after_all_is_sent() -> Result<()> {
-    use Moment::{AllSent, Confirming, Finalizing, Finished};
+    use Moment::{AllSent, Confirming, Finalizing, Finished, Finishing, Resuming, Running};
     run(&[
         case(AllSent, Act::Kill(Daemon::Agent(Source))),
+        case(AllSent, Act::Kill(Daemon::Libvirtd(Destination))),
         case(AllSent, Act::KillQemu(Source)),
         case(AllSent, Act::Cut),
         case(AllSent, Act::Stop(Daemon::Agent(Destination))),
+        case(Finishing, Act::Kill(Daemon::Agent(Destination))),
+        case(Finishing, Act::Kill(Daemon::Agent(Source))),
+        case(Resuming, Act::KillBothAgents),
+        case(Resuming, Act::Kill(Daemon::Libvirtd(Destination))),
+        case(Running, Act::Kill(Daemon::Agent(Destination))),
         case(Finished, Act::Kill(Daemon::Agent(Destination))),
         case(Finished, Act::CutOneWay(Destination)),
         case(Finished, Act::KillQemu(Destination)),
@@ -74,6 +81,29 @@ fn faults_after_all_is_sent() -> Result<()> {
         case(Finalizing, Act::Kill(Daemon::Controller)),
         case(Finalizing, Act::StoreFull),
     ])
+}
+
+/// A libvirtd that does not know an image's owner any more gives it to root when it ends its copy. That it does so
+/// depends on when it was started: here it is done to it.
+#[test]
+fn an_image_that_was_taken_away_from_the_source_is_given_back_to_it() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &Stage::guest())?;
+    let mut stage = Stage::start(&lab, guest)?;
+    let held = stage.hold_at(Moment::AllSent)?;
+    let destination = stage.cluster.host(held.host(Destination));
+    destination.kill_libvirtd()?;
+    destination.start_libvirtd()?;
+    let image = lab.layout().shared().join("moved.qcow2");
+    std::os::unix::fs::chown(&image, Some(0), Some(0))?;
+    let (end, record, still) = stage.go_on(held)?;
+    ensure!(end == End::Stayed, "{}", record.0);
+    let owner = std::fs::metadata(&image)?.uid();
+    ensure!(
+        owner != 0,
+        "it belongs to root still, and the guest stood still for {still:?}"
+    );
+    Ok(())
 }
 
 #[test]

@@ -1,11 +1,12 @@
-//! What only a person can decide, on real hosts: a host goes away for good, an operator says so, and its agent comes
-//! back all the same.
+//! Fencing, on real hosts. What only a person can decide: a host goes away for good, an operator says so, and its agent
+//! comes back all the same. And a controller that slept while another one took over.
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use drover_tests::cluster::{Cluster, ClusterOptions, Expected, Migration, Process};
+use anyhow::{Context, Result, ensure};
+use drover_tests::cluster::{Cluster, ClusterOptions, Expected, Migration, Process, Store};
 use drover_tests::{Guest, GuestSpec, Lab, Network, wait_until};
+use nix::sys::signal::Signal;
 
 /// The guest runs at its destination, and the source is about to remove its copy.
 const CONFIRMING: &str = "source.confirming";
@@ -108,4 +109,50 @@ fn a_source_that_is_gone_after_the_switch_removes_its_copy_when_it_is_back() -> 
     })?;
     cluster.check(&[Expected::Runs(&guest, "host-b")])?;
     watch.finish()?.check_path(guest.name(), &["host-a", "host-b"])
+}
+
+/// A controller stops in the middle of a migration (SIGSTOP), a second one completes it, and the first one goes on.
+fn one_that_slept_commands_nothing(store: Store) -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &busy())?;
+    let mut cluster = Cluster::start(&lab)?;
+    let watch = lab.watch(&[&guest])?;
+    let id = on_its_way(&cluster, &guest)?;
+    cluster.controller()?.signal(Signal::SIGSTOP)?;
+    let successor = cluster.start_successor(store)?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(None)?;
+    let end = wait_until("the second one to complete it", Duration::from_secs(60), || {
+        let run = cluster.drover_at_successor(&["migration", "get", &id, "-o", "json"])?;
+        ensure!(run.code == 0, "{}", run.stderr);
+        let record = Migration(serde_json::from_str(&run.stdout)?);
+        Ok(record.at_rest().then_some(record))
+    })?;
+    ensure!(end.state() == "SUCCEEDED", "{}", end.0);
+    // It does not know yet, and goes on where it was; it is told to begin something new besides.
+    cluster.controller()?.signal(Signal::SIGCONT)?;
+    let mut said = String::new();
+    let known = wait_until("the first one to know", Duration::from_secs(30), || {
+        let run = cluster.drover(&["migrate", guest.name(), "--to", "host-a", "--no-wait"])?;
+        said = format!("{}{}", run.stdout, run.stderr);
+        Ok((run.code != 0 && said.contains("in office")).then_some(()))
+    });
+    known.with_context(|| format!("it says: {said}"))?;
+    let log = std::fs::read_to_string(cluster.controller()?.log())?;
+    ensure!(log.contains("no longer in office"), "it did not write so");
+    cluster.inherit(successor)?;
+    cluster.check(&[Expected::Runs(&guest, "host-b")])?;
+    watch.finish()?.check_path(guest.name(), &["host-a", "host-b"])?;
+    // The one that is in office now is obeyed.
+    cluster.migrate(&guest, "host-a")?;
+    cluster.check(&[Expected::Runs(&guest, "host-a")])
+}
+
+#[test]
+fn a_controller_that_slept_while_another_took_over_its_store_commands_nothing() -> Result<()> {
+    one_that_slept_commands_nothing(Store::Same)
+}
+
+#[test]
+fn a_controller_that_slept_while_another_took_over_a_copy_of_its_store_commands_nothing() -> Result<()> {
+    one_that_slept_commands_nothing(Store::Copy)
 }

@@ -1,6 +1,7 @@
 //! Every fault at every moment, on real hosts. What passed for this build is not run again: `target/faults.passed`
 //! remembers it, so that an interrupted run goes on where it was.
 //!
+//! `DROVER_PATIENCE=short` lets stops and cuts last 8 to 10 s instead of 40 s.
 //! `DROVER_FAULTS=WORDS` runs only cases whose line contains all these words, whether they passed before or not.
 
 use std::fs;
@@ -38,7 +39,9 @@ fn every_fault_at_every_moment() -> Result<()> {
     println!("{} of {} cases are to be run", left.len(), Case::all().len());
     let mut file = fs::File::options().create(true).append(true).open(&passed_file)?;
     let mut failed = Vec::new();
-    run_all(&left, Patience::LONG, |case, outcome| {
+    let short = std::env::var("DROVER_PATIENCE").is_ok_and(|word| word == "short");
+    let patience = if short { Patience::SHORT } else { Patience::LONG };
+    run_all(&left, patience, |case, outcome| {
         let noted = outcome.and_then(|outcome| {
             println!("{outcome}");
             outcome.append_to(&Outcome::file())?;

@@ -5,6 +5,7 @@ mod configuration;
 mod invariants;
 mod points;
 mod small_disks;
+mod successor;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +19,7 @@ use crate::{Daemon, Host, Lab, wait_until};
 pub use command_line::{Migration, Run};
 pub use invariants::Expected;
 pub use points::Process;
+pub use successor::{Store, Successor};
 
 /// How long a daemon may take until it serves.
 const START: Duration = Duration::from_secs(20);

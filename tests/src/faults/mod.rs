@@ -20,7 +20,7 @@ mod table;
 pub use act::{Act, Daemon, Patience, Role};
 pub use moment::Moment;
 pub use outcome::Outcome;
-pub use rules::{End, expected, is_possible};
+pub use rules::{End, expected, impossible};
 pub use stage::{Held, Stage, run_all};
 pub use table::render;
 
@@ -37,7 +37,9 @@ impl Case {
         let every = Moment::ALL
             .into_iter()
             .flat_map(|moment| Act::all().into_iter().map(move |act| Case { moment, act }));
-        every.filter(|case| is_possible(case.moment, case.act)).collect()
+        every
+            .filter(|case| impossible(case.moment, case.act).is_none())
+            .collect()
     }
 }
 

@@ -15,6 +15,12 @@ pub enum Moment {
     LateTransfer,
     /// The guest stands still, all is sent, HandedOver is written; Finish was not asked for.
     AllSent,
+    /// Finishing is written, Finish was not called.
+    Finishing,
+    /// Finish is through, the guest stands still at the destination; Resuming is written, it was not told to run.
+    Resuming,
+    /// The guest runs at the destination, and that is not written.
+    Running,
     /// The guest runs at the destination and that is written; the source's agent has no answer.
     Finished,
     /// The source's agent knows; its copy is still there.
@@ -35,11 +41,14 @@ pub enum Hold {
 }
 
 impl Moment {
-    pub const ALL: [Moment; 7] = [
+    pub const ALL: [Moment; 10] = [
         Moment::Preparing,
         Moment::EarlyTransfer,
         Moment::LateTransfer,
         Moment::AllSent,
+        Moment::Finishing,
+        Moment::Resuming,
+        Moment::Running,
         Moment::Finished,
         Moment::Confirming,
         Moment::Finalizing,
@@ -52,6 +61,9 @@ impl Moment {
             Moment::EarlyTransfer => Hold::Rounds(0),
             Moment::LateTransfer => Hold::Rounds(2),
             Moment::AllSent => Hold::Agent(Role::Source, "source.handed-over"),
+            Moment::Finishing => Hold::Agent(Role::Destination, "destination.finishing"),
+            Moment::Resuming => Hold::Agent(Role::Destination, "destination.resuming"),
+            Moment::Running => Hold::Agent(Role::Destination, "destination.resumed"),
             Moment::Finished => Hold::Agent(Role::Destination, "destination.ran"),
             Moment::Confirming => Hold::Agent(Role::Source, "source.confirming"),
             Moment::Finalizing => Hold::Controller("controller.finalize-started"),
@@ -79,6 +91,9 @@ impl fmt::Display for Moment {
             Moment::EarlyTransfer => "early transfer",
             Moment::LateTransfer => "late transfer",
             Moment::AllSent => "all sent, before Finish",
+            Moment::Finishing => "Finishing is written",
+            Moment::Resuming => "Resuming is written",
+            Moment::Running => "runs, Ran is not written",
             Moment::Finished => "between Finish and its answer",
             Moment::Confirming => "between Finish and Confirm",
             Moment::Finalizing => "finalizing",

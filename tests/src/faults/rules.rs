@@ -13,10 +13,15 @@ pub enum End {
     Ended,
 }
 
-/// Whether there is something that the act can be done to.
-pub fn is_possible(moment: Moment, act: Act) -> bool {
-    // Confirm has removed the source's QEMU.
-    !(moment == Moment::Finalizing && act == Act::KillQemu(Role::Source))
+/// Why there is no such case; none where there is one.
+pub fn impossible(moment: Moment, act: Act) -> Option<&'static str> {
+    match (moment, act) {
+        // Confirm has removed the source's QEMU.
+        (Moment::Finalizing, Act::KillQemu(Role::Source)) => Some("nothing to kill"),
+        // Whether it had run is known to nobody: it does not come to an end by itself.
+        (Moment::Resuming, Act::KillQemu(Role::Destination)) => Some("a person decides"),
+        (_, _) => None,
+    }
 }
 
 /// What an act takes away.
@@ -73,11 +78,15 @@ pub fn expected(moment: Moment, act: Act) -> &'static [End] {
         Moment::EarlyTransfer | Moment::LateTransfer if is_harmless(act) => &[End::Moved],
         // Short enough and it goes on, too long and it is given up.
         Moment::EarlyTransfer | Moment::LateTransfer => &[End::Moved, End::Stayed],
-        Moment::AllSent if loss.waiting => &[End::Stayed],
+        Moment::AllSent | Moment::Finishing if loss.waiting => &[End::Stayed],
         // The copy that waits is complete: nothing at the source is needed any more.
-        Moment::AllSent => &[End::Moved],
-        Moment::Finished | Moment::Confirming | Moment::Finalizing if loss.destination => &[End::Ended],
-        Moment::Finished | Moment::Confirming | Moment::Finalizing => &[End::Moved],
+        Moment::AllSent | Moment::Finishing => &[End::Moved],
+        // After Finish the copy belongs to no connection.
+        Moment::Resuming => &[End::Moved],
+        Moment::Running | Moment::Finished | Moment::Confirming | Moment::Finalizing if loss.destination => {
+            &[End::Ended]
+        }
+        Moment::Running | Moment::Finished | Moment::Confirming | Moment::Finalizing => &[End::Moved],
     }
 }
 
@@ -113,8 +122,9 @@ mod tests {
     }
 
     #[test]
-    fn after_the_switch_nothing_brings_a_guest_back() {
-        for moment in [Moment::Finished, Moment::Confirming, Moment::Finalizing] {
+    fn after_finish_nothing_brings_a_guest_back() {
+        let after = Moment::ALL.into_iter().filter(|moment| *moment >= Moment::Resuming);
+        for moment in after {
             for act in Act::all() {
                 assert!(!expected(moment, act).contains(&End::Stayed), "{moment:?} {act:?}");
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::{Act, End, Moment, Outcome, is_possible};
+use super::{Act, End, Moment, Outcome, impossible};
 
 /// Faults down, moments across; in each cell how the migration ended and how long the guest stood still.
 pub fn render(outcomes: &[Outcome]) -> String {
@@ -25,8 +25,7 @@ pub fn render(outcomes: &[Outcome]) -> String {
             let seen = cells.get(&(name.as_str(), moment.to_string().as_str())).cloned();
             let word = match seen {
                 Some(seen) => cell(&seen),
-                None if is_possible(moment, act) => "·".to_string(),
-                None => "nothing to kill".to_string(),
+                None => impossible(moment, act).unwrap_or("·").to_string(),
             };
             let _ = write!(text, " {word} |");
         }
@@ -81,7 +80,7 @@ mod tests {
         let row = text.lines().find(|line| line.starts_with("| connections reset |"));
         assert_eq!(
             row,
-            Some("| connections reset | · | stayed, 1.2 s | · | · | · | · | · |")
+            Some("| connections reset | · | stayed, 1.2 s | · | · | · | · | · | · | · | · |")
         );
         assert_eq!(text.lines().count(), 2 + Act::all().len());
     }
