@@ -97,6 +97,16 @@ fn a_source_that_runs_after_the_hand_over_is_not_taken_for_still() {
 }
 
 #[test]
+fn a_source_that_ran_on_after_the_hand_over_is_known_as_such() {
+    let mut stopped = status(JournalState::HandedOver, LibvirtState::Paused);
+    let journal = |status: &MigrationStatus| source(status, true).map(|seen| seen.journal);
+    assert_eq!(journal(&stopped), Seen::Journal(SourceJournal::HandedOver));
+    stopped.journal.as_mut().unwrap().ran_on = true;
+    assert_eq!(journal(&stopped), Seen::Journal(SourceJournal::RanOn));
+    assert_eq!(source_copy_of(&stopped), SourceCopy::AllSent);
+}
+
+#[test]
 fn a_guest_that_is_only_defined_is_gone() {
     let mut off = status(JournalState::Sending, LibvirtState::ShutOff);
     assert_eq!(source_copy_of(&off), SourceCopy::Gone);

@@ -79,6 +79,10 @@ pub fn expected(moment: Moment, act: Act) -> &'static [End] {
         // Short enough and it goes on, too long and it is given up.
         Moment::EarlyTransfer | Moment::LateTransfer => &[End::Moved, End::Stayed],
         Moment::AllSent | Moment::Finishing if loss.waiting => &[End::Stayed],
+        // libvirtd lets go of a client, and of what belongs to it, that gives no sign of life for 30 s.
+        Moment::AllSent | Moment::Finishing if act == Act::Stop(Daemon::Agent(Role::Destination)) => {
+            &[End::Moved, End::Stayed]
+        }
         // The copy that waits is complete: nothing at the source is needed any more.
         Moment::AllSent | Moment::Finishing => &[End::Moved],
         // After Finish the copy belongs to no connection.
