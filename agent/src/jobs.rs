@@ -17,6 +17,7 @@ pub mod calls;
 pub mod close;
 mod control;
 mod deadline;
+mod definition;
 pub mod ended;
 pub mod errors;
 pub mod fence;

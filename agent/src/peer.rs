@@ -29,6 +29,15 @@ pub struct PeerClient {
     channels: Vec<Result<Channel, String>>,
 }
 
+/// What is told of a guest that is handed over.
+#[derive(Clone, Copy, Debug)]
+pub struct HandedOver<'a> {
+    /// From Perform; may be empty.
+    pub cookie: &'a Cookie,
+    /// Whether it ran until the migration stopped it. None: as was said at its Prepare.
+    pub runs: Option<bool>,
+}
+
 /// What the destination says: the guest runs there.
 #[derive(Clone, Debug)]
 pub struct Arrived {
@@ -71,7 +80,7 @@ impl PeerClient {
         migration: MigrationId,
         attempt: Attempt,
         ticket: &Ticket,
-        cookie: &Cookie,
+        guest: HandedOver<'_>,
         call: usize,
         limit: Duration,
     ) -> Result<Arrived, Failure> {
@@ -85,7 +94,8 @@ impl PeerClient {
             migration_id: migration.to_string(),
             attempt: attempt.0,
             ticket: ticket.as_bytes().to_vec().into(),
-            cookie: cookie.0.clone().into(),
+            cookie: guest.cookie.0.clone().into(),
+            runs: guest.runs,
         });
         request.set_timeout(limit);
         let mut client = client(channel);

@@ -305,7 +305,7 @@ impl AgentService for AgentServer {
         let jobs = Arc::clone(&self.jobs);
         let taken = self
             .jobs
-            .detached(async move { jobs.finish_incoming(fence, reference).await })
+            .detached(async move { jobs.finish_incoming(fence, reference, request.runs).await })
             .await?;
         Ok(Response::new(agent::FinishIncomingResponse {
             switch_time: Some(taken.arrival.switched.into()),
@@ -348,9 +348,10 @@ impl AgentService for AgentServer {
         let request = request.into_inner();
         let (verdict, by) = (convert::verdict_from(request.verdict)?, By::from_fenced(request.fenced));
         let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
+        let news = request.definition.and_then(convert::definition_news);
         let jobs = Arc::clone(&self.jobs);
         self.jobs
-            .detached(async move { jobs.settle_incoming(fence, reference, verdict, by).await })
+            .detached(async move { jobs.settle_incoming(fence, reference, verdict, by, news).await })
             .await?;
         Ok(Response::new(self.status(reference).await?))
     }

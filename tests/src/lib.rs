@@ -21,6 +21,7 @@ mod host;
 mod image;
 pub mod inside;
 mod inspect;
+pub mod interference;
 mod lab;
 mod layout;
 mod libvirtd;

@@ -35,6 +35,8 @@ pub struct HandOverOrder {
     pub ticket: Ticket,
     /// From Perform; may be empty.
     pub cookie: Cookie,
+    /// Whether the guest ran until the migration stopped it. None: as Prepare said.
+    pub runs: Option<bool>,
     /// When the request arrived.
     pub arrived: Instant,
 }
@@ -59,11 +61,16 @@ impl Jobs {
             tracing::warn!(from = %order.from, "refused a hand-over: wrong ticket, try or host");
             return Err(refused());
         }
-        self.arrive(&mut page, &order.cookie, order.arrived).await
+        self.arrive(&mut page, &order.cookie, order.runs, order.arrived).await
     }
 
     /// The controller asks in place of a source agent that is gone: only where all of the stream has come.
-    pub async fn finish_incoming(self: &Arc<Self>, fence: Fence, reference: Reference) -> Result<Taken, Failure> {
+    pub async fn finish_incoming(
+        self: &Arc<Self>,
+        fence: Fence,
+        reference: Reference,
+        runs: Option<bool>,
+    ) -> Result<Taken, Failure> {
         let arrived = Instant::now();
         let mut page = self.obey_and_lock(&fence, reference.migration).await?;
         let none = || Failure::new(Reason::MigrationNotFound, "this host waits for no such migration");
@@ -80,10 +87,16 @@ impl Jobs {
             let message = "the main channel was not received to its end";
             return Err(Failure::new(Reason::StreamIncomplete, message));
         }
-        self.arrive(&mut page, &Cookie::default(), arrived).await
+        self.arrive(&mut page, &Cookie::default(), runs, arrived).await
     }
 
-    async fn arrive(&self, page: &mut OpenPage, cookie: &Cookie, arrived: Instant) -> Result<Taken, Failure> {
+    async fn arrive(
+        &self,
+        page: &mut OpenPage,
+        cookie: &Cookie,
+        runs: Option<bool>,
+        arrived: Instant,
+    ) -> Result<Taken, Failure> {
         let record = page.record().ok_or_else(refused)?;
         let part = record.destination().ok_or_else(refused)?;
         match part.state.finish(part.flags.post_copy)? {
@@ -95,7 +108,7 @@ impl Jobs {
                     // The copy that the memory went to died with a former agent: it never ran, and never will.
                     return self.refuse_without_memory(page, &record).await;
                 };
-                if let Err(failure) = write_state(page, next).await {
+                if let Err(failure) = write_finishing(page, next, runs).await {
                     // Nothing was told to QEMU: the copy still waits, for the next try.
                     job.put_back(handle);
                     return Err(failure);
@@ -305,9 +318,19 @@ impl Jobs {
 }
 
 pub(super) fn arrives_running(record: &Record) -> bool {
-    record
-        .destination()
-        .is_none_or(|part: &DestinationPart| part.state_before.runs())
+    record.destination().is_none_or(DestinationPart::arrives_running)
+}
+
+/// Once, with the last word about whether the guest is to run: a repeat finds both.
+async fn write_finishing(page: &mut OpenPage, state: DestinationState, runs: Option<bool>) -> Result<(), Failure> {
+    page.change(|record| {
+        if let Some(part) = record.destination_mut() {
+            part.state = state;
+            part.runs = runs;
+        }
+    })
+    .await?;
+    Ok(())
 }
 
 async fn write_state(page: &mut OpenPage, state: DestinationState) -> Result<(), Failure> {

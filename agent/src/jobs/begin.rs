@@ -18,7 +18,7 @@ use super::outgoing::OutgoingJob;
 use super::{Jobs, Seen, lock, see};
 use crate::guest_xml::overrides::{self, Definition, Unfit};
 use crate::hypervisor::{BeginRequest, Begun, GuestFacts, GuestState, Incarnation, MigrateFlags};
-use crate::journal::{Decision, Limits, OpenPage, Part, Record, SourcePart, SourceState};
+use crate::journal::{Decision, DefinitionNews, Limits, OpenPage, Part, Record, SourcePart, SourceState};
 
 /// What is to be begun.
 #[derive(Clone, Debug)]
@@ -130,8 +130,10 @@ impl Jobs {
             peer: order.destination.clone(),
             guest_name: guest.name,
             state_before: guest.state,
+            runs: None,
             autostart_before: guest.autostart,
             inactive_xml: definition.transpose()?,
+            definition: DefinitionNews::AsSent,
             overrides: order.overrides.clone(),
             incarnation: order.incarnation.clone(),
             flags: MigrateFlags {
@@ -240,7 +242,7 @@ fn answer(part: &SourcePart, begun: Begun) -> Result<BeginAnswer, Failure> {
 }
 
 /// A definition as the destination is to have it.
-fn adapted(xml: &str, overrides: &Overrides, definition: Definition) -> Result<String, Failure> {
+pub(super) fn adapted(xml: &str, overrides: &Overrides, definition: Definition) -> Result<String, Failure> {
     overrides::apply(xml, overrides, definition).map_err(|unfit| {
         let mut failure = Failure::new(Reason::ChecksFailed, format!("overrides: {unfit}"));
         if let Unfit::Problems(problems) = unfit {

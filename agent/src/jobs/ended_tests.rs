@@ -15,8 +15,10 @@ fn source(state: SourceState, decision: Decision, closed: bool) -> Record {
         peer: "b".parse().unwrap(),
         guest_name: "web".to_owned(),
         state_before: GuestState::Running,
+        runs: None,
         autostart_before: false,
         inactive_xml: None,
+        definition: crate::journal::DefinitionNews::AsSent,
         overrides: drover_proto::overrides::Overrides::default(),
         incarnation: Incarnation {
             boot_id: Uuid::nil(),

@@ -26,7 +26,7 @@ use super::transfer::fail;
 use super::{Jobs, Seen};
 use crate::hypervisor::{Cookie, JobStats};
 use crate::journal::{Decision, Delivery, Forbidden, OpenPage, Record, Step, Verdict};
-use crate::peer::{Arrived, PeerClient};
+use crate::peer::{Arrived, HandedOver, PeerClient};
 
 /// The pauses between tries grow up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -76,8 +76,9 @@ impl Jobs {
         cookie: &Cookie,
     ) -> Result<Answer, Failure> {
         fault_points::reach(point::SOURCE_ALL_SENT).await;
+        let paused = paused_on_its_way(job).await;
         let mut page = self.lock(migration).await?;
-        let record = write_handed_over(&mut page).await?;
+        let record = write_handed_over(&mut page, paused).await?;
         drop(page);
         fault_points::reach(point::SOURCE_HANDED_OVER).await;
         self.call_until_answered(job, &record, cookie).await
@@ -105,7 +106,10 @@ impl Jobs {
                 record.migration,
                 record.attempt,
                 ticket,
-                cookie,
+                HandedOver {
+                    cookie,
+                    runs: part.runs,
+                },
                 call,
                 self.limits.hand_over,
             );
@@ -226,7 +230,11 @@ impl Jobs {
             .as_ref()
             .is_some_and(|job| matches!(job.course().outcome, Some(PerformOutcome::Sent(_))));
         self.stands_still(&record, sent).await?;
-        let record = write_handed_over(&mut page).await?;
+        let paused = match &job {
+            Some(job) => paused_on_its_way(job).await,
+            None => false,
+        };
+        let record = write_handed_over(&mut page, paused).await?;
         let job = job.unwrap_or_else(|| self.adopt(&record));
         let under_way = job.under_way(TransferStep::HandingOver);
         drop(page);
@@ -300,8 +308,22 @@ struct Answer {
     answered: Instant,
 }
 
-/// Before any hand-over leaves.
-async fn write_handed_over(page: &mut OpenPage) -> Result<Arc<Record>, Failure> {
+/// Whether the CPUs were stopped while memory was sent, before QEMU itself stopped them. Where only one round was seen
+/// since, the event of the second may be late: libvirt knows how many there were.
+async fn paused_on_its_way(job: &OutgoingJob) -> bool {
+    if job.was_stopped_on_its_way() {
+        return true;
+    }
+    let (Some(handle), Some(_)) = (job.handle(), job.stopped()) else {
+        return false;
+    };
+    let sent = handle.completed_job().await.ok().flatten();
+    sent.is_some_and(|sent| job.was_stopped_before_round(sent.iteration))
+}
+
+/// Before any hand-over leaves. With it, in one write, that somebody paused the guest on its way: the destination is
+/// told by this record alone. A stop by this agent, so that it finishes, is none.
+async fn write_handed_over(page: &mut OpenPage, paused: bool) -> Result<Arc<Record>, Failure> {
     let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
     let tombstoned = record.is_tombstoned(record.attempt);
     let part = record
@@ -313,6 +335,9 @@ async fn write_handed_over(page: &mut OpenPage) -> Result<Arc<Record>, Failure> 
             .change(|record| {
                 if let Some(part) = record.source_mut() {
                     part.state = state;
+                    if paused && part.tells_pauses() {
+                        part.runs = Some(false);
+                    }
                 }
             })
             .await?),

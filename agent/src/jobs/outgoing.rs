@@ -78,6 +78,9 @@ struct Observed {
     iterations: Vec<Iteration>,
     actions: Vec<Action>,
     stopped: Option<Instant>,
+    /// The newest round, and the one in which the CPUs stopped.
+    round: u64,
+    stopped_in: Option<u64>,
     expired: bool,
 }
 
@@ -223,7 +226,27 @@ impl OutgoingJob {
 
     /// The guest's CPUs stopped: the first of several reports counts.
     pub fn saw_stop(&self, at: Instant) {
-        lock(&self.seen).stopped.get_or_insert(at);
+        let mut seen = lock(&self.seen);
+        seen.stopped.get_or_insert(at);
+        seen.stopped_in = seen.stopped_in.or(Some(seen.round));
+    }
+
+    pub fn saw_round(&self, number: u64) {
+        let mut seen = lock(&self.seen);
+        seen.round = seen.round.max(number);
+    }
+
+    /// Whether the CPUs stood still before QEMU stopped them to finish: after its own stop it counts one round more,
+    /// the last; after anybody else's at least two.
+    pub fn was_stopped_on_its_way(&self) -> bool {
+        self.was_stopped_before_round(0)
+    }
+
+    /// The same, where `newest` rounds are known from elsewhere: events may come late.
+    pub fn was_stopped_before_round(&self, newest: u64) -> bool {
+        let seen = lock(&self.seen);
+        let newest = newest.max(seen.round);
+        seen.stopped_in.is_some_and(|stopped| newest >= stopped + 2)
     }
 
     /// They execute again.

@@ -16,7 +16,7 @@ use super::fence::{Fence, Reference, Side, concerns};
 use super::incoming::{IncomingJob, call_log};
 use super::{Jobs, Seen, errors, lock};
 use crate::hypervisor::{Cookie, GuestState, MigrateFlags, PrepareRequest};
-use crate::journal::{Decision, DestinationPart, DestinationState, Forbidden, OpenPage, Part, Record};
+use crate::journal::{Decision, DefinitionNews, DestinationPart, DestinationState, Forbidden, OpenPage, Part, Record};
 use crate::tunnel::Registration;
 
 /// libvirt needs a moment to destroy the copy of a former agent.
@@ -237,8 +237,10 @@ fn destination_part(order: &PrepareOrder, ticket: Ticket) -> DestinationPart {
         peer: order.source.clone(),
         guest_name: order.guest_name.clone(),
         state_before: order.state_before,
+        runs: None,
         autostart_before: order.autostart_before,
         inactive_xml: order.inactive_xml.clone(),
+        definition: DefinitionNews::AsSent,
         flags: order.flags,
         ticket,
         cookie: None,

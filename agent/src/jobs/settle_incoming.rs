@@ -15,8 +15,16 @@ use super::resolve::By;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::{ErrorClass, GuestFacts};
 use crate::journal::{
-    Decision, DestinationPart, DestinationState, Forbidden, OpenPage, Part, Record, Step, Tombstone, Verdict,
+    Decision, DefinitionNews, DestinationPart, DestinationState, Forbidden, OpenPage, Part, Record, Step, Tombstone,
+    Verdict,
 };
+
+/// Somebody changed the definition at the source while the guest was on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// The newer one; none: it was removed.
+    pub inactive_xml: Option<String>,
+}
 
 impl Jobs {
     /// The controller's verdict.
@@ -26,6 +34,7 @@ impl Jobs {
         reference: Reference,
         verdict: Verdict,
         by: By,
+        news: Option<News>,
     ) -> Result<(), Failure> {
         let mut page = self.obey_and_lock(&fence, reference.migration).await?;
         let Some(record) = page.record() else {
@@ -66,6 +75,9 @@ impl Jobs {
         }
         if let Step::Write(decision) = step {
             page.change(|record| record.decision = decision).await?;
+        }
+        if let Some(news) = news.filter(|_| verdict == Verdict::Ran) {
+            take_news(&mut page, news).await?;
         }
         match verdict {
             Verdict::NeverRan => self.discard(&mut page).await,
@@ -147,7 +159,7 @@ impl Jobs {
         };
         // A guest that has left again by a later migration is not ours to define.
         if !self.has_later(&record) {
-            self.put_definition_right(part, found.as_deref()).await?;
+            self.put_definition_right(page, part, found.as_deref()).await?;
             if part.autostart_before && part.inactive_xml.is_some() && found.is_some() {
                 self.autostart(&record).await?;
             }
@@ -173,8 +185,29 @@ impl Jobs {
     }
 
     /// A persistent guest keeps its definition, a transient one gets none.
-    async fn put_definition_right(&self, part: &DestinationPart, found: Option<&GuestFacts>) -> Result<(), Failure> {
+    async fn put_definition_right(
+        &self,
+        page: &mut OpenPage,
+        part: &DestinationPart,
+        found: Option<&GuestFacts>,
+    ) -> Result<(), Failure> {
         match (&part.inactive_xml, found) {
+            (Some(xml), Some(_)) if part.definition == DefinitionNews::Changed => {
+                match self.hypervisor.define(xml).await {
+                    Err(error) if matches!(error.class, ErrorClass::Unfit | ErrorClass::UserMustAct) => {
+                        tracing::error!(guest = part.guest_name, %error, "a definition that was changed while it moved is not taken here");
+                        let news = DefinitionNews::NotTaken(error.to_string());
+                        page.change(|record| {
+                            if let Some(part) = record.destination_mut() {
+                                part.definition = news;
+                            }
+                        })
+                        .await?;
+                        Ok(())
+                    }
+                    defined => defined.map_err(errors::unsure),
+                }
+            }
             (Some(xml), Some(guest)) if !guest.persistent => self.hypervisor.define(xml).await.map_err(errors::unsure),
             (None, Some(guest)) if guest.persistent => self.hypervisor.undefine(guest.id).await.map_err(errors::unsure),
             // It was defined before it ran: whoever removed it since meant it.
@@ -188,6 +221,20 @@ impl Jobs {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+}
+
+/// The source's word about the definition, in the journal before it is acted upon.
+async fn take_news(page: &mut OpenPage, news: News) -> Result<(), Failure> {
+    page.change(|record| {
+        if let Some(part) = record.destination_mut()
+            && part.definition == DefinitionNews::AsSent
+        {
+            part.definition = DefinitionNews::Changed;
+            part.inactive_xml = news.inactive_xml;
+        }
+    })
+    .await?;
+    Ok(())
 }
 
 async fn write_failed(page: &mut OpenPage, part: &DestinationPart) -> Result<(), Failure> {

@@ -160,6 +160,9 @@ impl Jobs {
             Seen::Ours(_) if self.has_later(&record) => false,
             Seen::Ours(guest) => {
                 self.run_as_before(&record, part, &guest).await?;
+                if job.is_some() {
+                    self.keep_paused(&record, part).await?;
+                }
                 false
             }
             Seen::ShutOff(_) if self.starts_again(&record, part) => {
@@ -204,7 +207,7 @@ impl Jobs {
             | GuestState::ShutOff => false,
         };
         // One that this agent stopped was running too, whoever had started it.
-        if held && (part.state_before.runs() || part.suspended_by_agent) {
+        if held && (part.ran() || part.suspended_by_agent) {
             let resume = self.hypervisor.resume(record.guest);
             resume.await.map_err(errors::unsure)?;
             tracing::info!(migration_id = %record.migration, "the guest runs here again");
@@ -236,7 +239,8 @@ impl Jobs {
         let Some(part) = record.source() else {
             return Err(Failure::internal("a record without a source has no copy to remove"));
         };
-        if let Seen::Ours(_) = self.look(&record).await? {
+        if let Seen::Ours(guest) = self.look(&record).await? {
+            self.note_definition(page, part, &guest).await?;
             let kept = job.cloned().unwrap_or_else(|| self.adopt(&record));
             self.confirm(&record, part, &kept, cookie).await?;
         }
@@ -294,7 +298,10 @@ impl Jobs {
 
     /// Only a definition that this migration left; never that of a guest that lives, or that came later.
     async fn forget_definition(&self, record: &Record, part: &SourcePart) -> Result<(), Failure> {
-        if !part.flags.persistent || self.has_later(record) {
+        let journaled = self.journal.read(record.migration);
+        // A definition that somebody made here on the way has moved too.
+        let made = journaled.is_some_and(|now| now.source().is_some_and(|part| part.inactive_xml.is_some()));
+        if !(part.flags.persistent || made) || self.has_later(record) {
             return Ok(());
         }
         match self.look(record).await? {

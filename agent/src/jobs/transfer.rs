@@ -36,6 +36,19 @@ pub struct StartOrder {
     pub limits: Option<Limits>,
 }
 
+impl StartOrder {
+    fn claim(&self, record: &mut Record, runs: Option<bool>) {
+        if let Some(part) = record.source_mut() {
+            part.runs = runs;
+            part.delivery = Some(self.delivery.clone());
+            let now = self.limits.and_then(|now| now.after(&part.limits));
+            part.limits = now.unwrap_or(part.limits);
+            // Nothing was told to QEMU yet.
+            part.limits.whole_downtime = false;
+        }
+    }
+}
+
 impl Jobs {
     /// Returns once the transfer is on its way; a repeat finds it so.
     pub async fn start_migrate(self: &Arc<Self>, fence: Fence, order: StartOrder) -> Result<(), Failure> {
@@ -50,32 +63,22 @@ impl Jobs {
             .source()
             .filter(|_| record.attempt == attempt)
             .ok_or_else(|| not_begun("another try"))?;
-        let job = self.outgoing_job(migration);
         if part.state == SourceState::HandedOver {
             return Ok(());
         }
         if record.verdict().is_some() {
             return Err(Forbidden::Decided.into());
         }
+        let job = self.outgoing_job(migration);
         let job = job.ok_or_else(|| not_begun("the agent was restarted since Begin"))?;
         if job.course().step != TransferStep::NotStarted {
             return Ok(());
         }
         self.refuse_while_stopping()?;
         let handle = job.handle().ok_or_else(|| not_begun("the job lock was given back"))?;
-        let record = page
-            .change(|record| {
-                if let Some(part) = record.source_mut() {
-                    part.delivery = Some(order.delivery.clone());
-                    part.limits = order
-                        .limits
-                        .and_then(|now| now.after(&part.limits))
-                        .unwrap_or(part.limits);
-                    // Nothing was told to QEMU yet.
-                    part.limits.whole_downtime = false;
-                }
-            })
-            .await?;
+        // Its user may have paused it since Begin: libvirt lets that through, and would let it run at the destination.
+        let runs = self.runs_now(&record).await?;
+        let record = page.change(|record| order.claim(record, runs)).await?;
         self.sockets.make(migration).await?;
         let tunnel = Source::open(self.tunnel_options(&record, &order, &job))?;
         self.connect_to_peer(&record, &order, &job);
@@ -186,6 +189,9 @@ impl Transfer {
         drop(handle);
         let bytes = || tunnel.bytes().sent;
         let failed = performed.is_err();
+        if failed && job.was_stopped_on_its_way() {
+            jobs.note_pause(&record).await;
+        }
         match performed {
             // The tunnel stays until the hand-over has ended: its last bytes may still be on their way.
             Ok(cookie) => {

@@ -66,6 +66,7 @@ impl Watching {
                 self.end_round(round, event.instant);
             }
             Happened::Iteration(number) => {
+                self.job.saw_round(number);
                 self.end_round(round, event.instant);
                 *round = Some(self.begin_round(number, event).await);
             }

@@ -76,10 +76,16 @@ pub struct SourcePart {
     pub guest_name: String,
     /// Recorded once, before the migration touched anything.
     pub state_before: GuestState,
+    /// Whether it ran when last looked at before the migration stopped its CPUs: its user may have paused it since the
+    /// beginning. None: as `state_before` says.
+    #[serde(default)]
+    pub runs: Option<bool>,
     /// Recorded once, before it was cleared.
     pub autostart_before: bool,
     /// As the destination is to have it; `None` for a transient guest.
     pub inactive_xml: Option<String>,
+    #[serde(default)]
+    pub definition: DefinitionNews,
     /// What is different there: a repeated Begin gives the same definition again.
     #[serde(default)]
     pub overrides: Overrides,
@@ -157,9 +163,14 @@ pub struct DestinationPart {
     pub peer: HostId,
     pub guest_name: String,
     pub state_before: GuestState,
+    /// What the source said when it handed the guest over. None: as `state_before` says.
+    #[serde(default)]
+    pub runs: Option<bool>,
     pub autostart_before: bool,
     /// `None` for a transient guest.
     pub inactive_xml: Option<String>,
+    #[serde(default)]
+    pub definition: DefinitionNews,
     pub flags: MigrateFlags,
     pub ticket: Ticket,
     /// For Perform; known once Prepare returned.
@@ -167,6 +178,18 @@ pub struct DestinationPart {
     /// Of the copy that Prepare made.
     pub incarnation: Option<Incarnation>,
     pub arrival: Option<Arrival>,
+}
+
+/// What became of the persistent definition at the source while the guest was on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DefinitionNews {
+    /// It is what was sent.
+    #[default]
+    AsSent,
+    /// Somebody changed or removed it: `inactive_xml` is the newer one, or none.
+    Changed,
+    /// Somebody changed it, and the newer one cannot be taken over: why.
+    NotTaken(String),
 }
 
 /// How the guest came to run here.
@@ -188,6 +211,27 @@ pub struct Call {
     pub duration: Duration,
     /// Empty where it succeeded.
     pub error: String,
+}
+
+impl SourcePart {
+    /// Whether the guest ran until the migration stopped it.
+    pub fn ran(&self) -> bool {
+        self.runs.unwrap_or(self.state_before.runs())
+    }
+
+    /// Whether CPUs that stood still for more than the last round were stopped by somebody else: not where this agent
+    /// stopped them, and not where QEMU may count rounds of its own while they stand still, as it does to slow a guest
+    /// down.
+    pub fn tells_pauses(&self) -> bool {
+        !self.suspended_by_agent && !self.flags.auto_converge && !self.flags.post_copy
+    }
+}
+
+impl DestinationPart {
+    /// Whether the guest is to run here once it has arrived.
+    pub fn arrives_running(&self) -> bool {
+        self.runs.unwrap_or(self.state_before.runs())
+    }
 }
 
 impl Delivery {

@@ -16,6 +16,7 @@ use crate::guest_xml::{self, GuestShape, HugePages};
 use crate::hypervisor::{GuestFacts, GuestState, HostFacts, Incarnation};
 use crate::jobs::begin::BeginAnswer;
 use crate::jobs::fence::{Fence, Reference};
+use crate::jobs::settle_incoming::News;
 use crate::journal::{AtDeadline, Limits, SourcePart, Term, Verdict};
 use crate::probe::Probe;
 use crate::probe::device::Device;
@@ -348,4 +349,12 @@ pub(super) fn probe_from(message: agent::StorageProbe) -> Probe {
         size: message.image_size_bytes,
         sha256: message.content_sha256.to_vec(),
     }
+}
+
+/// What the source's journal says of a definition that can be taken over.
+pub(super) fn definition_news(message: agent::DefinitionNews) -> Option<News> {
+    let agent::DefinitionNews { inactive_xml, problem } = message;
+    problem.is_empty().then(|| News {
+        inactive_xml: Some(inactive_xml).filter(|xml| !xml.is_empty()),
+    })
 }

@@ -47,6 +47,7 @@ impl PeerService for PeerServer {
             attempt: Attempt(request.attempt),
             ticket: convert::ticket(&request.ticket)?,
             cookie: Cookie(request.cookie.to_vec()),
+            runs: request.runs,
             arrived,
         };
         let jobs = Arc::clone(&self.jobs);

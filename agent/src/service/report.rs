@@ -13,7 +13,7 @@ use crate::hypervisor::JobStats;
 use crate::jobs::outgoing::PerformOutcome;
 use crate::jobs::progress::{self, Action, Event, Iteration, Problem, Stage, Summary, What};
 use crate::jobs::status::Status;
-use crate::journal::{Call, DestinationState, Part, Record, SourceState, Verdict};
+use crate::journal::{Call, DefinitionNews, DestinationState, Part, Record, SourceState, Verdict};
 
 pub(super) fn unfinished(own: &HostId, record: &Record) -> UnfinishedJournal {
     let own = own.resource_name();
@@ -59,6 +59,8 @@ fn journal(record: &Record) -> agent::JournalRecord {
             message.post_copy = part.flags.post_copy;
             message.suspended_by_agent = part.suspended_by_agent;
             message.ran_on = part.ran_on;
+            message.runs = part.runs;
+            message.definition = definition(&part.definition, part.inactive_xml.as_deref());
             message.peer_host = part.peer.resource_name();
         }
         Part::Destination(part) => {
@@ -75,9 +77,25 @@ fn journal(record: &Record) -> agent::JournalRecord {
             message.persistent = part.flags.persistent;
             message.post_copy = part.flags.post_copy;
             message.peer_host = part.peer.resource_name();
+            message.runs = part.runs;
+            message.definition = definition(&part.definition, part.inactive_xml.as_deref());
         }
     }
     message
+}
+
+fn definition(news: &DefinitionNews, inactive_xml: Option<&str>) -> Option<agent::DefinitionNews> {
+    match news {
+        DefinitionNews::AsSent => None,
+        DefinitionNews::Changed => Some(agent::DefinitionNews {
+            inactive_xml: inactive_xml.unwrap_or_default().to_owned(),
+            problem: String::new(),
+        }),
+        DefinitionNews::NotTaken(problem) => Some(agent::DefinitionNews {
+            inactive_xml: String::new(),
+            problem: problem.clone(),
+        }),
+    }
 }
 
 fn verdict(verdict: Verdict) -> agent::Verdict {

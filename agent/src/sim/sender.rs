@@ -36,9 +36,10 @@ impl Sender {
     pub(super) async fn run(&self) -> Result<()> {
         let mut channels = self.connect().await.map_err(|error| broken(&error))?;
         let mut remaining = self.spec.memory;
-        for iteration in 1.. {
-            self.host.lock().tell(self.guest(), Happened::Iteration(iteration));
-            self.update(|stats| (stats.iteration, stats.memory_remaining) = (iteration, remaining))?;
+        let mut iteration = 0;
+        let last = loop {
+            iteration += 1;
+            self.begin_round(iteration, remaining)?;
             let began = Instant::now();
             self.send_pages(&mut channels, remaining).await?;
             self.host.call(Call::Sending, async { Ok(()) }).await?;
@@ -50,17 +51,25 @@ impl Sender {
             remaining = dirtied;
             let blackout = Duration::from_secs_f64(dirtied as f64 / bandwidth.max(1) as f64);
             if blackout <= self.limits()?.max_downtime {
-                break;
+                break iteration;
             }
-        }
+        };
+        // As QEMU counts: what was dirtied is looked for once more, the CPUs stop, and the last round begins.
+        self.begin_round(last + 1, remaining)?;
         let stopped = self
             .host
             .lock()
             .stop_for_last_round(self.guest(), self.connection)?
             .then(SystemTime::now);
+        self.begin_round(last + 2, remaining)?;
         self.host.call(Call::LastRound, async { Ok(()) }).await?;
         self.send_pages(&mut channels, remaining).await?;
         self.send_tails(channels, stopped).await
+    }
+
+    fn begin_round(&self, number: u64, remaining: u64) -> Result<()> {
+        self.host.lock().tell(self.guest(), Happened::Iteration(number));
+        self.update(|stats| (stats.iteration, stats.memory_remaining) = (number, remaining))
     }
 
     fn guest(&self) -> GuestId {

@@ -211,8 +211,15 @@ impl State {
             return Err(error::invalid("domain is not running"));
         }
         if domain.state.runs() {
-            self.set_state(guest, GuestState::Paused);
-            self.tell(guest, Happened::Suspended { by_migration: false });
+            // libvirt takes whoever stops a guest that leaves for the migration itself.
+            let by_migration = domain.job.is_some();
+            let state = if by_migration {
+                GuestState::PausedMigrating
+            } else {
+                GuestState::Paused
+            };
+            self.set_state(guest, state);
+            self.tell(guest, Happened::Suspended { by_migration });
         }
         Ok(())
     }

@@ -283,6 +283,7 @@ async fn another_life_at_the_destination_is_not_taken_for_the_copy() {
         attempt: 1,
         ticket: ready.prepared.ticket.clone(),
         cookie: Vec::new().into(),
+        ..HandOverGuestRequest::default()
     };
     assert!(scene.peer_of_b("agent/a").hand_over_guest(order).await.is_err());
     assert_eq!(journal_state(&scene.status(&scene.b).await), JournalState::Resuming);

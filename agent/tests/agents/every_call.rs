@@ -240,7 +240,11 @@ impl Run {
             }
             Step::HandOver => drop(scene.hand_over().await?),
             Step::Finish => {
-                let request = FinishIncomingRequest { fence, migration };
+                let request = FinishIncomingRequest {
+                    fence,
+                    migration,
+                    runs: None,
+                };
                 scene.ask_b().finish_incoming(request).await?;
             }
             Step::HandOverGuest => {
@@ -249,6 +253,7 @@ impl Run {
                     attempt: scene.attempt,
                     ticket: self.prepared.ticket.clone(),
                     cookie: Vec::new().into(),
+                    ..HandOverGuestRequest::default()
                 };
                 scene.peer_of_b("agent/a").hand_over_guest(request).await?;
             }

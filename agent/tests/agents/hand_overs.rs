@@ -127,6 +127,7 @@ async fn where_the_source_cannot_ask_the_destination_finishes_alone() {
     let request = FinishIncomingRequest {
         fence: scene.fence(),
         migration: scene.reference(),
+        runs: None,
     };
     let finished = scene.ask_b().finish_incoming(request).await.unwrap().into_inner();
     assert!(finished.switch_time.is_some());

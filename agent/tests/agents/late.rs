@@ -139,6 +139,7 @@ async fn ran_does_not_autostart_a_guest_that_leaves_again() {
         migration: scene.reference(),
         verdict: Verdict::Ran.into(),
         fenced: false,
+        definition: None,
     };
     scene.ask_a().settle_incoming(settle).await.unwrap();
     assert!(!scene.autostart(&scene.a), "a host that reboots starts no second copy");

@@ -8,6 +8,7 @@ mod every_call;
 mod expiry;
 mod full_disk;
 mod hand_overs;
+mod interference;
 mod late;
 mod moves;
 mod node;

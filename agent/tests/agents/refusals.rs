@@ -16,6 +16,7 @@ fn order(scene: &Scene, ready: &Ready) -> HandOverGuestRequest {
         attempt: 1,
         ticket: ready.prepared.ticket.clone(),
         cookie: Vec::new().into(),
+        ..HandOverGuestRequest::default()
     }
 }
 
@@ -199,6 +200,7 @@ async fn a_source_is_finished_in_its_place_only_when_all_has_come() {
     let request = FinishIncomingRequest {
         fence: scene.fence(),
         migration: scene.reference(),
+        runs: None,
     };
     let refused = scene.ask_b().finish_incoming(request).await.map_err(Failure::from);
     assert_eq!(reason(refused), Reason::StreamIncomplete);

@@ -56,6 +56,7 @@ async fn two_hand_overs_at_once_are_one_finish() {
         attempt: 1,
         ticket: ready.prepared.ticket.clone(),
         cookie: Vec::new().into(),
+        ..HandOverGuestRequest::default()
     };
     let (mut one, mut two) = (scene.peer_of_b("agent/a"), scene.peer_of_b("agent/a"));
     let release = async {

@@ -186,6 +186,7 @@ async fn a_word_in_a_command_counts_against_the_journal() {
         migration: scene.reference(),
         verdict: Verdict::NeverRan.into(),
         fenced: false,
+        definition: None,
     };
     assert!(scene.ask_b().settle_incoming(request.clone()).await.is_err());
     request.fenced = true;

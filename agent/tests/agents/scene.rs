@@ -333,6 +333,7 @@ impl Scene {
             migration: self.reference(),
             verdict: 0,
             fenced: false,
+            definition: None,
         };
         request.set_verdict(verdict);
         Ok(self.ask_b().settle_incoming(request).await?.into_inner())

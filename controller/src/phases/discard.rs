@@ -53,6 +53,7 @@ async fn discard_destination(work: &Work) -> Result<(), Failure> {
         migration: Some(work.reference()),
         verdict: Verdict::NeverRan.into(),
         fenced,
+        definition: None,
     };
     let status = destination.settle_incoming(request).await?;
     if seen::is_active(status.guest.as_ref()) && status.same_incarnation {

@@ -1,6 +1,6 @@
 //! Finalize: definition and autostart are right at the destination, and nothing is left over on either host.
 
-use drover_proto::agent::v1::{CloseMigrationRequest, MigrationStatus, SettleIncomingRequest, Verdict};
+use drover_proto::agent::v1::{CloseMigrationRequest, DefinitionNews, MigrationStatus, SettleIncomingRequest, Verdict};
 use drover_proto::failure::Failure;
 
 use super::{Report, Work, look};
@@ -12,28 +12,55 @@ use crate::verdict::Side;
 pub(super) async fn run(work: &Work) -> Report {
     let look = look::both(work).await;
     let learned = look.learned().with_guest_at(&work.record.destination);
-    match finalize(work).await {
+    let news = match &look.source {
+        Ok(status) => status.journal.as_ref().and_then(|journal| journal.definition.clone()),
+        // A fenced source takes what was changed there with it.
+        Err(failure) if work.goes_without(Side::Source, failure) => None,
+        Err(failure) => return Report::of(failure, learned),
+    };
+    match finalize(work, news.clone()).await {
         Ok(status) => {
             let mut learned = learned;
             learned.add(&status, &work.record.destination);
+            let detail = |what: &str| format!("{what}{}", told(news.as_ref(), &status));
             // What was seen as Ran and is not there any more has ended there by itself.
             if seen::is_active(status.guest.as_ref()) {
-                Report::done(Guest::Lives, "the source has forgotten the guest", learned)
+                Report::done(Guest::Lives, detail("the source has forgotten the guest"), learned)
             } else {
-                Report::done(Guest::Ended, "the guest ended at the destination", learned)
+                Report::done(Guest::Ended, detail("the guest ended at the destination"), learned)
             }
         }
         Err(failure) => Report::of(&failure, learned),
     }
 }
 
-async fn finalize(work: &Work) -> Result<MigrationStatus, Failure> {
+/// What its users have to know of a definition that was changed while the guest moved.
+fn told(news: Option<&DefinitionNews>, status: &MigrationStatus) -> String {
+    let Some(news) = news else { return String::new() };
+    let taken = status.journal.as_ref().and_then(|journal| journal.definition.as_ref());
+    let problem = [Some(news), taken]
+        .into_iter()
+        .flatten()
+        .find(|news| !news.problem.is_empty());
+    match problem {
+        Some(DefinitionNews { problem, .. }) => {
+            format!("; its definition was changed at the source on the way, and that change is lost: {problem}")
+        }
+        None if news.inactive_xml.is_empty() => {
+            "; its definition was removed at the source on the way: it has none here either".to_owned()
+        }
+        None => "; its definition was changed at the source on the way: it is the newer one here".to_owned(),
+    }
+}
+
+async fn finalize(work: &Work, definition: Option<DefinitionNews>) -> Result<MigrationStatus, Failure> {
     let (source, destination) = (work.source().await?, work.destination().await?);
     let request = SettleIncomingRequest {
         fence: destination.fence()?,
         migration: Some(work.reference()),
         verdict: Verdict::Ran.into(),
         fenced: work.is_fenced(Side::Source),
+        definition,
     };
     let status = destination.settle_incoming(request).await?;
     // The source first: while its journal is open, its agent still guards against a second copy.

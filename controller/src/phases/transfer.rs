@@ -50,7 +50,7 @@ pub(super) async fn run(work: &Work) -> Report {
                 Err(silent) => Err(silent),
             },
             // The agents do not reach each other: in the place of the source, which has handed over and stands still.
-            Open::HandOver if stalled && look.may_finish_alone() => finish_at_destination(work).await,
+            Open::HandOver if stalled && look.may_finish_alone() => finish_at_destination(work, &look).await,
             Open::HandOver if is_under_way(&look) => follow(work)
                 .await
                 .map(|followed| stalled = followed == Followed::Stalled),
@@ -157,14 +157,20 @@ async fn finish_in_place(work: &Work, look: &Look) -> Result<(), Failure> {
     if !tombstoned && hand_over(work).await.is_ok() {
         return Ok(());
     }
-    finish_at_destination(work).await
+    finish_at_destination(work, look).await
 }
 
-async fn finish_at_destination(work: &Work) -> Result<(), Failure> {
+async fn finish_at_destination(work: &Work, look: &Look) -> Result<(), Failure> {
     let destination = work.destination().await?;
     let request = FinishIncomingRequest {
         fence: destination.fence()?,
         migration: Some(work.reference()),
+        // A source that does not answer cannot say it: then as it was when the migration began.
+        runs: look
+            .source
+            .as_ref()
+            .ok()
+            .and_then(|status| status.journal.as_ref()?.runs),
     };
     destination.finish_incoming(request).await?;
     Ok(())

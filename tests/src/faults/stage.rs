@@ -80,6 +80,11 @@ impl<'lab> Stage<'lab> {
         (self.place.clone(), other.to_string())
     }
 
+    /// For a caller that looked itself where the guest is now.
+    pub fn set_place(&mut self, host: &str) {
+        self.place = host.to_owned();
+    }
+
     /// One case from a guest at rest to a guest at rest. Every invariant is checked.
     pub fn run(&mut self, case: Case, patience: Patience) -> Result<Outcome> {
         self.run_anywhere(case, patience).with_context(|| case.to_string())
@@ -323,6 +328,13 @@ impl Held {
             Role::Source => &self.source,
             Role::Destination => &self.destination,
         }
+    }
+
+    /// Ends the watch: no copy ran beside another one. (Its path is empty where the guest stood still all the time.)
+    pub fn never_twice(self) -> Result<()> {
+        let violations = self.watch.finish()?.verdict.violations;
+        ensure!(violations.is_empty(), "A GUEST RAN TWICE: {violations:#?}");
+        Ok(())
     }
 
     /// The host on the other side.

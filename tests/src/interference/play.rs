@@ -1,0 +1,208 @@
+//! Plays cases one after the other on two real hosts, and brings the guest back to what it was after each.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Case, Deed, End};
+use crate::cluster::{Expected, Migration};
+use crate::faults::Stage;
+use crate::{Domain, Host, Lab};
+
+/// What waits for a job lock that is held gives up after 30 s.
+const VIRSH: Duration = Duration::from_secs(60);
+/// By then libvirt has done what it will do at once.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// A case as it was seen.
+#[derive(Debug)]
+pub struct Seen {
+    case: Case,
+    end: End,
+    /// The record's state and reason.
+    record: String,
+    /// What virsh said: nothing where it succeeded.
+    virsh: String,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Seen {
+            case,
+            end,
+            record,
+            virsh,
+        } = self;
+        write!(
+            f,
+            "{:<58} {:<14} {record}; virsh: {virsh}",
+            case.to_string(),
+            format!("{end:?}")
+        )
+    }
+}
+
+/// Runs them all; one that failed leaves a lab that nobody trusts, and the next one gets a fresh one.
+pub fn run_all(cases: &[Case], mut tell: impl FnMut(Case, Result<Seen>)) -> Result<()> {
+    let mut left: VecDeque<Case> = cases.iter().copied().collect();
+    while !left.is_empty() {
+        let mut lab = Lab::builder().listen_tcp().start()?;
+        let guest = lab.start_guest("host-a", &Stage::guest())?;
+        let mut stage = Stage::start(&lab, guest)?;
+        while let Some(case) = left.pop_front() {
+            let seen = play(&mut stage, case).with_context(|| case.to_string());
+            let trusted = seen.is_ok();
+            tell(case, seen);
+            if !trusted {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn play(stage: &mut Stage<'_>, case: Case) -> Result<Seen> {
+    let (source, _) = stage.sides();
+    let definition = stage
+        .cluster
+        .host(&source)
+        .virsh(&["dumpxml", "--inactive", stage.guest.name()])?;
+    let edited = definition.replace("</name>", "</name>\n  <title>edited on the way</title>");
+    let held = stage.hold_at(case.moment)?;
+    let (here, there) = (held.host(case.side).to_owned(), held.other(case.side).to_owned());
+    let (here, there) = (stage.cluster.host(&here), stage.cluster.host(&there));
+    let name = stage.guest.name().to_owned();
+    let (virsh, record) = std::thread::scope(|scope| {
+        let deed = scope.spawn(|| do_it(case.deed, here, there, &name, &edited, stage));
+        let started = std::time::Instant::now();
+        // What hangs at the job lock goes on to hang while the migration does.
+        while !deed.is_finished() && started.elapsed() < AT_ONCE {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let record = stage.release_and_rest(&held);
+        (deed.join().expect("virsh does not panic"), record)
+    });
+    let record = record?;
+    let virsh = virsh
+        .err()
+        .map_or_else(String::new, |error| last_line(&format!("{error:#}")));
+    let seen = settle(stage, case, &record, &definition)
+        .with_context(|| format!("virsh said {virsh:?}; record: {}", record.0));
+    let end = seen?;
+    held.never_twice()?;
+    let right = case.expected();
+    ensure!(
+        right.contains(&end),
+        "{end:?} is not among {right:?}; virsh: {virsh:?}; {}",
+        record.0
+    );
+    let record = format!("{} {}", record.state(), record.reason());
+    Ok(Seen {
+        case,
+        end,
+        record,
+        virsh,
+    })
+}
+
+fn last_line(text: &str) -> String {
+    text.lines().last().unwrap_or_default().trim().to_owned()
+}
+
+fn do_it(deed: Deed, here: &Host, there: &Host, name: &str, edited: &str, stage: &Stage<'_>) -> Result<()> {
+    let virsh = |arguments: &[&str]| here.virsh_within(VIRSH, arguments).map(|_| ());
+    match deed {
+        Deed::Destroy => virsh(&["destroy", name]),
+        Deed::Shutdown => virsh(&["shutdown", name]),
+        Deed::Suspend => virsh(&["suspend", name]),
+        Deed::Resume => virsh(&["resume", name]),
+        Deed::Undefine => virsh(&["undefine", name]),
+        Deed::Rename => virsh(&["domrename", name, "renamed"]),
+        Deed::Migrate => {
+            let (to, by) = (
+                format!("qemu+tcp://{}/system", there.name()),
+                format!("tcp://{}", there.name()),
+            );
+            let way = [
+                "migrate",
+                "--live",
+                "--p2p",
+                "--unsafe",
+                "--persistent",
+                "--undefinesource",
+            ];
+            virsh(&[&way[..], &[name, &to, &by]].concat())
+        }
+        Deed::Edit => {
+            virsh(&["dumpxml", "--inactive", name])?;
+            let path = stage.cluster.folder().join("edited.xml");
+            std::fs::write(&path, edited)?;
+            virsh(&["define", &path.display().to_string()])
+        }
+    }
+}
+
+/// How it ended, by what the hosts show; then the guest is again as it was before, wherever it is now.
+fn settle(stage: &mut Stage<'_>, case: Case, record: &Migration, before: &str) -> Result<End> {
+    let uuid = stage.guest.uuid();
+    let copies: Vec<Domain> = stage
+        .cluster
+        .lab()
+        .domains()?
+        .into_iter()
+        .filter(|one| one.uuid == uuid)
+        .collect();
+    let [copy] = copies.as_slice() else {
+        bail!("the guest must be known on one host: {copies:#?}");
+    };
+    let (source, destination) = stage.sides();
+    let moved = copy.host == destination;
+    stage.set_place(&copy.host);
+    let host = stage.cluster.host(&copy.host);
+    let name = stage.guest.name().to_owned();
+    if !copy.is_active() {
+        ensure!(record.state() == "GUEST_ENDED", "it runs nowhere");
+        ensure!(copy.persistent, "its definition is gone");
+        stage.cluster.check(&[Expected::Ended(&stage.guest)])?;
+        host.virsh(&["start", &name])?;
+        stage.guest.wait_until_it_answers()?;
+        calm(stage)?;
+        return Ok(End::Ended);
+    }
+    let paused = copy.state == "paused";
+    let inactive = host.virsh(&["dumpxml", "--inactive", &name])?;
+    let edited = inactive.contains("edited on the way");
+    let end = match (moved, record.state()) {
+        (false, "GUEST_ENDED") if case.deed == Deed::Migrate => End::BroughtBack,
+        (false, "FAILED") if !paused => End::Stayed,
+        (true, "SUCCEEDED") if !copy.persistent => End::MovedTransient,
+        (true, "SUCCEEDED") if edited => End::MovedEdited,
+        (true, "SUCCEEDED") if paused => End::MovedPaused,
+        (true, "SUCCEEDED") => End::Moved,
+        _ => bail!("no right end: from {source} to {destination}, now {copies:#?}"),
+    };
+    match end {
+        End::BroughtBack => {}
+        End::MovedPaused => stage.cluster.check(&[Expected::Paused(&stage.guest, &copy.host)])?,
+        End::Moved | End::MovedTransient | End::MovedEdited | End::Stayed | End::Ended => {
+            stage.cluster.check(&[Expected::Runs(&stage.guest, &copy.host)])?;
+        }
+    }
+    if paused {
+        host.virsh(&["resume", &name])?;
+    }
+    if edited || !copy.persistent {
+        let path = stage.cluster.folder().join("before.xml");
+        std::fs::write(&path, before)?;
+        host.virsh(&["define", &path.display().to_string()])?;
+    }
+    calm(stage)?;
+    Ok(end)
+}
+
+fn calm(stage: &Stage<'_>) -> Result<()> {
+    stage.guest.wait_until_it_answers()?;
+    stage.guest.dirty(2 * 1024, None)
+}
