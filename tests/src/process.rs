@@ -1,9 +1,10 @@
 //! Running programs and waiting for conditions, never without an end.
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// What a finished program left: how it ended and what it said.
@@ -39,24 +40,29 @@ pub(crate) fn run_any(command: &mut Command, limit: Duration) -> Result<Output> 
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {command:?}"))?;
-    let stdout = collect(child.stdout.take());
-    let stderr = collect(child.stderr.take());
-    let status = wait_for_exit(&mut child, limit).with_context(|| format!("running {command:?}"))?;
-    // Daemons that a program leaves behind may hold its output open for ever: what came until now is enough.
-    let wall = started.elapsed();
+    let mut stdout = Collected::new(child.stdout.take())?;
+    let mut stderr = Collected::new(child.stderr.take())?;
+    let status = wait_for_exit(&mut child, limit, || {
+        stdout.take_what_is_there();
+        stderr.take_what_is_there();
+    })
+    .with_context(|| format!("running {command:?}"))?;
     Ok(Output {
         status,
-        stdout: finish(&stdout),
-        stderr: finish(&stderr),
-        wall,
+        wall: started.elapsed(),
+        stdout: stdout.text(),
+        stderr: stderr.text(),
     })
 }
 
-fn wait_for_exit(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+/// `meanwhile` is called again and again, and once after the end.
+fn wait_for_exit(child: &mut Child, limit: Duration, mut meanwhile: impl FnMut()) -> Result<ExitStatus> {
     let started = Instant::now();
     let mut pause = Duration::from_micros(200);
     loop {
-        if let Some(status) = child.try_wait()? {
+        let ended = child.try_wait()?;
+        meanwhile();
+        if let Some(status) = ended {
             return Ok(status);
         }
         if started.elapsed() > limit {
@@ -69,33 +75,32 @@ fn wait_for_exit(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     }
 }
 
-struct Collected {
-    reader: JoinHandle<()>,
-    text: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
+/// What a program writes. Daemons that it leaves behind may hold its output open for ever, so the end of the stream is
+/// not waited for: what the program itself wrote is in the pipe when it has ended.
+struct Collected<S> {
+    stream: Option<S>,
+    bytes: Vec<u8>,
 }
 
-fn collect(stream: Option<impl Read + Send + 'static>) -> Collected {
-    let text = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    let sink = std::sync::Arc::clone(&text);
-    let reader = std::thread::spawn(move || {
-        let Some(mut stream) = stream else { return };
-        let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = stream.read(&mut buffer) {
-            sink.lock()
-                .expect("reader threads do not panic")
-                .extend_from_slice(&buffer[..length]);
+impl<S: Read + AsFd> Collected<S> {
+    fn new(stream: Option<S>) -> Result<Self> {
+        if let Some(stream) = &stream {
+            fcntl(stream, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("a pipe that does not block")?;
         }
-    });
-    Collected { reader, text }
-}
-
-fn finish(collected: &Collected) -> String {
-    let deadline = Instant::now() + Duration::from_millis(300);
-    while !collected.reader.is_finished() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_micros(200));
+        let bytes = Vec::new();
+        Ok(Self { stream, bytes })
     }
-    let text = collected.text.lock().expect("reader threads do not panic");
-    String::from_utf8_lossy(&text).into_owned()
+
+    fn take_what_is_there(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            // An empty pipe is an error too; what came before it is kept.
+            let _ = stream.read_to_end(&mut self.bytes);
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
 }
 
 /// Asks `look` until it returns something, at most for `limit`. An error of `look` means "not yet" and is quoted at

@@ -1,4 +1,4 @@
-//! Rounds made up, at random, and recorded from real migrations.
+//! Rounds made up, and at random.
 
 use proptest::prelude::*;
 
