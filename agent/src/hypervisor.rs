@@ -6,6 +6,7 @@
 //! Promise of every call: `Ok` means it is so; `Err` with [`ErrorClass::Ambiguous`] means nobody knows,
 //! and the caller has to look before it acts.
 
+mod copied;
 mod facts;
 
 use std::time::{Duration, SystemTime};
@@ -15,6 +16,7 @@ use drover_proto::ids::GuestId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+pub use copied::CopiedDisks;
 pub use facts::{CpuAnswer, CpuQuestion, GuestFacts, GuestState, HostFacts, Incarnation, MachineTypes};
 
 pub type Result<T> = std::result::Result<T, HypervisorError>;
@@ -133,7 +135,7 @@ pub trait Incoming: Send + Sync {
 pub struct Cookie(pub Vec<u8>);
 
 /// What all five calls of one migration must agree on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrateFlags {
     /// The guest has a persistent definition on the source: it moves along and is removed there.
     pub persistent: bool,
@@ -145,6 +147,9 @@ pub struct MigrateFlags {
     pub storage_proved: bool,
     /// Connections for memory; 0 is one plain channel, 1 and more use multifd.
     pub parallel: u32,
+    /// Disks that are copied while the guest runs; `None` where all are shared.
+    #[serde(default)]
+    pub copied: Option<CopiedDisks>,
 }
 
 #[derive(Clone, Debug)]
@@ -172,6 +177,8 @@ pub struct PrepareRequest {
     pub flags: MigrateFlags,
     /// Unix socket on which the waiting QEMU listens for memory.
     pub socket: std::path::PathBuf,
+    /// Unix socket on which it listens for copied disks; not used where none are.
+    pub disks_socket: std::path::PathBuf,
 }
 
 #[derive(Clone, Debug)]
@@ -179,6 +186,8 @@ pub struct PerformRequest {
     pub cookie: Cookie,
     /// Unix socket of this agent that QEMU connects to, once for each channel.
     pub socket: std::path::PathBuf,
+    /// Another one, for copied disks: QEMU connects once for each; not used where none are.
+    pub disks_socket: std::path::PathBuf,
     /// The persistent definition for the destination; `None` for a transient guest.
     pub persistent_xml: Option<String>,
     /// Bytes/s; 0 is no limit.

@@ -16,6 +16,7 @@ pub mod begin;
 pub mod calls;
 pub mod close;
 mod control;
+mod copies;
 mod deadline;
 mod definition;
 pub mod ended;
@@ -37,6 +38,7 @@ pub mod status;
 mod steering;
 pub mod transfer;
 mod watching;
+mod ways;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -55,6 +57,7 @@ use crate::journal::{Journal, OpenPage, Record, Terms};
 use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Destination;
 
+pub use self::copies::fit_to_copy;
 use self::incoming::IncomingJob;
 use self::outgoing::OutgoingJob;
 use self::sockets::Sockets;

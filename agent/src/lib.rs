@@ -9,6 +9,7 @@ pub mod gate;
 pub mod guest_xml;
 pub mod host_cpu;
 pub mod hypervisor;
+pub mod images;
 pub mod jobs;
 pub mod journal;
 pub mod libvirt;

@@ -252,7 +252,9 @@ fn about(options: &AgentOptions, jobs: &Jobs, facts: &HostFacts) -> Arc<dyn Fn()
         agent_instance: jobs.instance.to_string(),
         protocol_min: PROTOCOL,
         protocol_max: PROTOCOL,
-        features: ["live", "tunnel", "overrides"].map(str::to_owned).to_vec(),
+        features: ["live", "tunnel", "overrides", "copy-disks"]
+            .map(str::to_owned)
+            .to_vec(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         libvirt_version: version(facts.libvirt_version),
         qemu_version: version(facts.qemu_version),

@@ -3,6 +3,7 @@
 //! Every call that changes something runs as a task of its own, so that a caller that goes away cuts nothing off.
 
 mod convert;
+mod images;
 mod inspect;
 mod limits;
 mod peer;
@@ -23,7 +24,7 @@ use futures::Stream;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
-use crate::hypervisor::MigrateFlags;
+use crate::hypervisor::{CopiedDisks, MigrateFlags};
 use crate::jobs::Jobs;
 use crate::jobs::begin::BeginOrder;
 use crate::jobs::fence::Reference;
@@ -104,6 +105,7 @@ fn flags(policy: Option<&agent::TransferPolicy>, persistent: bool) -> MigrateFla
         auto_converge: policy.auto_converge,
         storage_proved: policy.storage_proved,
         parallel: policy.parallel_connections,
+        copied: None,
     }
 }
 
@@ -154,8 +156,10 @@ impl AgentService for AgentServer {
         &self,
         request: Request<agent::ReadStorageProbesRequest>,
     ) -> Reply<agent::ReadStorageProbesResponse> {
-        let probes = limits::probes("probes", request.into_inner().probes)?;
-        Ok(Response::new(probes::read_probes(probes).await?))
+        let request = request.into_inner();
+        let mut response = probes::read_probes(limits::probes("probes", request.probes)?).await?;
+        response.rooms = self.rooms(request.images).await?;
+        Ok(Response::new(response))
     }
 
     async fn remove_storage_probes(
@@ -182,7 +186,11 @@ impl AgentService for AgentServer {
             reference: about(request.migration)?,
             destination: convert::host_id("destination_host", &request.destination_host)?,
             incarnation: convert::incarnation(request.incarnation)?,
-            flags: flags(request.policy.as_ref(), false),
+            flags: MigrateFlags {
+                copied: CopiedDisks::new(images::targets("copy_disks", request.copy_disks)?),
+                ..flags(request.policy.as_ref(), false)
+            },
+            delete_source: request.delete_source,
             overrides: convert::overrides(request.destination_overrides.as_ref())?,
             limits: convert::limits(request.policy.as_ref())?,
         };
@@ -211,6 +219,7 @@ impl AgentService for AgentServer {
             autostart_before: request.autostart_before,
             flags: flags(request.policy.as_ref(), inactive_xml.is_some()),
             inactive_xml,
+            images: images::images_from("images", request.images)?,
             cookie: limits::cookie("cookie", &request.cookie)?,
         };
         let jobs = Arc::clone(&self.jobs);

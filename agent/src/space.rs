@@ -11,6 +11,12 @@ pub fn free(folder: &Path) -> Option<u64> {
     Some(blocks.saturating_mul(size))
 }
 
+/// The number of the file system that a folder is on, as long as it stays mounted.
+pub fn file_system(folder: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(folder).ok().map(|found| found.dev())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

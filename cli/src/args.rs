@@ -186,6 +186,8 @@ pub(crate) struct Check {
     /// Show every check of every host, also where several were asked
     #[arg(short, long)]
     pub(crate) verbose: bool,
+    #[command(flatten)]
+    pub(crate) storage: crate::policy::Storage,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use drover_proto::ids::MigrationId;
 use drover_proto::time::proto_duration;
 use drover_proto::units;
-use drover_proto::v1::{AdjustAction, AdjustMigrationRequest, DeadlineAction, MigrationPolicy};
+use drover_proto::v1::{AdjustAction, AdjustMigrationRequest, DeadlineAction, MigrationPolicy, StoragePolicy};
 
 use crate::args::Output;
 use crate::client::{Controller, request};
@@ -35,6 +35,34 @@ pub(crate) struct Policy {
     /// Let the guest be slowed down where it writes faster than it is sent
     #[arg(long)]
     allow_auto_converge: bool,
+    #[command(flatten)]
+    storage: Storage,
+}
+
+/// What happens with disks that only the source has. Without any of it all have to be shared.
+#[derive(Clone, Debug, Default, PartialEq, Args)]
+#[command(next_help_heading = "Disks")]
+pub(crate) struct Storage {
+    /// Copy these disks while the guest runs: vda,vdb; all others must be shared
+    #[arg(long, value_name = "TARGET", value_delimiter = ',')]
+    copy_disks: Vec<String>,
+    /// Copy every disk that is not shared
+    #[arg(long)]
+    copy_unshared: bool,
+    /// Remove the source's files of copied disks once the guest runs at the destination
+    #[arg(long)]
+    delete_source: bool,
+}
+
+impl Storage {
+    /// None where nothing was typed.
+    pub(crate) fn message(&self) -> Option<StoragePolicy> {
+        (*self != Self::default()).then(|| StoragePolicy {
+            copy_disks: self.copy_disks.clone(),
+            copy_unshared: self.copy_unshared,
+            delete_source: self.delete_source,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -63,6 +91,7 @@ impl Policy {
             allow_auto_converge: self.allow_auto_converge.then_some(true),
             bandwidth_limit_bytes_per_second: signed(self.bandwidth.unwrap_or(0)),
             parallel_connections: self.parallel.unwrap_or(0),
+            storage: self.storage.message(),
             ..MigrationPolicy::default()
         })
     }

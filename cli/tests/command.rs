@@ -369,7 +369,7 @@ fn checked(host: &str, obstacle: Option<&str>) -> DestinationChecks {
         destination_host: format!("hosts/{host}"),
         acceptable: obstacle.is_none(),
         checks: failed.into_iter().chain([check("cpu", CheckResult::Passed)]).collect(),
-        estimate: None,
+        ..DestinationChecks::default()
     }
 }
 

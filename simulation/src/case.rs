@@ -11,13 +11,16 @@ use drover_proto::channel::channel;
 use drover_proto::identity::Identity;
 use drover_proto::ids::MigrationId;
 use drover_proto::v1::migration_service_client::MigrationServiceClient;
-use drover_proto::v1::{CancelMigrationRequest, CreateMigrationRequest, Migration, RetryMigrationRequest};
+use drover_proto::v1::{
+    CancelMigrationRequest, CreateMigrationRequest, DestinationOverrides, DiskOverride, Migration, MigrationPolicy,
+    RetryMigrationRequest, StoragePolicy,
+};
 use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::invariants::{self, Rest};
 use super::pki::Pki;
-use super::plan::{Event, Plan};
+use super::plan::{Event, Plan, Scenario};
 use super::point::{Point, Site};
 use super::world::World;
 
@@ -68,7 +71,7 @@ pub async fn run(plan: Plan) -> Outcome {
     let (rest, broken) = match registered(&world).await {
         Ok(()) => {
             world.director.arm(events);
-            let rest = to_rest(&world).await;
+            let rest = to_rest(&world, plan.scenario).await;
             let broken = invariants::check(&world, &plan, &rest).await;
             (Some(rest), broken)
         }
@@ -101,9 +104,9 @@ async fn registered(world: &World) -> anyhow::Result<()> {
 }
 
 /// Asks for the migration, and waits until it has come to its rest.
-async fn to_rest(world: &Arc<World>) -> Rest {
+async fn to_rest(world: &Arc<World>, scenario: Scenario) -> Rest {
     let until = Instant::now() + PATIENCE;
-    let Some(id) = create(world, until).await else {
+    let Some(id) = create(world, scenario, until).await else {
         return Rest::NotCreated;
     };
     let mut asked_for_a_person: Option<Instant> = None;
@@ -143,11 +146,14 @@ fn waits_for(record: &Record, reason: WaitReason) -> bool {
 }
 
 /// Asked again, with the same request id, until it is answered.
-async fn create(world: &Arc<World>, until: Instant) -> Option<MigrationId> {
+async fn create(world: &Arc<World>, scenario: Scenario, until: Instant) -> Option<MigrationId> {
+    let copied = scenario.copies();
     let request = CreateMigrationRequest {
         migration: Some(Migration {
             guest_uuid: world.guest_id().to_string(),
             destination_host: format!("hosts/{}", Site::Destination.host()),
+            policy: copied.then(copying),
+            destination_overrides: copied.then(|| elsewhere(world)),
             ..Migration::default()
         }),
         request_id: Uuid::new_v4().to_string(),
@@ -163,6 +169,27 @@ async fn create(world: &Arc<World>, until: Instant) -> Option<MigrationId> {
         tokio::time::sleep(TICK).await;
     }
     None
+}
+
+fn copying() -> MigrationPolicy {
+    MigrationPolicy {
+        storage: Some(StoragePolicy {
+            copy_disks: vec!["vdb".to_owned()],
+            delete_source: true,
+            ..StoragePolicy::default()
+        }),
+        ..MigrationPolicy::default()
+    }
+}
+
+fn elsewhere(world: &World) -> DestinationOverrides {
+    DestinationOverrides {
+        disks: vec![DiskOverride {
+            target: "vdb".to_owned(),
+            source: world.local_there(),
+        }],
+        ..DestinationOverrides::default()
+    }
 }
 
 /// A user's way to the controller, while it is up.

@@ -14,7 +14,7 @@ use drover_proto::v1::MigrationState;
 use super::fault::Fault;
 use super::plan::{Plan, Scenario};
 use super::point::Site;
-use super::world::World;
+use super::world::{LOCAL, World};
 
 /// What is known to be wrong, and why it is so still. Each is printed and counted at every run; nothing else may be.
 pub const KNOWN: [(&str, &str); 0] = [];
@@ -118,6 +118,7 @@ fn ended(world: &World, plan: &Plan, record: &Record) -> Vec<String> {
         Err(wrong) => return vec![wrong],
     };
     let mut broken = nothing_left(world);
+    broken.extend(local_disk(world, plan, home));
     let powered_off = |site| {
         let fired = world.director.fired();
         fired.iter().any(|event| event.fault == Fault::HostReboots(site))
@@ -143,6 +144,37 @@ fn ended(world: &World, plan: &Plan, record: &Record) -> Vec<String> {
         }
     }
     broken
+}
+
+/// The disk that only the source had is whole where the guest is, and nowhere else.
+fn local_disk(world: &World, plan: &Plan, home: Option<Site>) -> Option<String> {
+    let images = Site::BOTH.map(|site| (site, world.local_images(site)));
+    let whole = vec![("data.raw".to_owned(), LOCAL.to_vec())];
+    let right = match home {
+        _ if !plan.scenario.copies() => images == [(Site::Source, whole), (Site::Destination, Vec::new())],
+        Some(home) => images.iter().all(|(site, there)| {
+            if *site == home {
+                *there == whole
+            } else {
+                there.is_empty()
+            }
+        }),
+        // It ended on one of them.
+        None => images.iter().any(|(_, there)| *there == whole) && images.iter().all(|(_, there)| there.len() < 2),
+    };
+    let names = |(site, there): &(Site, Vec<(String, Vec<u8>)>)| {
+        let names: Vec<_> = there
+            .iter()
+            .map(|(name, content)| format!("{name} ({})", content.len()))
+            .collect();
+        format!("{}: {names:?}", site.host())
+    };
+    (!right).then(|| {
+        format!(
+            "local disks: {}",
+            images.iter().map(names).collect::<Vec<_>>().join(", ")
+        )
+    })
 }
 
 /// One copy, with what belongs to it, and nothing on the other host.

@@ -98,6 +98,14 @@ impl fmt::Display for Plan {
 }
 
 impl Scenario {
+    /// Whether the guest has a disk that only the source has: it is copied, and its original removed.
+    pub fn copies(self) -> bool {
+        match self {
+            Self::Move | Self::MovePaused | Self::Undo | Self::HandOver | Self::Finish => true,
+            Self::MoveTransient => false,
+        }
+    }
+
     /// What happens in it by itself.
     pub fn events(self) -> Vec<Event> {
         let at = |call: &str, site| {

@@ -42,6 +42,9 @@ const TIMING: Timing = Timing {
     probe: Duration::from_secs(3),
 };
 
+/// What the disk holds that only the source has: whole sectors.
+pub const LOCAL: [u8; 1024] = [7; 1024];
+
 type Slot<T> = Mutex<Option<Arc<Process<T>>>>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -79,14 +82,23 @@ impl World {
     pub async fn new(scenario: Scenario) -> anyhow::Result<Arc<Self>> {
         let folder = memory_folder()?;
         let disk = folder.path().join("images").join("web.raw");
-        std::fs::create_dir_all(folder.path().join("images"))?;
+        let local = folder.path().join(Site::Source.host()).join("local/data.raw");
+        for path in [
+            &disk,
+            &local,
+            &local_folder(folder.path(), Site::Destination).join("data.raw"),
+        ] {
+            std::fs::create_dir_all(path.parent().unwrap_or(path))?;
+        }
         std::fs::write(&disk, b"disk")?;
+        std::fs::write(&local, LOCAL)?;
+        let copied = scenario.copies().then(|| local.display().to_string());
         let guest = SimGuest {
             memory_mib: 1,
             persistent: scenario != Scenario::MoveTransient,
             autostart: scenario != Scenario::MoveTransient,
             paused: scenario == Scenario::MovePaused,
-            disks: vec![disk.display().to_string()],
+            disks: [disk.display().to_string()].into_iter().chain(copied).collect(),
             ..SimGuest::named("web")
         };
         let (sim, store) = (SimWorld::new(), Arc::new(MemoryStore::default()));
@@ -139,6 +151,19 @@ impl World {
         names(&self.folder.path().join("images"))
     }
 
+    /// Names and contents of what a host has for itself.
+    pub fn local_images(&self, site: Site) -> Vec<(String, Vec<u8>)> {
+        let folder = local_folder(self.folder.path(), site);
+        let content = |name: String| (name.clone(), std::fs::read(folder.join(name)).unwrap_or_default());
+        names(&folder).into_iter().map(content).collect()
+    }
+
+    /// Both hosts are in one file system: where the local disk lies at the destination.
+    pub fn local_there(&self) -> String {
+        let path = local_folder(self.folder.path(), Site::Destination).join("data.raw");
+        path.display().to_string()
+    }
+
     /// Names of the socket directories of a host's agent.
     pub fn sockets(&self, site: Site) -> Vec<String> {
         names(&self.run_dir(site))
@@ -185,6 +210,7 @@ impl World {
             unit.from_agent.address(),
             unit.to_controller.address(),
         );
+        let storage = StorageDirectories::new(vec![local_folder(self.folder.path(), site)]);
         let (state_dir, run_dir) = (self.folder.path().join(site.host()).join("state"), self.run_dir(site));
         let address = self.address;
         async move {
@@ -197,7 +223,7 @@ impl World {
                 state_dir,
                 run_dir,
                 qemu_group: None,
-                storage: StorageDirectories::default(),
+                storage: storage?,
                 tls: Pki::shared().tls(&format!("agent/{}", site.host()))?,
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),
@@ -378,6 +404,10 @@ fn memory_folder() -> anyhow::Result<TempDir> {
         .tempdir_in("/dev/shm")
         .or_else(|_| builder().tempdir())
         .context("no folder for a world")
+}
+
+fn local_folder(world: &std::path::Path, site: Site) -> PathBuf {
+    world.join(site.host()).join("local")
 }
 
 fn names(folder: &std::path::Path) -> Vec<String> {

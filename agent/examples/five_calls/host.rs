@@ -241,6 +241,7 @@ impl Host {
                     cookie,
                     flags,
                     socket,
+                    disks_socket: Default::default(),
                 };
                 let incoming = self.libvirt.prepare(request).await?;
                 let cookie = incoming.cookie().clone();
@@ -277,10 +278,10 @@ impl Host {
                 bandwidth,
             } => {
                 let outgoing = Arc::clone(self.outgoing()?);
-                let socket = socket.into();
                 let request = PerformRequest {
                     cookie,
-                    socket,
+                    socket: socket.into(),
+                    disks_socket: Default::default(),
                     persistent_xml,
                     bandwidth,
                     max_downtime: None,

@@ -18,6 +18,7 @@ use super::outgoing::OutgoingJob;
 use super::{Jobs, Seen, lock, see};
 use crate::guest_xml::overrides::{self, Definition, Unfit};
 use crate::hypervisor::{BeginRequest, Begun, GuestFacts, GuestState, Incarnation, MigrateFlags};
+use crate::images::{CopiedImage, NewImage};
 use crate::journal::{Decision, DefinitionNews, Limits, OpenPage, Part, Record, SourcePart, SourceState};
 
 /// What is to be begun.
@@ -32,6 +33,8 @@ pub struct BeginOrder {
     pub limits: Limits,
     /// What is different at the destination.
     pub overrides: Overrides,
+    /// Remove the files of copied disks once the guest was seen at the destination.
+    pub delete_source: bool,
 }
 
 /// What the destination needs to know: definitions as it is to have them.
@@ -42,6 +45,8 @@ pub struct BeginAnswer {
     pub guest_name: String,
     pub state_before: GuestState,
     pub autostart_before: bool,
+    /// What the destination has to make first.
+    pub images: Vec<NewImage>,
 }
 
 impl Jobs {
@@ -69,8 +74,11 @@ impl Jobs {
         }
         let found = self.fit_to_leave(&order).await?;
         // Also the live one, though libvirt will say it anew: what does not fit is refused before anything is touched.
-        adapted(&found.xml, &order.overrides, Definition::Live)?;
-        let record = page.create(self.source_record(&fence, &order, found)?).await?;
+        let there = adapted(&found.xml, &order.overrides, Definition::Live)?;
+        let copied = self
+            .look_at_copied(&found.xml, &there, order.flags.copied.as_ref(), order.delete_source)
+            .await?;
+        let record = page.create(self.source_record(&fence, &order, found, copied)?).await?;
         self.clear_autostart_and_begin(&mut page, &record).await
     }
 
@@ -122,7 +130,13 @@ impl Jobs {
         }
     }
 
-    fn source_record(&self, fence: &Fence, order: &BeginOrder, guest: GuestFacts) -> Result<Record, Failure> {
+    fn source_record(
+        &self,
+        fence: &Fence,
+        order: &BeginOrder,
+        guest: GuestFacts,
+        copied: Vec<CopiedImage>,
+    ) -> Result<Record, Failure> {
         let definition = guest.inactive_xml.filter(|_| guest.persistent);
         let definition = definition.map(|xml| adapted(&xml, &order.overrides, Definition::Persistent));
         let part = SourcePart {
@@ -138,8 +152,10 @@ impl Jobs {
             incarnation: order.incarnation.clone(),
             flags: MigrateFlags {
                 persistent: guest.persistent,
-                ..order.flags
+                ..order.flags.clone()
             },
+            copied,
+            delete_source: order.delete_source,
             limits: order.limits,
             suspended_by_agent: false,
             ran_on: false,
@@ -184,7 +200,7 @@ impl Jobs {
         let job = OutgoingJob::new(record.migration, record.guest, self.host.clone(), record.calls.clone());
         let request = BeginRequest {
             guest: record.guest,
-            flags: part.flags,
+            flags: part.flags.clone(),
         };
         let handle = job
             .calls
@@ -238,6 +254,7 @@ fn answer(part: &SourcePart, begun: Begun) -> Result<BeginAnswer, Failure> {
         guest_name: part.guest_name.clone(),
         state_before: part.state_before,
         autostart_before: part.autostart_before,
+        images: part.copied.iter().map(|copied| copied.image.clone()).collect(),
     })
 }
 

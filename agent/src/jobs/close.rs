@@ -1,4 +1,4 @@
-//! Either side: sockets and tickets go, the journal is closed and kept for 30 days.
+//! Either side: sockets and tickets go, the originals of copied disks where the policy says so, the journal is closed and kept for 30 days.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -30,6 +30,7 @@ impl Jobs {
                 ));
             }
         }
+        self.remove_originals(&record).await?;
         self.sockets.remove(reference.migration).await?;
         if record.closed.is_none() {
             page.close(SystemTime::now()).await?;

@@ -14,8 +14,9 @@ use tracing::Instrument;
 
 use super::fence::{Fence, Reference, Side, concerns};
 use super::incoming::{IncomingJob, call_log};
-use super::{Jobs, Seen, errors, lock};
-use crate::hypervisor::{Cookie, GuestState, MigrateFlags, PrepareRequest};
+use super::{Jobs, Seen, copies, errors, lock};
+use crate::hypervisor::{Cookie, CopiedDisks, GuestState, MigrateFlags, PrepareRequest};
+use crate::images::NewImage;
 use crate::journal::{Decision, DefinitionNews, DestinationPart, DestinationState, Forbidden, OpenPage, Part, Record};
 use crate::tunnel::Registration;
 
@@ -34,6 +35,8 @@ pub struct PrepareOrder {
     pub state_before: GuestState,
     pub autostart_before: bool,
     pub flags: MigrateFlags,
+    /// What is to be made first; what is copied is exactly these.
+    pub images: Vec<NewImage>,
 }
 
 /// What the source needs.
@@ -71,6 +74,7 @@ impl Jobs {
             return Err(Failure::new(Reason::GuestBusy, message));
         }
         self.refuse_known_guest(&order).await?;
+        copies::agree(&order.xml, &order.images)?;
         let ticket = Ticket::generate().map_err(|error| Failure::internal(format!("no randomness: {error}")))?;
         let part = destination_part(&order, ticket);
         page.create(self.new_record(&fence, order.reference, Part::Destination(Box::new(part))))
@@ -147,14 +151,16 @@ impl Jobs {
         };
         let (migration, guest) = (record.migration, record.guest);
         self.sockets.make(migration).await?;
+        self.make_images(page).await?;
         let request = PrepareRequest {
             guest,
             name: order.guest_name.clone(),
             xml: order.xml.clone(),
             persistent_xml: order.inactive_xml.clone(),
             cookie: order.cookie.clone(),
-            flags: part.flags,
+            flags: part.flags.clone(),
             socket: self.sockets.destination(migration),
+            disks_socket: self.sockets.destination_disks(migration),
         };
         let calls = call_log(&self.host, record.calls.clone());
         let handle = calls
@@ -172,7 +178,11 @@ impl Jobs {
             ticket: part.ticket.clone(),
             source: part.peer.clone(),
             memory_socket: self.sockets.destination(migration),
-            disks_socket: None,
+            disks_socket: part
+                .flags
+                .copied
+                .as_ref()
+                .map(|_| self.sockets.destination_disks(migration)),
             valid_for: self.limits.ticket,
         })?;
         let record = page
@@ -241,7 +251,11 @@ fn destination_part(order: &PrepareOrder, ticket: Ticket) -> DestinationPart {
         autostart_before: order.autostart_before,
         inactive_xml: order.inactive_xml.clone(),
         definition: DefinitionNews::AsSent,
-        flags: order.flags,
+        flags: MigrateFlags {
+            copied: CopiedDisks::new(order.images.iter().map(|image| image.target.clone()).collect()),
+            ..order.flags.clone()
+        },
+        images: copies::to_make(&order.images),
         ticket,
         cookie: None,
         incarnation: None,

@@ -197,8 +197,8 @@ impl Jobs {
             return Ok(());
         }
         let flags = match &record.part {
-            Part::Source(part) => part.flags,
-            Part::Destination(part) => part.flags,
+            Part::Source(part) => part.flags.clone(),
+            Part::Destination(part) => part.flags.clone(),
             Part::Nothing => return Ok(()),
         };
         let request = BeginRequest {

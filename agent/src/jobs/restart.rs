@@ -118,7 +118,7 @@ impl Jobs {
         let job = self.adopt(record);
         let request = BeginRequest {
             guest: record.guest,
-            flags: part.flags,
+            flags: part.flags.clone(),
         };
         let handle = job
             .calls

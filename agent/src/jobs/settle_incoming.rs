@@ -1,6 +1,7 @@
 //! Destination: the verdict is journaled, then carried out.
 //!
-//! - NeverRan: what waits is let go, the definition that this migration made is removed, the sockets too.
+//! - NeverRan: what waits is let go, the definition and the images that this migration made are removed, the sockets
+//!   too.
 //! - Ran: the guest stays; its definition and its autostart are put right. One that its host would have started after
 //!   a reboot, had its autostart come along with it, is started.
 //!
@@ -138,6 +139,7 @@ impl Jobs {
                 self.hypervisor.undefine(record.guest).await.map_err(errors::unsure)?;
             }
         }
+        self.remove_images(&record).await?;
         self.sockets.remove(record.migration).await?;
         page.change(|record| record.decision = Decision::Settled(Verdict::NeverRan))
             .await?;

@@ -268,7 +268,7 @@ impl Jobs {
         if job.handle().is_none() {
             let request = BeginRequest {
                 guest: record.guest,
-                flags: part.flags,
+                flags: part.flags.clone(),
             };
             let handle = job
                 .calls

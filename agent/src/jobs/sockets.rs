@@ -38,6 +38,16 @@ impl Sockets {
         self.directory(migration).join("memory.sock")
     }
 
+    /// Where the source's QEMU connects to with copied disks.
+    pub fn source_disks(&self, migration: MigrationId) -> PathBuf {
+        self.directory(migration).join("source-disks.sock")
+    }
+
+    /// Where the destination's QEMU listens for copied disks.
+    pub fn destination_disks(&self, migration: MigrationId) -> PathBuf {
+        self.directory(migration).join("disks.sock")
+    }
+
     /// Makes the directory anew: what an earlier try left in it is gone.
     pub async fn make(&self, migration: MigrationId) -> Result<(), Failure> {
         let (directory, group) = (self.directory(migration), self.group);

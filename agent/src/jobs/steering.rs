@@ -75,7 +75,7 @@ impl Steering {
         let mut given = self.given.lock().await;
         self.publish(limits);
         given.flags = Some(flags);
-        given.max_downtime = at_first(&policy(&limits, given.flags));
+        given.max_downtime = at_first(&policy(&limits, given.flags.clone()));
         given.max_downtime
     }
 
@@ -88,7 +88,7 @@ impl Steering {
     pub(super) async fn adjust(&self, limits: Limits, handle: &dyn Outgoing) -> hypervisor::Result<()> {
         let mut given = self.given.lock().await;
         self.publish(limits);
-        let policy = policy(&limits, given.flags);
+        let policy = policy(&limits, given.flags.clone());
         let now = if policy.whole {
             policy.limit
         } else {
@@ -114,7 +114,7 @@ impl Steering {
     ) -> hypervisor::Result<Option<Action>> {
         let mut given = self.given.lock().await;
         given.round = number;
-        let policy = policy(&self.limits(), given.flags);
+        let policy = policy(&self.limits(), given.flags.clone());
         let so_far = given.max_downtime;
         if given.unsure {
             // An order that is repeated is not a decision of this agent.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::fault_points::{self, point};
-use drover_proto::identity::Identity;
 use drover_proto::trace::names::{attribute, span};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
@@ -19,11 +18,11 @@ use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep, UnderWay};
 use super::progress::{Problem, What};
 use super::watching::Watching;
+use super::ways::Ways;
 use super::{Jobs, control};
 use crate::hypervisor::{Cookie, Outgoing, PerformRequest};
 use crate::journal::{Delivery, Forbidden, Limits, Record, SourceState};
 use crate::peer::PeerClient;
-use crate::tunnel::{ChannelPlan, HelloTemplate, Source, SourceOptions};
 
 /// What is to be sent, and where to.
 #[derive(Clone, Debug)]
@@ -80,19 +79,19 @@ impl Jobs {
         let runs = self.runs_now(&record).await?;
         let record = page.change(|record| order.claim(record, runs)).await?;
         self.sockets.make(migration).await?;
-        let tunnel = Source::open(self.tunnel_options(&record, &order, &job))?;
+        let ways = Ways::open(self, &record, &order, &job)?;
         self.connect_to_peer(&record, &order, &job);
         let Some(part) = record.source() else {
             return Err(not_begun("this host is not the source"));
         };
-        let max_downtime = job.steering.start(part.limits, part.flags).await;
+        let max_downtime = job.steering.start(part.limits, part.flags.clone()).await;
         job.claimed.cancel();
         let under_way = job.under_way(TransferStep::Performing);
         let transfer = Transfer {
             jobs: Arc::clone(self),
             job,
             handle,
-            tunnel,
+            ways,
             record,
             started: Instant::now(),
             under_way,
@@ -110,29 +109,6 @@ impl Jobs {
         let peer = job.peer(|| PeerClient::new(&self.tls, host, addresses));
         tokio::spawn(async move { peer.connect().await });
     }
-
-    fn tunnel_options(&self, record: &Record, order: &StartOrder, job: &OutgoingJob) -> SourceOptions {
-        let (parallel, peer) = record
-            .source()
-            .map_or((0, self.host.clone()), |part| (part.flags.parallel, part.peer.clone()));
-        SourceOptions {
-            socket: self.sockets.source(record.migration),
-            socket_group: self.sockets.group(),
-            channels: ChannelPlan::Memory {
-                multifd: u16::try_from(parallel).unwrap_or(u16::MAX),
-                postcopy_preempt: false,
-            },
-            addresses: order.delivery.addresses.clone(),
-            expected: Identity::Agent(peer),
-            tls: self.tls.clone(),
-            hello: HelloTemplate {
-                migration: record.migration,
-                attempt: record.attempt,
-                ticket: order.delivery.ticket.clone(),
-            },
-            pace: job.steering.pace(),
-        }
-    }
 }
 
 fn not_begun(why: &str) -> Failure {
@@ -144,7 +120,7 @@ struct Transfer {
     jobs: Arc<Jobs>,
     job: Arc<OutgoingJob>,
     handle: Arc<dyn Outgoing>,
-    tunnel: Source,
+    ways: Ways,
     record: Arc<Record>,
     started: Instant,
     /// The last to go: the tunnel is cut by then.
@@ -181,13 +157,13 @@ impl Transfer {
             jobs,
             job,
             handle,
-            tunnel,
+            ways,
             record,
             started,
             max_downtime: _,
         } = self;
         drop(handle);
-        let bytes = || tunnel.bytes().sent;
+        let bytes = || ways.sent();
         let failed = performed.is_err();
         if failed && job.was_stopped_on_its_way() {
             jobs.note_pause(&record).await;
@@ -200,14 +176,11 @@ impl Transfer {
             }
             Err(problem) => fail(&job, problem),
         }
-        Span::current().set_attribute(
-            attribute::TUNNEL_BYTES,
-            i64::try_from(tunnel.bytes().sent).unwrap_or(i64::MAX),
-        );
+        Span::current().set_attribute(attribute::TUNNEL_BYTES, i64::try_from(ways.sent()).unwrap_or(i64::MAX));
         drop(watched);
         // A panic in them was reported by the runtime.
         let _ = (watching.await, deadline.await);
-        tunnel.close().await;
+        ways.close().await;
         // The process does not end by itself while a guest may stand still for a transfer that failed.
         let critical = jobs.critical();
         drop(under_way);
@@ -227,6 +200,7 @@ impl Transfer {
         let request = PerformRequest {
             cookie,
             socket: self.jobs.sockets.source(self.record.migration),
+            disks_socket: self.jobs.sockets.source_disks(self.record.migration),
             persistent_xml: part.inactive_xml.clone(),
             // The tunnel keeps the limit: QEMU does not keep it over several channels, nor in the blackout.
             bandwidth: 0,
@@ -246,7 +220,7 @@ impl Transfer {
         self.job.change_course(|course| course.outcome = Some(outcome));
         performed.map_err(|error| {
             // The hypervisor says only that its stream broke.
-            let cause = self.tunnel.errors().borrow().clone();
+            let cause = self.ways.error();
             let mut problem = Problem::from(&Failure::from(error));
             if self.job.is_expired() {
                 return expired(&problem);

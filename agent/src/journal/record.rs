@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::state::{Decision, DestinationState, SourceState, Verdict};
 use crate::hypervisor::{Cookie, GuestState, Incarnation, MigrateFlags};
+use crate::images::{CopiedImage, MadeImage};
 
 /// One migration, as one agent has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +92,12 @@ pub struct SourcePart {
     pub overrides: Overrides,
     pub incarnation: Incarnation,
     pub flags: MigrateFlags,
+    /// The images that are copied, as they were before anything was begun.
+    #[serde(default)]
+    pub copied: Vec<CopiedImage>,
+    /// Remove them when the migration is closed with the verdict Ran.
+    #[serde(default)]
+    pub delete_source: bool,
     pub limits: Limits,
     /// This agent stopped the guest: because it ran where no verdict was journaled, or so that its transfer finishes.
     pub suspended_by_agent: bool,
@@ -172,6 +179,9 @@ pub struct DestinationPart {
     #[serde(default)]
     pub definition: DefinitionNews,
     pub flags: MigrateFlags,
+    /// The images that this migration makes here, written before the first of them is made.
+    #[serde(default)]
+    pub images: Vec<MadeImage>,
     pub ticket: Ticket,
     /// For Perform; known once Prepare returned.
     pub cookie: Option<Cookie>,

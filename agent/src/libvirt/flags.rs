@@ -1,7 +1,7 @@
 //! What a migration's flags are for libvirt. Pure.
 
 use super::raw::Params;
-use crate::hypervisor::{MigrateFlags, Result};
+use crate::hypervisor::{CopiedDisks, MigrateFlags, Result};
 
 /// Which side a call is made on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub(super) enum Side {
 }
 
 /// libvirt's flags: the same for all calls of one migration on one side.
-pub(super) fn migrate_flags(flags: MigrateFlags, side: Side) -> u32 {
+pub(super) fn migrate_flags(flags: &MigrateFlags, side: Side) -> u32 {
     let when = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
     // PERSIST_DEST always: libvirt defines the guest before it starts the CPUs.
     virt_sys::VIR_MIGRATE_LIVE
@@ -25,11 +25,22 @@ pub(super) fn migrate_flags(flags: MigrateFlags, side: Side) -> u32 {
         | when(flags.storage_proved, virt_sys::VIR_MIGRATE_UNSAFE)
         | when(flags.parallel > 0, virt_sys::VIR_MIGRATE_PARALLEL)
         | when(flags.auto_converge && side == Side::Source, virt_sys::VIR_MIGRATE_AUTO_CONVERGE)
+        // The whole disk: what the destination made is empty.
+        | when(flags.copied.is_some(), virt_sys::VIR_MIGRATE_NON_SHARED_DISK)
+        // A guest that may be slowed down waits for its writes to reach both sides.
+        | when(
+            flags.copied.is_some() && flags.auto_converge,
+            virt_sys::VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES,
+        )
 }
 
 /// The parameters that go with the flags.
-pub(super) fn migrate_params(flags: MigrateFlags) -> Result<Params> {
-    let params = Params::new()?;
+pub(super) fn migrate_params(flags: &MigrateFlags) -> Result<Params> {
+    let mut params = Params::new()?;
+    // Each disk is a parameter of the same name. Without any, libvirt would copy all, shared ones too.
+    for target in flags.copied.iter().flat_map(CopiedDisks::targets) {
+        params = params.text(virt_sys::VIR_MIGRATE_PARAM_MIGRATE_DISKS, target)?;
+    }
     match i32::try_from(flags.parallel).unwrap_or(i32::MAX) {
         0 => Ok(params),
         count => params.int(virt_sys::VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS, count),
@@ -46,21 +57,22 @@ mod tests {
         auto_converge: false,
         storage_proved: false,
         parallel: 0,
+        copied: None,
     };
 
-    fn has(flags: MigrateFlags, side: Side, flag: u32) -> bool {
+    fn has(flags: &MigrateFlags, side: Side, flag: u32) -> bool {
         migrate_flags(flags, side) & flag != 0
     }
 
     #[test]
     fn pre_copy_arrives_still_and_post_copy_cannot() {
-        assert!(has(PLAIN, Side::Destination, virt_sys::VIR_MIGRATE_PAUSED));
+        assert!(has(&PLAIN, Side::Destination, virt_sys::VIR_MIGRATE_PAUSED));
         let post_copy = MigrateFlags {
             post_copy: true,
             ..PLAIN
         };
-        assert!(!has(post_copy, Side::Destination, virt_sys::VIR_MIGRATE_PAUSED));
-        assert!(has(post_copy, Side::Source, virt_sys::VIR_MIGRATE_POSTCOPY));
+        assert!(!has(&post_copy, Side::Destination, virt_sys::VIR_MIGRATE_PAUSED));
+        assert!(has(&post_copy, Side::Source, virt_sys::VIR_MIGRATE_POSTCOPY));
     }
 
     #[test]
@@ -69,19 +81,19 @@ mod tests {
             auto_converge: true,
             ..PLAIN
         };
-        assert!(has(flags, Side::Source, virt_sys::VIR_MIGRATE_AUTO_CONVERGE));
-        assert!(!has(flags, Side::Destination, virt_sys::VIR_MIGRATE_AUTO_CONVERGE));
+        assert!(has(&flags, Side::Source, virt_sys::VIR_MIGRATE_AUTO_CONVERGE));
+        assert!(!has(&flags, Side::Destination, virt_sys::VIR_MIGRATE_AUTO_CONVERGE));
     }
 
     #[test]
     fn only_a_persistent_guest_is_undefined_on_the_source() {
-        assert!(!has(PLAIN, Side::Source, virt_sys::VIR_MIGRATE_UNDEFINE_SOURCE));
-        assert!(has(PLAIN, Side::Source, virt_sys::VIR_MIGRATE_PERSIST_DEST));
+        assert!(!has(&PLAIN, Side::Source, virt_sys::VIR_MIGRATE_UNDEFINE_SOURCE));
+        assert!(has(&PLAIN, Side::Source, virt_sys::VIR_MIGRATE_PERSIST_DEST));
         let persistent = MigrateFlags {
             persistent: true,
             ..PLAIN
         };
-        assert!(has(persistent, Side::Source, virt_sys::VIR_MIGRATE_UNDEFINE_SOURCE));
+        assert!(has(&persistent, Side::Source, virt_sys::VIR_MIGRATE_UNDEFINE_SOURCE));
     }
 
     #[test]
@@ -92,16 +104,35 @@ mod tests {
             auto_converge: true,
             storage_proved: true,
             parallel: 4,
+            copied: None,
         };
         let copying = virt_sys::VIR_MIGRATE_NON_SHARED_DISK | virt_sys::VIR_MIGRATE_NON_SHARED_INC;
-        assert!(!has(all, Side::Source, copying));
-        assert!(!has(PLAIN, Side::Source, copying));
+        assert!(!has(&all, Side::Source, copying));
+        assert!(!has(&PLAIN, Side::Source, copying));
+    }
+
+    #[test]
+    fn what_is_copied_is_named_and_nothing_else() {
+        let names = ["vdb", "vdc"].map(str::to_owned).to_vec();
+        let flags = MigrateFlags {
+            copied: CopiedDisks::new(names),
+            ..PLAIN
+        };
+        for side in [Side::Source, Side::Destination] {
+            assert!(has(&flags, side, virt_sys::VIR_MIGRATE_NON_SHARED_DISK));
+            assert!(!has(&flags, side, virt_sys::VIR_MIGRATE_NON_SHARED_INC));
+        }
+        assert_eq!(
+            migrate_params(&flags).unwrap().all_texts("migrate_disks"),
+            ["vdb", "vdc"]
+        );
+        assert!(migrate_params(&PLAIN).unwrap().all_texts("migrate_disks").is_empty());
     }
 
     #[test]
     fn the_number_of_connections_goes_with_multifd_only() {
-        assert!(migrate_params(PLAIN).unwrap().values().is_empty());
+        assert!(migrate_params(&PLAIN).unwrap().values().is_empty());
         let parallel = MigrateFlags { parallel: 4, ..PLAIN };
-        assert_eq!(migrate_params(parallel).unwrap().values().len(), 1);
+        assert_eq!(migrate_params(&parallel).unwrap().values().len(), 1);
     }
 }

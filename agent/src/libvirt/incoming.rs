@@ -37,7 +37,7 @@ impl LibvirtIncoming {
     /// Prepare3 on a new connection. Blocks.
     pub(super) fn prepare(uri: &str, calls: &'static FiveCalls, request: PrepareRequest) -> Result<Self> {
         let connection = Connection::open(uri)?;
-        let flags = migrate_flags(request.flags, Side::Destination);
+        let flags = migrate_flags(&request.flags, Side::Destination);
         let cookie = calls
             .prepare(&connection, &prepare_params(&request)?, &request.cookie, flags)
             .map_err(|error| unfit_if_nothing_is_there(&connection, request.guest, error))?;
@@ -59,7 +59,7 @@ impl LibvirtIncoming {
             return Err(own_error(ErrorClass::Ambiguous, "FINISH_TWICE", message));
         }
         let (calls, connection, name) = (self.calls, Arc::clone(&self.connection), self.name.clone());
-        let flags = migrate_flags(self.flags, Side::Destination);
+        let flags = migrate_flags(&self.flags, Side::Destination);
         on_own_thread("libvirt-finish", move || {
             calls.finish(&connection, &name, &cookie, flags, cancelled)
         })
@@ -107,8 +107,12 @@ fn unfit_if_nothing_is_there(connection: &Arc<Connection>, guest: GuestId, error
 }
 
 fn prepare_params(request: &PrepareRequest) -> Result<Params> {
-    migrate_params(request.flags)?
+    let params = migrate_params(&request.flags)?
         .text(virt_sys::VIR_MIGRATE_PARAM_DEST_NAME, &request.name)?
         .text(virt_sys::VIR_MIGRATE_PARAM_DEST_XML, &request.xml)?
-        .text(virt_sys::VIR_MIGRATE_PARAM_URI, &unix_uri(&request.socket)?)
+        .text(virt_sys::VIR_MIGRATE_PARAM_URI, &unix_uri(&request.socket)?)?;
+    if request.flags.copied.is_none() {
+        return Ok(params);
+    }
+    params.text(virt_sys::VIR_MIGRATE_PARAM_DISKS_URI, &unix_uri(&request.disks_socket)?)
 }

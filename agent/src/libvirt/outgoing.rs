@@ -60,14 +60,14 @@ impl LibvirtOutgoing {
         request: &BeginRequest,
     ) -> Result<Self> {
         let domain = Domain::get(&Connection::open(uri)?, request.guest)?;
-        let flags = migrate_flags(request.flags, Side::Source);
+        let flags = migrate_flags(&request.flags, Side::Source);
         let begun = calls
-            .begin(&domain, &migrate_params(request.flags)?, flags)
+            .begin(&domain, &migrate_params(&request.flags)?, flags)
             .map_err(|error| busy_if_it_has_a_job(&domain, error))?;
         Ok(Self {
             calls,
             domain: Arc::new(domain),
-            flags: request.flags,
+            flags: request.flags.clone(),
             begun,
             progress: Arc::default(),
             guest: request.guest,
@@ -77,7 +77,7 @@ impl LibvirtOutgoing {
     }
 
     fn libvirt_flags(&self) -> u32 {
-        migrate_flags(self.flags, Side::Source)
+        migrate_flags(&self.flags, Side::Source)
     }
 
     /// Changes the job besides Perform.
@@ -106,7 +106,7 @@ impl Outgoing for LibvirtOutgoing {
     }
 
     async fn perform(&self, request: PerformRequest) -> Result<Cookie> {
-        let params = perform_params(self.flags, &request)?;
+        let params = perform_params(&self.flags, &request)?;
         if self.progress.started.swap(true, Ordering::SeqCst) {
             let message = "this migration was told to send before";
             return Err(own_error(ErrorClass::UserMustAct, "PERFORM_TWICE", message));
@@ -225,8 +225,11 @@ fn abort_until_ended(acts: &Pool, guest: GuestId, progress: &Progress) {
     }
 }
 
-fn perform_params(flags: MigrateFlags, request: &PerformRequest) -> Result<Params> {
+fn perform_params(flags: &MigrateFlags, request: &PerformRequest) -> Result<Params> {
     let mut params = migrate_params(flags)?.text(virt_sys::VIR_MIGRATE_PARAM_URI, &unix_uri(&request.socket)?)?;
+    if flags.copied.is_some() {
+        params = params.text(virt_sys::VIR_MIGRATE_PARAM_DISKS_URI, &unix_uri(&request.disks_socket)?)?;
+    }
     if let Some(xml) = &request.persistent_xml {
         params = params.text(virt_sys::VIR_MIGRATE_PARAM_PERSIST_XML, xml)?;
     }
@@ -262,6 +265,7 @@ fn milliseconds(duration: Duration) -> u64 {
 mod tests {
     use super::super::raw::Value;
     use super::*;
+    use crate::hypervisor::CopiedDisks;
     use crate::hypervisor::Throttle;
 
     #[test]
@@ -281,10 +285,12 @@ mod tests {
             auto_converge: false,
             storage_proved: false,
             parallel: 2,
+            copied: CopiedDisks::new(vec!["vdb".to_owned()]),
         };
         let request = PerformRequest {
             cookie: Cookie::default(),
             socket: "/run/drover/m/source.sock".into(),
+            disks_socket: "/run/drover/m/disks.sock".into(),
             persistent_xml: Some("<domain/>".to_owned()),
             bandwidth: 10 << 20,
             max_downtime: None,
@@ -293,12 +299,24 @@ mod tests {
                 increment: 10,
             },
         };
-        let values = perform_params(flags, &request).unwrap().values();
+        let values = perform_params(&flags, &request).unwrap().values();
         assert_eq!(
             values["migrate_uri"],
             Value::Text("unix:///run/drover/m/source.sock".to_owned())
         );
         assert_eq!(values["persistent_xml"], Value::Text("<domain/>".to_owned()));
+        assert_eq!(
+            values["disks_uri"],
+            Value::Text("unix:///run/drover/m/disks.sock".to_owned())
+        );
+        assert_eq!(values["migrate_disks"], Value::Text("vdb".to_owned()));
+        let shared = MigrateFlags { copied: None, ..flags };
+        assert!(
+            !perform_params(&shared, &request)
+                .unwrap()
+                .values()
+                .contains_key("disks_uri")
+        );
         assert_eq!(values["bandwidth"], Value::Number(10));
         assert_eq!(values["parallel.connections"], Value::Number(2));
         assert!(!values.contains_key("auto_converge.initial"), "not allowed");
@@ -306,7 +324,7 @@ mod tests {
             auto_converge: true,
             ..flags
         };
-        let values = perform_params(allowed, &request).unwrap().values();
+        let values = perform_params(&allowed, &request).unwrap().values();
         assert_eq!(values["auto_converge.initial"], Value::Number(35));
         assert_eq!(values["auto_converge.increment"], Value::Number(10));
     }

@@ -11,6 +11,7 @@ use drover_proto::overrides::{Overrides, Problem};
 use drover_proto::time::{proto_duration, std_duration};
 use drover_proto::v1::{self, DeadlineAction};
 
+use super::images;
 use crate::checks::Space;
 use crate::guest_xml::{self, GuestShape, HugePages};
 use crate::hypervisor::{GuestFacts, GuestState, HostFacts, Incarnation};
@@ -181,6 +182,7 @@ pub(super) fn begun(answer: BeginAnswer) -> agent::BeginOutgoingResponse {
         guest_name: answer.guest_name,
         state_before: state(answer.state_before).into(),
         autostart_before: answer.autostart_before,
+        images: answer.images.into_iter().map(images::image).collect(),
     }
 }
 
@@ -263,6 +265,7 @@ fn disk(disk: guest_xml::Disk) -> agent::DiskFacts {
         cache: disk.cache,
         backing: disk.backing.iter().map(|layer| layer.source.clone()).collect(),
         backing_types: disk.backing.into_iter().map(|layer| layer.source_type).collect(),
+        ..agent::DiskFacts::default()
     }
 }
 

@@ -4,7 +4,7 @@ use drover_proto::agent::v1 as agent;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::overrides::{Overrides, Problem};
 
-use super::{AgentServer, convert};
+use super::{AgentServer, convert, images};
 use crate::checks::{Candidate, Space, all, look};
 use crate::guest_xml::overrides::{Definition, Unfit, apply};
 use crate::guest_xml::{self, GuestShape, Unreadable};
@@ -40,7 +40,10 @@ impl AgentServer {
         let guest = self.known_guest(&request.guest_uuid).await?;
         let active = guest.state.is_active();
         let job_active = active && self.jobs.hypervisor.job(guest.id).await?.is_some();
-        let mut facts = convert::guest(&guest, Some(shape(&guest)?), job_active);
+        let shape = shape(&guest)?;
+        let disks = shape.disks.clone();
+        let mut facts = convert::guest(&guest, Some(shape), job_active);
+        images::add_sizes(&mut facts, disks).await?;
         if active {
             facts.block_jobs = self.jobs.hypervisor.block_jobs(guest.id).await?;
         }

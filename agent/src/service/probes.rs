@@ -98,7 +98,10 @@ pub(super) async fn read_probes(probes: Vec<agent::StorageProbe>) -> Result<agen
         return Err(Failure::invalid("probes", format!("at most {MOST_PLACES}")));
     }
     let results = blocking(move || probes.into_iter().map(read).collect()).await?;
-    Ok(agent::ReadStorageProbesResponse { results })
+    Ok(agent::ReadStorageProbesResponse {
+        results,
+        rooms: Vec::new(),
+    })
 }
 
 fn read(message: agent::StorageProbe) -> agent::StorageProbeResult {

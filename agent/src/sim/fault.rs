@@ -13,6 +13,8 @@ pub enum Call {
     Begin,
     Prepare,
     Perform,
+    /// Inside Perform: a disk was copied, memory comes after the disks.
+    Copying,
     /// Inside Perform: memory was sent once, the guest runs.
     Sending,
     /// Inside Perform: the guest was stopped, its last memory is not sent.
@@ -35,7 +37,7 @@ pub enum Call {
 
 impl Call {
     /// Every call. A test below proves that none is missing.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Look,
         Self::Begin,
         Self::Prepare,
@@ -55,6 +57,7 @@ impl Call {
         Self::Define,
         Self::Undefine,
         Self::Start,
+        Self::Copying,
     ];
 
     /// What a [`crate::gate::Gate`] is asked with.
@@ -64,6 +67,7 @@ impl Call {
             Self::Begin => "libvirt.begin",
             Self::Prepare => "libvirt.prepare",
             Self::Perform => "libvirt.perform",
+            Self::Copying => "libvirt.perform:copying",
             Self::Sending => "libvirt.perform:sending",
             Self::LastRound => "libvirt.perform:last-round",
             Self::SetLimits => "libvirt.set-limits",
@@ -104,6 +108,7 @@ impl Call {
             Self::Define => 16,
             Self::Undefine => 17,
             Self::Start => 18,
+            Self::Copying => 19,
         }
     }
 }

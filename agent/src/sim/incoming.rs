@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use drover_proto::ids::GuestId;
 use tokio::sync::watch;
 
+use super::disks;
 use super::error;
 use super::fault::Call;
 use super::host::SimHost;
@@ -19,13 +20,13 @@ pub(super) struct SimIncoming {
     arrived: Arrived,
     cookie: Cookie,
     received: watch::Receiver<Received>,
-    /// QEMU's socket; it goes with the handle, before anybody can make another one in its place.
-    file: Option<socket::SocketFile>,
+    /// QEMU's sockets; they go with the handle, before anybody can make others in their place.
+    files: Vec<socket::SocketFile>,
 }
 
 impl Drop for SimIncoming {
     fn drop(&mut self) {
-        drop(self.file.take());
+        self.files.clear();
         self.host.lock().close(self.guest, self.connection);
     }
 }
@@ -33,6 +34,7 @@ impl Drop for SimIncoming {
 impl SimIncoming {
     /// A QEMU that waits, still, for its stream.
     pub(super) fn prepare(host: &SimHost, request: PrepareRequest) -> Result<Self> {
+        let images = disks::images(&request.xml, request.flags.copied.as_ref())?;
         let (connection, spec, cut) = host.lock().prepare(&request)?;
         let (tell, received) = watch::channel(Received::Waiting);
         // From here on dropping the handle takes the waiting copy away again.
@@ -42,15 +44,22 @@ impl SimIncoming {
             connection,
             arrived: Arrived {
                 persistent_xml: request.persistent_xml,
-                flags: request.flags,
+                flags: request.flags.clone(),
             },
             cookie: Cookie(format!("prepare of {}", spec.id).into_bytes()),
             received,
-            file: None,
+            files: Vec::new(),
         };
         let (listener, file) =
             socket::listen(&request.socket, None).map_err(|error| error::failed(error.to_string()))?;
-        handle.file = Some(file);
+        handle.files.push(file);
+        if !images.is_empty() {
+            let listening = socket::listen(&request.disks_socket, None);
+            let (disks, file) = listening.map_err(|error| error::failed(error.to_string()))?;
+            handle.files.push(file);
+            let cut = cut.clone();
+            tokio::spawn(async move { cut.run_until_cancelled(disks::receive(disks, images)).await });
+        }
         let host = host.clone();
         tokio::spawn(async move {
             let outcome = cut.run_until_cancelled(receive(&listener, spec.id)).await;

@@ -13,6 +13,7 @@
 
 mod calls;
 mod config;
+mod disks;
 mod domain;
 mod error;
 mod fault;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use drover_proto::ids::GuestId;
 
+use super::disks;
 use super::domain::Limits;
 use super::error;
 use super::fault::Call;
@@ -53,7 +54,10 @@ impl SimOutgoing {
     async fn perform_now(&self, request: &PerformRequest) -> Result<Cookie> {
         let (host, guest, connection) = (self.host.clone(), self.guest, self.connection);
         let (spec, cut) = host.lock().start_perform(guest, connection, request)?;
+        let live = host.lock().find(guest)?.live_xml.clone();
         let sender = Sender {
+            images: disks::images(&live, self.flags.copied.as_ref())?,
+            disks_socket: request.disks_socket.clone(),
             host: host.clone(),
             spec,
             connection,
@@ -120,7 +124,7 @@ impl Outgoing for SimOutgoing {
     }
 
     async fn confirm_moved(&self, _cookie: &Cookie) -> Result<()> {
-        let confirm = async { self.host.lock().confirm_moved(self.guest, self.connection, self.flags) };
+        let confirm = async { self.host.lock().confirm_moved(self.guest, self.connection, &self.flags) };
         self.host.call(Call::ConfirmMoved, confirm).await
     }
 

@@ -7,6 +7,7 @@ use drover_proto::ids::GuestId;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
+use super::disks::{self, Image};
 use super::domain::{Limits, Spec};
 use super::error;
 use super::fault::Call;
@@ -21,6 +22,9 @@ pub(super) struct Sender {
     /// Of libvirt: whose job it is.
     pub(super) connection: u64,
     pub(super) socket: PathBuf,
+    /// Copied before memory is sent, over another socket.
+    pub(super) images: Vec<Image>,
+    pub(super) disks_socket: PathBuf,
     /// Channels beside the main one.
     pub(super) beside: u32,
 }
@@ -34,6 +38,7 @@ struct Channel {
 impl Sender {
     /// Sends all of it; when this returns `Ok` the host has noted that all is sent.
     pub(super) async fn run(&self) -> Result<()> {
+        self.copy_disks().await?;
         let mut channels = self.connect().await.map_err(|error| broken(&error))?;
         let mut remaining = self.spec.memory;
         let mut iteration = 0;
@@ -70,6 +75,21 @@ impl Sender {
     fn begin_round(&self, number: u64, remaining: u64) -> Result<()> {
         self.host.lock().tell(self.guest(), Happened::Iteration(number));
         self.update(|stats| (stats.iteration, stats.memory_remaining) = (number, remaining))
+    }
+
+    async fn copy_disks(&self) -> Result<()> {
+        for image in &self.images {
+            let copied = disks::send(&self.disks_socket, image, |sent| {
+                // A job that is gone is noticed below.
+                let _ = self.update(|stats| {
+                    stats.disk_total += sent;
+                    stats.disk_processed += sent;
+                });
+            });
+            copied.await.map_err(|error| broken(&error))?;
+            self.host.call(Call::Copying, async { Ok(()) }).await?;
+        }
+        Ok(())
     }
 
     fn guest(&self) -> GuestId {

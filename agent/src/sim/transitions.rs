@@ -153,7 +153,7 @@ impl State {
         }
     }
 
-    pub(super) fn confirm_moved(&mut self, guest: GuestId, connection: u64, flags: MigrateFlags) -> Result<()> {
+    pub(super) fn confirm_moved(&mut self, guest: GuestId, connection: u64, flags: &MigrateFlags) -> Result<()> {
         let domain = self.for_confirm(guest, connection)?;
         if flags.persistent {
             domain.definition = None;

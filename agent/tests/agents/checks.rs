@@ -143,6 +143,7 @@ async fn storage_is_proved_by_two_agents_and_nothing_stays() {
     let read = async || {
         let request = ReadStorageProbesRequest {
             probes: written.probes.clone(),
+            images: Vec::new(),
         };
         scene
             .ask_b()

@@ -163,6 +163,7 @@ async fn a_prepare_for_another_source_is_refused() {
         state_before: ready.begun.state_before,
         autostart_before: ready.begun.autostart_before,
         policy: Some(TransferPolicy::default()),
+        images: Vec::new(),
     };
     let refused = scene.ask_b().prepare_incoming(request).await;
     assert_eq!(

@@ -2,6 +2,7 @@
 //! for, what it must never get, and what is true after a death at each point.
 
 mod checks;
+mod copies;
 mod crashes;
 mod ends;
 mod every_call;

@@ -67,7 +67,7 @@ impl Node {
                 state_dir: folder.join("state"),
                 run_dir: folder.join("run"),
                 qemu_group: None,
-                storage: StorageDirectories::default(),
+                storage: StorageDirectories::new(vec![std::env::temp_dir()]).unwrap(),
                 tls,
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),

@@ -29,6 +29,9 @@ pub(crate) struct Scene {
     /// What is different at b.
     pub(crate) overrides: Option<DestinationOverrides>,
     pub(crate) policy: TransferPolicy,
+    /// Targets of disks that are copied, and whether their originals go.
+    pub(crate) copy_disks: Vec<String>,
+    pub(crate) delete_source: bool,
     controller: Tls,
     folder: tempfile::TempDir,
     pki: Pki,
@@ -81,6 +84,8 @@ impl Scene {
             store: "store-1",
             overrides: None,
             policy: TransferPolicy::default(),
+            copy_disks: Vec::new(),
+            delete_source: false,
             controller,
             folder,
             pki,
@@ -169,6 +174,8 @@ impl Scene {
             incarnation,
             policy: Some(policy),
             destination_overrides: self.overrides.clone(),
+            copy_disks: self.copy_disks.clone(),
+            delete_source: self.delete_source,
         };
         Ok(self.ask_a().begin_outgoing(request).await?.into_inner())
     }
@@ -185,6 +192,7 @@ impl Scene {
             state_before: begun.state_before,
             autostart_before: begun.autostart_before,
             policy: Some(self.policy),
+            images: begun.images.clone(),
         };
         Ok(self.ask_b().prepare_incoming(request).await?.into_inner())
     }

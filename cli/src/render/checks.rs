@@ -1,8 +1,8 @@
 //! Checks as tables for terminals of 80 columns: one line for each destination, or each thing that was looked at.
 
-use drover_proto::v1::{Check, CheckResult, DestinationChecks};
+use drover_proto::v1::{Check, CheckResult, DestinationChecks, DiskAction, DiskPlan};
 
-use super::words;
+use super::{units, words};
 
 /// Lines are never longer, however wide the terminal: the output is the same when it is piped.
 const WIDTH: usize = 80;
@@ -85,7 +85,46 @@ fn table(headline: Headline<'_>, destination: &DestinationChecks) -> String {
         [check.id.clone(), result.to_owned(), format!("{}{next}", check.found)]
     });
     lines.extend(columns(["CHECK", "RESULT", "FOUND"], rows.collect()));
+    if !destination.disks.is_empty() {
+        lines.push(String::new());
+        lines.extend(columns(["DISK", "PLAN", "WHAT IT IS"], disks(&destination.disks)));
+    }
     lines.join("\n")
+}
+
+/// One row for each disk: what is done with it, and what it is.
+fn disks(disks: &[DiskPlan]) -> Vec<[String; 3]> {
+    let row = |disk: &DiskPlan| {
+        let action = match disk.action() {
+            DiskAction::None => "nothing",
+            DiskAction::CopyLive => "copy",
+            DiskAction::Refuse => "REFUSED",
+            DiskAction::Unspecified => "unknown",
+        };
+        let mut words = vec![disk.format.clone(), disk.source.clone()];
+        if !disk.destination_source.is_empty() && disk.destination_source != disk.source {
+            words.push(format!("→ {}", disk.destination_source));
+        }
+        words.extend(disk.backing.iter().map(|layer| format!("on {layer}")));
+        words.retain(|word| !word.is_empty());
+        let mut text = words.join(" ");
+        if disk.virtual_size_bytes > 0 {
+            let (taken, size) = (
+                units::bytes(disk.allocated_bytes),
+                units::bytes(disk.virtual_size_bytes),
+            );
+            text.push_str(&format!(", {taken} of {size}"));
+        }
+        if disk.read_only {
+            text.push_str(", read-only");
+        }
+        text.push_str(&format!("\n{}", disk.reason));
+        if disk.destination_free_bytes > 0 {
+            text.push_str(&format!(", {} free there", units::bytes(disk.destination_free_bytes)));
+        }
+        [disk.target.clone(), action.to_owned(), text]
+    };
+    disks.iter().map(row).collect()
 }
 
 /// Two narrow columns, and one that is wrapped in what is left of the line. A line break begins a new line there.
@@ -156,7 +195,7 @@ mod tests {
             destination_host: format!("hosts/{host}"),
             acceptable,
             checks,
-            estimate: None,
+            ..DestinationChecks::default()
         }
     }
 
@@ -232,6 +271,43 @@ mod tests {
              \x20                       the same path"
         );
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH));
+    }
+
+    #[test]
+    fn each_disk_is_told_with_what_is_done_with_it() {
+        let plan = |target: &str, action: DiskAction, reason: &str| DiskPlan {
+            target: target.to_owned(),
+            source: format!("/srv/{target}.qcow2"),
+            destination_source: format!("/srv/{target}.qcow2"),
+            format: "qcow2".to_owned(),
+            virtual_size_bytes: 10 << 30,
+            allocated_bytes: 2 << 30,
+            action: action.into(),
+            reason: reason.to_owned(),
+            ..DiskPlan::default()
+        };
+        let copied = DiskPlan {
+            destination_source: "/data/vdb.qcow2".to_owned(),
+            destination_free_bytes: 90 << 30,
+            ..plan("vdb", DiskAction::CopyLive, "not shared")
+        };
+        let host = DestinationChecks {
+            disks: vec![plan("vda", DiskAction::None, "shared"), copied],
+            ..destination("host-b", true, vec![check("cpu", CheckResult::Passed, "fits", "")])
+        };
+        assert_eq!(
+            all(HEADLINE, &[host], true),
+            "web-1 host-a → host-b: acceptable\n\
+             \n\
+             CHECK  RESULT  FOUND\n\
+             cpu    passed  fits\n\
+             \n\
+             DISK  PLAN     WHAT IT IS\n\
+             vda   nothing  qcow2 /srv/vda.qcow2, 2.0 GiB of 10 GiB\n\
+             \x20              shared\n\
+             vdb   copy     qcow2 /srv/vdb.qcow2 → /data/vdb.qcow2, 2.0 GiB of 10 GiB\n\
+             \x20              not shared, 90 GiB free there"
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::GuestId;
 use drover_proto::overrides::Overrides;
 use drover_proto::time::system_time;
-use drover_proto::v1::Check;
+use drover_proto::v1::{Check, DiskPlan, MigrationPolicy, StoragePolicy};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 
@@ -32,22 +32,47 @@ pub struct Source {
     /// As it will be at the destination.
     there: GuestFacts,
     overrides: Overrides,
+    /// Which disks may be copied.
+    storage: StoragePolicy,
     facts: HostFacts,
     status: AgentStatus,
     clock: Option<Clock>,
     checks: Vec<Check>,
 }
 
+/// What a caller wants that changes what has to be checked.
+#[derive(Clone)]
+pub struct Wanted<'a> {
+    pub overrides: &'a Overrides,
+    pub storage: StoragePolicy,
+}
+
+impl<'a> Wanted<'a> {
+    pub fn new(overrides: &'a Overrides, policy: Option<&MigrationPolicy>) -> Self {
+        let storage = policy.and_then(|policy| policy.storage.clone()).unwrap_or_default();
+        Self { overrides, storage }
+    }
+}
+
+/// What one destination has answered so far.
+struct Answer {
+    checks: Vec<Check>,
+    disks: Vec<DiskPlan>,
+}
+
 /// What was found of one guest and one destination.
 pub struct Examined {
     pub checks: Vec<Check>,
+    /// What would be done with each disk; empty where storage was not looked at.
+    pub disks: Vec<DiskPlan>,
     /// Why it would not be accepted.
     pub refusal: Option<Failure>,
 }
 
 impl Source {
     /// Asks the source; none where its libvirt does not know the guest.
-    pub async fn look(guest: GuestId, overrides: &Overrides, agent: &Agent) -> Result<Option<Self>, Failure> {
+    pub async fn look(guest: GuestId, wanted: Wanted<'_>, agent: &Agent) -> Result<Option<Self>, Failure> {
+        let Wanted { overrides, storage } = wanted;
         let (found, status, facts) = tokio::join!(
             find(guest, overrides, agent),
             agent.get_agent_status(GetAgentStatusRequest { fence: None }),
@@ -64,6 +89,7 @@ impl Source {
             agent: agent.clone(),
             there: overrides::at_destination(&guest, overrides),
             overrides: overrides.clone(),
+            storage,
             guest,
             facts,
             status: status?,
@@ -79,15 +105,22 @@ impl Source {
         for destination in &destinations {
             asked.push(within(destination, self.ask(destination)).boxed());
         }
-        let mut answers: Vec<Result<Vec<Check>, Failure>> = stream::iter(asked).buffered(AT_ONCE).collect().await;
+        let answers: Vec<Result<Vec<Check>, Failure>> = stream::iter(asked).buffered(AT_ONCE).collect().await;
+        let without_disks = |checks| Answer {
+            checks,
+            disks: Vec::new(),
+        };
+        let mut answers: Vec<_> = answers.into_iter().map(|answer| answer.map(without_disks)).collect();
         self.prove_storage(&destinations, &mut answers).await;
         let examined = answers.into_iter().zip(&destinations);
         examined
-            .map(|(checks, destination)| {
-                let checks = [self.checks.clone(), checks?].concat();
+            .map(|(answer, destination)| {
+                let Answer { checks, disks } = answer?;
+                let checks = [self.checks.clone(), checks].concat();
                 Ok(Examined {
                     refusal: checks::refusal(&checks, &destination.host),
                     checks,
+                    disks,
                 })
             })
             .collect()
@@ -121,11 +154,13 @@ impl Source {
     }
 
     /// One set of probe files for all destinations.
-    async fn prove_storage(&self, destinations: &[Agent], answers: &mut [Result<Vec<Check>, Failure>]) {
+    async fn prove_storage(&self, destinations: &[Agent], answers: &mut [Result<Answer, Failure>]) {
         // A guest that cannot move anyway needs no probe files.
         if !checks::acceptable(&self.checks) {
-            for checks in answers.iter_mut().flatten() {
-                checks.extend(storage::not_checked("other checks of the guest failed before"));
+            for answer in answers.iter_mut().flatten() {
+                answer
+                    .checks
+                    .extend(storage::not_checked("other checks of the guest failed before"));
             }
             return;
         }
@@ -136,12 +171,12 @@ impl Source {
             Ok(written) => written,
             Err(failure) => return spoil(answers, &failure),
         };
-        let mut looks: Vec<BoxFuture<'_, Result<Vec<Check>, Failure>>> = Vec::new();
+        let mut looks: Vec<BoxFuture<'_, Result<storage::Looked, Failure>>> = Vec::new();
         for (destination, _) in destinations.iter().zip(&*answers).filter(|(_, answer)| answer.is_ok()) {
             looks.push(
                 within(
                     destination,
-                    storage::look(&self.guest, &self.there.disks, &written, destination),
+                    storage::look(&self.guest, &self.there.disks, &self.storage, &written, destination),
                 )
                 .boxed(),
             );
@@ -149,7 +184,10 @@ impl Source {
         let found: Vec<_> = stream::iter(looks).buffered(AT_ONCE).collect().await;
         for (answer, found) in answers.iter_mut().filter(|answer| answer.is_ok()).zip(found) {
             match (answer.as_mut(), found) {
-                (Ok(checks), Ok(found)) => checks.extend(found),
+                (Ok(answer), Ok(found)) => {
+                    answer.checks.extend(found.checks);
+                    answer.disks = found.plans;
+                }
                 (_, Err(failure)) => *answer = Err(failure),
                 (Err(_), Ok(_)) => {}
             }
@@ -162,7 +200,7 @@ impl Source {
     }
 }
 
-fn spoil(answers: &mut [Result<Vec<Check>, Failure>], failure: &Failure) {
+fn spoil(answers: &mut [Result<Answer, Failure>], failure: &Failure) {
     for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
         *answer = Err(failure.clone());
     }
@@ -190,6 +228,7 @@ pub fn absent(guest: GuestId, source: &Agent) -> Examined {
     Examined {
         refusal: checks::refusal(&checks, &source.host),
         checks,
+        disks: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use drover_proto::agent::v1::{Incarnation, MigrationStatus};
 use drover_proto::ids::HostId;
-use drover_proto::v1::{ActionRecord, CallRecord, Check, IterationRecord, Progress, TransferSummary};
+use drover_proto::v1::{ActionRecord, CallRecord, Check, DiskPlan, IterationRecord, Progress, TransferSummary};
 
 use crate::store::{Prepared, Record};
 
@@ -21,6 +21,8 @@ const MAX_ACTIONS: usize = 256;
 pub struct Learned {
     pub guest_name: Option<String>,
     pub checks: Option<Vec<Check>>,
+    /// What is done with each disk.
+    pub disks: Option<Vec<DiskPlan>>,
     pub incarnation: Option<Incarnation>,
     pub prepared: Option<Prepared>,
     pub guest_host: Option<Whereabouts>,
@@ -88,6 +90,9 @@ impl Learned {
         let details = &mut record.details;
         if let Some(checks) = &self.checks {
             details.checks.clone_from(checks);
+        }
+        if let Some(disks) = &self.disks {
+            details.disks.clone_from(disks);
         }
         details.progress = self.progress.or(details.progress);
         details.summary = merge_summaries(details.summary, self.summary);

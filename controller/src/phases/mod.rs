@@ -34,7 +34,7 @@ use crate::store::Record;
 use crate::verdict::Side;
 
 pub use answer::{Answer, Report, Wait};
-pub use examine::{Examined, Source, absent, find};
+pub use examine::{Examined, Source, Wanted, absent, find};
 pub use learned::Learned;
 pub(crate) use learned::merge_actions;
 pub use policy::{refuse_unmade, transfer_policy};

@@ -37,7 +37,6 @@ pub(super) fn is_in_force(wanted: &TransferPolicy, known: &TransferPolicy) -> bo
 /// Refuses what a caller may ask for by the API but this version cannot do.
 pub fn refuse_unmade(policy: Option<&MigrationPolicy>) -> Result<(), Failure> {
     let policy = policy.cloned().unwrap_or_default();
-    let storage = policy.storage.clone().unwrap_or_default();
     let unmade = [
         (
             "policy.mode",
@@ -59,11 +58,6 @@ pub fn refuse_unmade(policy: Option<&MigrationPolicy>) -> Result<(), Failure> {
             "policy.transport",
             "direct transport",
             matches!(policy.transport(), Transport::DirectPlain | Transport::DirectTls),
-        ),
-        (
-            "policy.storage",
-            "copying or deleting disks",
-            storage.copy_unshared || storage.delete_source || !storage.copy_disks.is_empty(),
         ),
     ];
     match unmade.into_iter().find(|(_, _, asked)| *asked) {

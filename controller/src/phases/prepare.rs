@@ -6,7 +6,7 @@
 use drover_proto::agent::v1::{BeginOutgoingRequest, BeginOutgoingResponse, PrepareIncomingRequest};
 use drover_proto::failure::Failure;
 
-use super::{Learned, Report, Work, look, transfer_policy};
+use super::{Learned, Report, Work, look, storage, transfer_policy};
 use crate::saga::Guest;
 use crate::store::Prepared;
 use crate::verdict::{Judgement, Seen};
@@ -55,6 +55,8 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
             incarnation: work.record.incarnation.clone(),
             policy: Some(policy),
             destination_overrides: work.record.details.destination_overrides.clone(),
+            copy_disks: storage::copied(&work.record.details.disks),
+            delete_source: deletes_source(work),
         })
         .await?;
     let BeginOutgoingResponse {
@@ -64,6 +66,7 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
         guest_name,
         state_before,
         autostart_before,
+        images,
     } = begun;
     let prepared = destination
         .prepare_incoming(PrepareIncomingRequest {
@@ -77,6 +80,7 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
             state_before,
             autostart_before,
             policy: Some(policy),
+            images,
         })
         .await?;
     Ok(More {
@@ -86,4 +90,11 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
         },
         guest_name,
     })
+}
+
+fn deletes_source(work: &Work) -> bool {
+    let policy = work.record.details.policy.as_ref();
+    policy
+        .and_then(|policy| policy.storage.as_ref())
+        .is_some_and(|storage| storage.delete_source)
 }

@@ -1,20 +1,29 @@
 //! Proof that the guest's disks are the same ones at the destination: asks for it. What it means is decided in
 //! [`proof`]. Probe files are written once, looked for by every destination, and removed in any case.
 
+mod plan;
 mod proof;
 
 use drover_proto::agent::v1::{
-    DiskFacts, GuestFacts, ReadStorageProbesRequest, RemoveStorageProbesRequest, StorageProbe, StorageProbeResult,
-    WriteStorageProbesRequest,
+    DiskFacts, GuestFacts, ReadStorageProbesRequest, ReadStorageProbesResponse, RemoveStorageProbesRequest,
+    StorageProbe, StorageProbeResult, WriteStorageProbesRequest,
 };
 use drover_proto::failure::Failure;
-use drover_proto::v1::Check;
+use drover_proto::v1::{Check, CheckResult, DiskAction, DiskPlan, StoragePolicy};
 
+pub(super) use self::plan::copied;
+use self::proof::Said;
 use super::{checks, overrides};
 use crate::agents::Agent;
 
 /// So often the removal of probe files is tried.
 const REMOVALS: u32 = 3;
+
+/// What was found of one destination.
+pub(super) struct Looked {
+    pub(super) checks: Vec<Check>,
+    pub(super) plans: Vec<DiskPlan>,
+}
 
 /// What the source has to show to the destinations.
 #[derive(Default)]
@@ -51,21 +60,52 @@ pub(super) async fn write(guest: &GuestFacts, source: &Agent) -> Result<Written,
 pub(super) async fn look(
     guest: &GuestFacts,
     there: &[DiskFacts],
+    policy: &StoragePolicy,
     written: &Written,
     destination: &Agent,
-) -> Result<Vec<Check>, Failure> {
+) -> Result<Looked, Failure> {
     if let Some(problem) = overrides::other_kind(&guest.disks, there) {
-        return Ok(vec![proof::refused(problem)]);
+        return Ok(Looked {
+            checks: vec![proof::refused(problem)],
+            plans: Vec::new(),
+        });
     }
-    let mut results = Vec::new();
-    if !written.probes.is_empty() {
+    let images = plan::candidates(&guest.disks, there, policy);
+    let mut answer = ReadStorageProbesResponse::default();
+    if !written.probes.is_empty() || !images.is_empty() {
         let probes = overrides::where_they_lie(written.probes.clone(), &guest.disks, there);
-        results = destination
-            .read_storage_probes(ReadStorageProbesRequest { probes })
-            .await?
-            .results;
+        answer = destination
+            .read_storage_probes(ReadStorageProbesRequest { probes, images })
+            .await?;
     }
-    Ok(proof::judge(&guest.disks, &results, &written.failures))
+    let said = Said {
+        results: &answer.results,
+        failures: &written.failures,
+    };
+    let plans = plan::plan(&guest.disks, there, policy, said, &answer.rooms);
+    // What is to be copied need not be there, nor be the same.
+    let asked = |disk: &&DiskFacts| plan::is_asked(disk, policy) && proof::prove_disk(disk, said).is_err();
+    let stays: Vec<DiskFacts> = guest.disks.iter().filter(|disk| !asked(disk)).cloned().collect();
+    let mut checks = proof::judge(&stays, said.results, said.failures);
+    suggest_copies(&mut checks, &plans);
+    checks.extend(plan::check(&plans, &guest.disks, policy));
+    Ok(Looked { checks, plans })
+}
+
+/// Where disks are not shared, copying them may be the way out.
+fn suggest_copies(checks: &mut [Check], plans: &[DiskPlan]) {
+    let could = |plan: &&DiskPlan| plan.action() == DiskAction::Refuse && plan.remedy.contains("--copy-disks");
+    let targets: Vec<&str> = plans.iter().filter(could).map(|plan| plan.target.as_str()).collect();
+    if targets.is_empty() {
+        return;
+    }
+    for check in checks.iter_mut().filter(|check| check.result() == CheckResult::Failed) {
+        check.remedy = format!(
+            "{}; or copy them while the guest runs: --copy-disks {}",
+            check.remedy,
+            targets.join(",")
+        );
+    }
 }
 
 /// Has the source remove what it wrote.

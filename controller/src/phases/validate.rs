@@ -4,7 +4,7 @@ use drover_proto::agent::v1::Incarnation;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::v1::CheckResult;
 
-use super::examine::{Examined, Source, absent};
+use super::examine::{Examined, Source, Wanted, absent};
 use super::{Learned, Report, Work, overrides};
 use crate::saga::Guest;
 
@@ -20,7 +20,8 @@ pub(super) async fn run(work: &Work) -> Report {
 async fn look(work: &Work, learned: &mut Learned) -> Result<(Examined, Option<Incarnation>), Failure> {
     let agent = work.source().await?;
     let overrides = overrides::of(&work.record)?;
-    let Some(source) = Source::look(work.record.guest, &overrides, &agent).await? else {
+    let wanted = Wanted::new(&overrides, work.record.details.policy.as_ref());
+    let Some(source) = Source::look(work.record.guest, wanted, &agent).await? else {
         return Ok((absent(work.record.guest, &agent), None));
     };
     *learned = Learned {
@@ -47,6 +48,7 @@ fn report(work: &Work, examined: Examined, incarnation: Option<Incarnation>, gue
     let learned = Learned {
         guest_name,
         checks: Some(examined.checks),
+        disks: Some(examined.disks),
         incarnation,
         ..Learned::default()
     };

@@ -11,7 +11,7 @@ use drover_proto::v1::{
 use super::validation::Fields;
 use super::{Api, to_the_end};
 use crate::agents::Agent;
-use crate::phases::{Examined, Source, absent, refuse_unmade};
+use crate::phases::{Examined, Source, Wanted, absent, refuse_unmade};
 
 /// At most so many destinations in one request.
 const MOST_DESTINATIONS: usize = 1000;
@@ -30,6 +30,7 @@ struct Question {
     /// Empty: all others.
     destinations: Vec<HostId>,
     overrides: Overrides,
+    policy: Option<MigrationPolicy>,
 }
 
 impl Api {
@@ -45,7 +46,8 @@ impl Api {
             source,
             mut destinations,
             overrides,
-        } = read(&request, &self.policy)?;
+            policy,
+        } = read(request, &self.policy)?;
         self.office.fence()?;
         let source = self.source_to_check(guest, source, &destinations).await?;
         if destinations.is_empty() {
@@ -59,7 +61,9 @@ impl Api {
             candidates.push(self.candidate(host, &source).await);
         }
         Ok(CheckMigrationResponse {
-            destinations: self.examine(guest, &overrides, &source, candidates).await,
+            destinations: self
+                .examine(guest, Wanted::new(&overrides, policy.as_ref()), &source, candidates)
+                .await,
         })
     }
 
@@ -104,12 +108,12 @@ impl Api {
     async fn examine(
         &self,
         guest: GuestId,
-        overrides: &Overrides,
+        wanted: Wanted<'_>,
         source: &HostId,
         candidates: Vec<Candidate>,
     ) -> Vec<DestinationChecks> {
         let agents: Vec<Agent> = candidates.iter().filter_map(|one| one.agent.clone().ok()).collect();
-        let mut examined = match self.ask(guest, overrides, source, agents).await {
+        let mut examined = match self.ask(guest, wanted, source, agents).await {
             Ok(examined) => examined.into_iter(),
             Err(failure) => {
                 let failed = |one: &Candidate| told(&one.host, one.cordoned, Err(failure.clone()));
@@ -130,19 +134,19 @@ impl Api {
     async fn ask(
         &self,
         guest: GuestId,
-        overrides: &Overrides,
+        wanted: Wanted<'_>,
         source: &HostId,
         destinations: Vec<Agent>,
     ) -> Result<Vec<Result<Examined, Failure>>, Failure> {
         let agent = self.agents.of(source).await?;
-        match Source::look(guest, overrides, &agent).await? {
+        match Source::look(guest, wanted, &agent).await? {
             Some(found) => Ok(found.examine(destinations).await),
             None => Ok(destinations.iter().map(|_| Ok(absent(guest, &agent))).collect()),
         }
     }
 }
 
-fn read(request: &CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Question, Failure> {
+fn read(request: CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Question, Failure> {
     let mut fields = Fields::default();
     let guest = fields.required("guest_uuid", &request.guest_uuid, str::parse::<GuestId>);
     let source = fields.optional("source_host", &request.source_host, HostId::from_resource_name);
@@ -166,14 +170,15 @@ fn read(request: &CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Q
         source,
         destinations,
         overrides,
+        policy: request.policy,
     })
 }
 
 /// One destination's table.
 fn told(host: &HostId, cordoned: bool, examined: Result<Examined, Failure>) -> DestinationChecks {
-    let (mut checks, refused) = match examined {
-        Ok(examined) => (examined.checks, examined.refusal.is_some()),
-        Err(failure) => (vec![unanswered(host, &failure)], true),
+    let (mut checks, disks, refused) = match examined {
+        Ok(examined) => (examined.checks, examined.disks, examined.refusal.is_some()),
+        Err(failure) => (vec![unanswered(host, &failure)], Vec::new(), true),
     };
     if cordoned {
         let remedy = format!("`drover host uncordon {host}`, or choose another host");
@@ -184,6 +189,7 @@ fn told(host: &HostId, cordoned: bool, examined: Result<Examined, Failure>) -> D
         acceptable: !refused && !cordoned,
         checks,
         estimate: None,
+        disks,
     }
 }
 

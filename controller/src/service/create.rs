@@ -12,7 +12,7 @@ use prost::Message;
 use super::validation::Fields;
 use super::{Api, errors};
 use crate::inventory;
-use crate::phases::{Source, absent, find, refuse_unmade};
+use crate::phases::{Source, Wanted, absent, find, refuse_unmade};
 use crate::policy::with_defaults;
 use crate::saga::{Phase, Position};
 use crate::store::record::Details;
@@ -189,7 +189,8 @@ impl Api {
     /// What a migration would be refused for, and nothing is created.
     async fn validated(&self, wish: Wish, source: HostId) -> Result<v1::Migration, Failure> {
         let (from, to) = (self.agents.of(&source).await?, self.agents.of(&wish.destination).await?);
-        let (guest_name, examined) = match Source::look(wish.guest, &wish.overrides, &from).await? {
+        let wanted = Wanted::new(&wish.overrides, Some(&wish.policy));
+        let (guest_name, examined) = match Source::look(wish.guest, wanted, &from).await? {
             None => (String::new(), absent(wish.guest, &from)),
             Some(found) => {
                 let only = found.examine(vec![to]).await.pop();
@@ -206,6 +207,7 @@ impl Api {
             policy: Some(wish.policy),
             labels: wish.labels.into_iter().collect(),
             checks: examined.checks,
+            disks: examined.disks,
             error: examined.refusal.map(|refusal| v1::MigrationError {
                 reason: refusal.reason.name().to_owned(),
                 message: refusal.message,

@@ -9,7 +9,7 @@ use drover_proto::overrides::Overrides;
 use drover_proto::time::std_duration;
 use drover_proto::v1::{
     Compression, DeadlineAction, DestinationOverrides, Host, MigrationAddress, MigrationMode, MigrationPolicy,
-    Transport,
+    StoragePolicy, Transport,
 };
 use uuid::Uuid;
 
@@ -107,6 +107,7 @@ impl Fields {
         if !(-100..=100).contains(&policy.priority) {
             self.bad(&format!("{prefix}.priority"), "from -100 to 100");
         }
+        self.storage(&format!("{prefix}.storage"), policy.storage.as_ref());
         let has_deadline = policy.deadline.is_some() || defaults.deadline.is_some();
         if policy.on_deadline != DeadlineAction::Unspecified as i32 && !has_deadline {
             self.bad(&format!("{prefix}.on_deadline"), "needs a deadline");
@@ -123,6 +124,25 @@ impl Fields {
                     "is a value that this version does not know",
                 );
             }
+        }
+    }
+
+    /// Which disks may be copied.
+    fn storage(&mut self, field: &str, storage: Option<&StoragePolicy>) {
+        let Some(storage) = storage else { return };
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        let is_target = |name: &String| !name.is_empty() && name.len() <= 64 && name.chars().all(plain);
+        let mut names: Vec<&String> = storage.copy_disks.iter().collect();
+        names.sort();
+        names.dedup();
+        if names.len() != storage.copy_disks.len() || names.len() > 256 || !names.into_iter().all(is_target) {
+            self.bad(
+                &format!("{field}.copy_disks"),
+                "targets of disks (`vda`), each once, at most 256",
+            );
+        }
+        if storage.delete_source && storage.copy_disks.is_empty() && !storage.copy_unshared {
+            self.bad(&format!("{field}.delete_source"), "is only for disks that are copied");
         }
     }
 

@@ -84,6 +84,8 @@ pub struct Details {
     pub iterations: Vec<v1::IterationRecord>,
     pub actions: Vec<v1::ActionRecord>,
     pub checks: Vec<v1::Check>,
+    /// What is done with each disk, as Validate decided it.
+    pub disks: Vec<v1::DiskPlan>,
     /// Somebody asked that the guest be stopped so that the transfer finishes.
     pub pause_and_finish_requested: Option<prost_types::Timestamp>,
 }
@@ -103,6 +105,7 @@ impl Details {
             iterations: own.iterations,
             actions: own.actions,
             checks: own.checks,
+            disks: own.disks,
             pause_and_finish_request_time: own.pause_and_finish_requested,
             ..v1::Migration::default()
         }
@@ -120,6 +123,7 @@ impl Details {
             iterations: message.iterations,
             actions: message.actions,
             checks: message.checks,
+            disks: message.disks,
             pause_and_finish_requested: message.pause_and_finish_request_time,
         }
     }

@@ -89,6 +89,19 @@ impl Params {
         }
     }
 
+    /// Every value of a name that may be there more than once.
+    #[cfg(test)]
+    pub(in crate::libvirt) fn all_texts(&self, name: &str) -> Vec<String> {
+        // SAFETY: the array and its length are ours and fit each other.
+        let params = unsafe { elements(self.array, self.used) };
+        let named = params.iter().filter(|param| name_of(param) == name);
+        let texts = named.filter_map(value_of).filter_map(|value| match value {
+            Value::Text(text) => Some(text),
+            Value::Number(_) | Value::Real(_) | Value::Truth(_) => None,
+        });
+        texts.collect()
+    }
+
     pub(in crate::libvirt) fn values(&self) -> Values {
         // SAFETY: the array and its length are ours and fit each other.
         unsafe { read(self.array, self.used) }
@@ -102,17 +115,26 @@ impl Drop for Params {
     }
 }
 
+/// The elements of an array, as long as its owner lets it be.
+///
+/// # Safety
+/// `array` is null or has `used` elements, all set by libvirt, which outlive the answer.
+unsafe fn elements<'a>(array: virt_sys::virTypedParameterPtr, used: c_int) -> &'a [virt_sys::virTypedParameter] {
+    let count = usize::try_from(used).unwrap_or(0);
+    if array.is_null() || count == 0 {
+        return &[];
+    }
+    // SAFETY: the caller's promise; not null and not empty.
+    unsafe { std::slice::from_raw_parts(array, count) }
+}
+
 /// Copies the values of an array.
 ///
 /// # Safety
 /// `array` is null or has `used` elements, all set by libvirt.
 pub(super) unsafe fn read(array: virt_sys::virTypedParameterPtr, used: c_int) -> Values {
-    let count = usize::try_from(used).unwrap_or(0);
-    if array.is_null() || count == 0 {
-        return Values::new();
-    }
-    // SAFETY: the caller's promise; not null and not empty.
-    let params = unsafe { std::slice::from_raw_parts(array, count) };
+    // SAFETY: the caller's promise.
+    let params = unsafe { elements(array, used) };
     params
         .iter()
         .filter_map(|param| Some((name_of(param), value_of(param)?)))

@@ -25,6 +25,7 @@ const FLAGS: MigrateFlags = MigrateFlags {
     auto_converge: false,
     storage_proved: true,
     parallel: 0,
+    copied: None,
 };
 
 /// Two hosts and a guest on `a`, with a plain unix socket for a tunnel.
@@ -95,7 +96,12 @@ impl Lab {
             cookie: outgoing.begun().cookie.clone(),
             flags,
             socket: self.socket(),
+            disks_socket: self.disks_socket(),
         }
+    }
+
+    fn disks_socket(&self) -> std::path::PathBuf {
+        self.socket().with_file_name("disks")
     }
 
     async fn prepare(&self, outgoing: &dyn Outgoing) -> Box<dyn Incoming> {
@@ -106,6 +112,7 @@ impl Lab {
         PerformRequest {
             cookie: Cookie::default(),
             socket: self.socket(),
+            disks_socket: self.disks_socket(),
             persistent_xml: None,
             bandwidth: 0,
             max_downtime: self.max_downtime,

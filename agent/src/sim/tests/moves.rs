@@ -32,6 +32,7 @@ fn request_from(lab: &Lab, outgoing: &dyn Outgoing) -> PrepareRequest {
         cookie: outgoing.begun().cookie.clone(),
         flags: FLAGS,
         socket: lab.socket(),
+        disks_socket: lab.disks_socket(),
     }
 }
 
@@ -84,7 +85,7 @@ async fn a_transient_guest_leaves_and_arrives_without_a_definition() {
         .a
         .begin(BeginRequest {
             guest: lab.guest,
-            flags,
+            flags: flags.clone(),
         })
         .await
         .unwrap();
@@ -121,7 +122,7 @@ async fn a_guest_moves_through_the_tunnel() {
         .a
         .begin(BeginRequest {
             guest: lab.guest,
-            flags,
+            flags: flags.clone(),
         })
         .await
         .unwrap();

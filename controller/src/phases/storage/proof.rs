@@ -165,10 +165,31 @@ fn shared(disks: &[DiskFacts], results: &[StorageProbeResult], failures: &[Stora
     passed(SHARED, found)
 }
 
-enum Proved {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proved {
     Same,
     /// Another file, which nobody writes to, with the same content.
     Copy,
+}
+
+/// What both agents said.
+#[derive(Clone, Copy)]
+pub(super) struct Said<'a> {
+    /// The destination's.
+    pub(super) results: &'a [StorageProbeResult],
+    /// The source's own.
+    pub(super) failures: &'a [StorageProbeResult],
+}
+
+/// That a disk, with all that lies beneath it, is the same on both hosts, or why it is not proved to be.
+pub(super) fn prove_disk(disk: &DiskFacts, said: Said<'_>) -> Result<Proved, String> {
+    let mut proved = Proved::Same;
+    for place in places(disk) {
+        if prove(&place, said.results, said.failures)? == Proved::Copy {
+            proved = Proved::Copy;
+        }
+    }
+    Ok(proved)
 }
 
 /// That a place is the same on both hosts, or why it is not proved to be.

@@ -185,6 +185,11 @@ impl Agent {
             let shared = state.host(&host).shares;
             let paths = request.probes.iter().map(|probe| probe.destination_image_path.clone());
             state.looked_for.extend(paths);
+            let room = |image: NewImage| ImageRoom {
+                target: image.target,
+                free_bytes: Some(1 << 40),
+                ..ImageRoom::default()
+            };
             let result = |probe: StorageProbe| StorageProbeResult {
                 image_path: probe.image_path,
                 shared,
@@ -193,6 +198,7 @@ impl Agent {
             };
             Ok(ReadStorageProbesResponse {
                 results: request.probes.into_iter().map(result).collect(),
+                rooms: request.images.into_iter().map(room).collect(),
             })
         })
         .await

@@ -1,0 +1,223 @@
+//! The images of copied disks, on both sides: looked at before anything is begun, made before Prepare, removed with
+//! the verdict.
+//!
+//! | verdict | source | destination |
+//! |---|---|---|
+//! | NeverRan | untouched: the guest goes on with them | what this migration made goes |
+//! | Ran | kept; with `delete_source` removed when the migration is closed | the guest's disks |
+//!
+//! What is to be made is in the journal before it is made, what is to be removed is in it from the start.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use drover_proto::failure::{Failure, Reason};
+
+use super::{Jobs, Seen};
+use crate::guest_xml::{self, Disk};
+use crate::hypervisor::CopiedDisks;
+use crate::images::{self, CopiedImage, MadeImage, NewImage, make, remove, shape};
+use crate::journal::{DestinationState, OpenPage, Record, Verdict};
+
+impl Jobs {
+    /// What the copied disks are here, and what the destination has to make. `there` is the definition that it gets.
+    pub(super) async fn look_at_copied(
+        &self,
+        here: &str,
+        there: &str,
+        copied: Option<&CopiedDisks>,
+        delete_source: bool,
+    ) -> Result<Vec<CopiedImage>, Failure> {
+        let Some(copied) = copied else {
+            return Ok(Vec::new());
+        };
+        let (here, there) = (disks(here)?, disks(there)?);
+        let mut wanted = Vec::new();
+        for target in copied.targets() {
+            let (disk, copy) = (named(&here, target)?, named(&there, target)?);
+            fit_to_copy(disk).map_err(|why| not_copied(target, &why))?;
+            fit_to_copy(copy).map_err(|why| not_copied(target, &why))?;
+            wanted.push((disk.clone(), PathBuf::from(&copy.source)));
+        }
+        let storage = self.storage.clone();
+        blocking(move || {
+            let look = |(disk, there): (Disk, PathBuf)| {
+                let path = PathBuf::from(&disk.source);
+                if delete_source {
+                    storage.allow(&path).map_err(|error| {
+                        not_copied(
+                            &disk.target,
+                            &format!("its file could not be removed afterwards: {error}"),
+                        )
+                        .with_remedy(error.remedy())
+                    })?;
+                }
+                let shape =
+                    shape::read(&path, &disk.format).map_err(|error| not_copied(&disk.target, &error.to_string()))?;
+                Ok(copied_image(disk.target, path, there, shape))
+            };
+            wanted.into_iter().map(look).collect()
+        })
+        .await?
+    }
+
+    /// Makes the images that the journal names, anew where an earlier try has made them.
+    pub(super) async fn make_images(self: &Arc<Self>, page: &mut OpenPage) -> Result<(), Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let images = record.destination().map(|part| part.images.clone()).unwrap_or_default();
+        let (migration, group) = (record.migration, self.sockets.group());
+        for (at, made) in images.into_iter().enumerate() {
+            let former = made.clone();
+            blocking(move || remove::made(&former, migration))
+                .await?
+                .map_err(stays)?;
+            let identity = make::make(&made.image, migration, group, &self.storage).await?;
+            page.change(|record| {
+                if let Some(made) = record.destination_mut().and_then(|part| part.images.get_mut(at)) {
+                    made.identity = Some(identity);
+                }
+            })
+            .await?;
+            make::place(&made.image, migration).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what this migration made. No copy of the guest is here any more, and none ran by it.
+    pub(super) async fn remove_images(&self, record: &Record) -> Result<(), Failure> {
+        let Some(part) = record.destination() else {
+            return Ok(());
+        };
+        match part.state {
+            DestinationState::Waiting
+            | DestinationState::Finishing
+            | DestinationState::Revoked
+            | DestinationState::Failed => {}
+            // It may have run on them: whoever said that it did not may want to look at them.
+            DestinationState::Resuming | DestinationState::Ran => {
+                for made in &part.images {
+                    tracing::warn!(migration_id = %record.migration, path = %made.image.path.display(), "this image stays: the guest may have written to it");
+                }
+                return Ok(());
+            }
+        }
+        let (images, migration) = (part.images.clone(), record.migration);
+        blocking(move || images.iter().try_for_each(|made| remove::made(made, migration)))
+            .await?
+            .map_err(stays)
+    }
+
+    /// Removes the files of copied disks, where the policy says so and the guest is gone from here for good.
+    pub(super) async fn remove_originals(&self, record: &Record) -> Result<(), Failure> {
+        let Some(part) = record.source().filter(|part| part.delete_source) else {
+            return Ok(());
+        };
+        if record.verdict() != Some(Verdict::Ran) || record.closed.is_some() {
+            return Ok(());
+        }
+        // It may have come back, and these may be its disks again.
+        let gone = matches!(self.look(record).await?, Seen::Unknown);
+        if !gone || self.has_later(record) {
+            tracing::warn!(migration_id = %record.migration, "the source's images stay: this host knows the guest again");
+            return Ok(());
+        }
+        let (images, storage) = (part.copied.clone(), self.storage.clone());
+        blocking(move || images.iter().try_for_each(|image| remove::original(image, &storage)))
+            .await?
+            .map_err(stays)
+    }
+}
+
+/// What the destination was told to make has to be what the definition that it was given names.
+pub(super) fn agree(xml: &str, images: &[NewImage]) -> Result<(), Failure> {
+    if images.is_empty() {
+        return Ok(());
+    }
+    let disks = disks(xml)?;
+    for image in images {
+        let disk = named(&disks, &image.target)?;
+        fit_to_copy(disk).map_err(|why| not_copied(&image.target, &why))?;
+        if image.path != std::path::Path::new(&disk.source) || image.format.name() != disk.format {
+            let message = format!("the definition has another image for {}", image.target);
+            return Err(Failure::new(Reason::InvalidArgument, message).with_field("images", "must agree with xml"));
+        }
+    }
+    Ok(())
+}
+
+/// None is there yet.
+pub(super) fn to_make(images: &[NewImage]) -> Vec<MadeImage> {
+    let entry = |image: &NewImage| MadeImage {
+        image: image.clone(),
+        identity: None,
+    };
+    images.iter().map(entry).collect()
+}
+
+/// Why a disk cannot be copied, as far as its definition tells.
+pub fn fit_to_copy(disk: &Disk) -> Result<(), String> {
+    let why = match disk {
+        _ if disk.source_type != "file" => format!("it is of type {}: only files are copied", disk.source_type),
+        _ if disk.source.is_empty() => "the drive is empty".to_owned(),
+        _ if disk.read_only => "the guest does not write to it: put the same file on the destination".to_owned(),
+        _ if disk.shareable => "several guests may write to it".to_owned(),
+        _ if !disk.backing.is_empty() => {
+            let chain: Vec<_> = disk.backing.iter().map(|layer| layer.source.as_str()).collect();
+            format!(
+                "it has a backing chain ({}): only images without one are copied",
+                chain.join(", ")
+            )
+        }
+        _ => return Ok(()),
+    };
+    Err(why)
+}
+
+fn copied_image(target: String, path: PathBuf, there: PathBuf, shape: images::shape::Shape) -> CopiedImage {
+    let image = NewImage {
+        target: target.clone(),
+        path: there,
+        format: shape.format,
+        virtual_size: shape.virtual_size,
+        allocated: shape.allocated,
+    };
+    CopiedImage {
+        target,
+        path,
+        identity: shape.identity,
+        image,
+    }
+}
+
+fn disks(xml: &str) -> Result<Vec<Disk>, Failure> {
+    match guest_xml::read(xml) {
+        Ok(shape) => Ok(shape.disks),
+        Err(error) => Err(Failure::new(Reason::LibvirtFailed, error.to_string())),
+    }
+}
+
+fn named<'a>(disks: &'a [Disk], target: &str) -> Result<&'a Disk, Failure> {
+    let found = disks.iter().find(|disk| disk.target == target);
+    found.ok_or_else(|| not_copied(target, "the guest has no such disk"))
+}
+
+fn not_copied(target: &str, why: &str) -> Failure {
+    Failure::new(Reason::ChecksFailed, format!("{target} cannot be copied: {why}"))
+}
+
+/// A failed removal is tried again: nothing else is known to be left behind.
+// By value, so that it can be named in `map_err`.
+#[allow(clippy::needless_pass_by_value)]
+fn stays(error: remove::Stays) -> Failure {
+    Failure::new(
+        Reason::ResourceExhausted,
+        format!("an image cannot be removed: {error}"),
+    )
+    .with_remedy("let the agent's user write to its folder, or remove it by hand")
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Failure::internal(error.to_string()))
+}

@@ -1,0 +1,195 @@
+//! Copied disks over gRPC: what the source says of its images, and whether the destination has room for copies.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use drover_proto::agent::v1 as agent;
+use drover_proto::failure::Failure;
+
+use super::AgentServer;
+use super::inspect::blocking;
+use crate::guest_xml::Disk;
+use crate::images::{Format, NewImage, room, shape};
+use crate::jobs::fit_to_copy;
+
+/// As many as a guest may have disks.
+const MOST_IMAGES: usize = 256;
+/// libvirt's names are shorter.
+const LONGEST_TARGET: usize = 64;
+
+/// Targets of the disks to copy.
+pub(super) fn targets(field: &str, targets: Vec<String>) -> Result<Vec<String>, Failure> {
+    let mut known = HashSet::new();
+    for target in &targets {
+        if !is_target(target) || !known.insert(target.as_str()) {
+            return Err(Failure::invalid(field, "targets of disks, each once"));
+        }
+    }
+    if targets.len() > MOST_IMAGES {
+        return Err(Failure::invalid(field, format!("at most {MOST_IMAGES}")));
+    }
+    Ok(targets)
+}
+
+/// It becomes part of a file's name.
+fn is_target(target: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    !target.is_empty() && target.len() <= LONGEST_TARGET && target.chars().all(plain)
+}
+
+pub(super) fn images_from(field: &str, messages: Vec<agent::NewImage>) -> Result<Vec<NewImage>, Failure> {
+    targets(field, messages.iter().map(|image| image.target.clone()).collect())?;
+    messages.into_iter().map(|message| image_from(field, message)).collect()
+}
+
+fn image_from(field: &str, message: agent::NewImage) -> Result<NewImage, Failure> {
+    let bad = |why: String| Failure::invalid(field, format!("{}: {why}", message.target));
+    let format = match message.format.as_str() {
+        "raw" => Format::Raw,
+        "qcow2" => Format::Qcow2 {
+            version: message.qcow2_version,
+            cluster_bits: message.qcow2_cluster_bits,
+            lazy_refcounts: message.qcow2_lazy_refcounts,
+            extended_l2: message.qcow2_extended_l2,
+        },
+        other => return Err(bad(format!("the format {other:?} is not known"))),
+    };
+    if let Format::Qcow2 {
+        version, cluster_bits, ..
+    } = format
+        && !((2..=3).contains(&version) && (9..=21).contains(&cluster_bits))
+    {
+        return Err(bad("no such qcow2 image can be made".to_owned()));
+    }
+    // What is larger is no length of a file.
+    if message.virtual_size_bytes == 0 || i64::try_from(message.virtual_size_bytes).is_err() {
+        return Err(bad("its size is not valid".to_owned()));
+    }
+    let path = PathBuf::from(&message.path);
+    if !crate::storage_directories::is_plain(&path) {
+        return Err(bad("its path is not plain and absolute".to_owned()));
+    }
+    Ok(NewImage {
+        target: message.target,
+        path,
+        format,
+        virtual_size: message.virtual_size_bytes,
+        allocated: message.allocated_bytes,
+    })
+}
+
+pub(super) fn image(image: NewImage) -> agent::NewImage {
+    let mut message = agent::NewImage {
+        target: image.target,
+        path: image.path.to_string_lossy().into_owned(),
+        format: image.format.name().to_owned(),
+        virtual_size_bytes: image.virtual_size,
+        allocated_bytes: image.allocated,
+        ..agent::NewImage::default()
+    };
+    if let Format::Qcow2 {
+        version,
+        cluster_bits,
+        lazy_refcounts,
+        extended_l2,
+    } = image.format
+    {
+        message.qcow2_version = version;
+        message.qcow2_cluster_bits = cluster_bits;
+        message.qcow2_lazy_refcounts = lazy_refcounts;
+        message.qcow2_extended_l2 = extended_l2;
+    }
+    message
+}
+
+impl AgentServer {
+    /// Whether these images could be made here.
+    pub(super) async fn rooms(&self, images: Vec<agent::NewImage>) -> Result<Vec<agent::ImageRoom>, Failure> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (images, storage) = (images_from("images", images)?, self.jobs.storage.clone());
+        blocking(move || {
+            let look = |image: NewImage| {
+                let found = room::look(&image, &storage);
+                let (problem, remedy) = found.problem.unwrap_or_default();
+                agent::ImageRoom {
+                    target: image.target,
+                    problem,
+                    remedy,
+                    free_bytes: found.free,
+                    file_system: found.file_system,
+                }
+            };
+            images.into_iter().map(look).collect()
+        })
+        .await
+    }
+}
+
+/// Adds to each disk how large it is, or why it cannot be copied. `disks` are of the same guest, in the same order.
+pub(super) async fn add_sizes(facts: &mut agent::GuestFacts, disks: Vec<Disk>) -> Result<(), Failure> {
+    let found: Vec<_> = blocking(move || disks.into_iter().map(|disk| size(&disk)).collect()).await?;
+    for (facts, found) in facts.disks.iter_mut().zip(found) {
+        match found {
+            Ok((virtual_size, allocated)) => {
+                (facts.virtual_size_bytes, facts.allocated_bytes) = (virtual_size, allocated);
+            }
+            Err(problem) => facts.copy_problem = problem,
+        }
+    }
+    Ok(())
+}
+
+fn size(disk: &Disk) -> Result<(u64, u64), String> {
+    let unfit = fit_to_copy(disk);
+    if disk.source_type != "file" || disk.source.is_empty() {
+        return unfit.map(|()| (0, 0));
+    }
+    let shape = shape::read(&PathBuf::from(&disk.source), &disk.format).map_err(|error| error.to_string());
+    unfit?;
+    shape.map(|shape| (shape.virtual_size, shape.allocated))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> agent::NewImage {
+        agent::NewImage {
+            target: "vda".to_owned(),
+            path: "/images/a.qcow2".to_owned(),
+            format: "qcow2".to_owned(),
+            virtual_size_bytes: 1 << 30,
+            allocated_bytes: 1 << 20,
+            qcow2_version: 3,
+            qcow2_cluster_bits: 16,
+            qcow2_lazy_refcounts: true,
+            qcow2_extended_l2: false,
+        }
+    }
+
+    #[test]
+    fn an_image_survives_its_message() {
+        let read = image_from("images", message()).unwrap();
+        assert_eq!(image(read), message());
+    }
+
+    #[test]
+    fn what_cannot_be_an_image_is_refused() {
+        let cases: [fn(&mut agent::NewImage); 6] = [
+            |image| image.target = "../x".to_owned(),
+            |image| image.target.clear(),
+            |image| image.path = "/images/../etc/a".to_owned(),
+            |image| image.format = "vmdk".to_owned(),
+            |image| image.virtual_size_bytes = u64::MAX,
+            |image| image.qcow2_cluster_bits = 40,
+        ];
+        for change in cases {
+            let mut message = message();
+            change(&mut message);
+            assert!(images_from("images", vec![message.clone()]).is_err(), "{message:?}");
+        }
+        assert!(images_from("images", vec![message(), message()]).is_err());
+    }
+}
