@@ -116,7 +116,8 @@ impl Case {
             Deed::Destroy if self.moment == Moment::Preparing => &[End::Moved, End::Stayed],
             Deed::Destroy => &[End::Stayed],
             Deed::Suspend if arrived => &[End::MovedPaused],
-            Deed::Undefine if arrived => &[End::MovedTransient],
+            // Until Finalize one that is missing counts as lost on the way.
+            Deed::Undefine if arrived => &[End::Moved],
             Deed::Edit if arrived => &[End::MovedEdited],
             // Before that the old copy is in its way.
             Deed::Migrate if self.moment == Moment::Finalizing => &[End::BroughtBack],

@@ -81,6 +81,8 @@ struct Observed {
     /// The newest round, and the one in which the CPUs stopped.
     round: u64,
     stopped_in: Option<u64>,
+    /// The event of a round was lost.
+    rounds_missed: bool,
     expired: bool,
 }
 
@@ -233,6 +235,7 @@ impl OutgoingJob {
 
     pub fn saw_round(&self, number: u64) {
         let mut seen = lock(&self.seen);
+        seen.rounds_missed |= number > seen.round + 1;
         seen.round = seen.round.max(number);
     }
 
@@ -242,16 +245,18 @@ impl OutgoingJob {
         self.was_stopped_before_round(0)
     }
 
-    /// The same, where `newest` rounds are known from elsewhere: events may come late.
+    /// The same, where `newest` rounds are known from elsewhere: events may come late. Where one was lost, nobody knows in
+    /// which round they stopped: then the guest is to run, for one that stands still for ever is worse.
     pub fn was_stopped_before_round(&self, newest: u64) -> bool {
         let seen = lock(&self.seen);
         let newest = newest.max(seen.round);
-        seen.stopped_in.is_some_and(|stopped| newest >= stopped + 2)
+        !seen.rounds_missed && seen.stopped_in.is_some_and(|stopped| newest >= stopped + 2)
     }
 
     /// They execute again.
     pub fn saw_run(&self) {
-        lock(&self.seen).stopped = None;
+        let mut seen = lock(&self.seen);
+        (seen.stopped, seen.stopped_in) = (None, None);
     }
 
     /// The deadline expired: what fails from now on fails by it.
@@ -294,3 +299,7 @@ impl TransferStep {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "outgoing_tests.rs"]
+mod tests;
