@@ -178,6 +178,7 @@ async fn tunnel_round(folder: &Path, bytes: u64, channels: usize) -> Result<Roun
         source: a,
         memory_socket: to,
         disks_socket: None,
+        files: None,
         valid_for: Duration::from_secs(60),
     })?;
     let source = Source::open(SourceOptions {

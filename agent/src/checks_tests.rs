@@ -75,6 +75,7 @@ fn known() -> GuestFacts {
         memory: 0,
         vcpus: 1,
         snapshots: 0,
+        managed_save: false,
         incarnation: None,
     }
 }

@@ -70,7 +70,7 @@ pub struct Config {
     /// Group of QEMU's user; empty: the agent's own.
     #[serde(default = "default_qemu_group")]
     pub qemu_group: String,
-    /// Folders in which disk images may be made and removed; empty: none.
+    /// Folders in which disk images may be copied, made and removed; empty: none.
     #[serde(default)]
     pub storage_directories: Vec<PathBuf>,
     pub tls: TlsFiles,

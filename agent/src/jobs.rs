@@ -3,6 +3,8 @@
 //! - leaving: [`begin`] → [`transfer`] → [`hand_over`] → [`settle_outgoing`], and [`abort`]; on the way [`adjust`],
 //!   `deadline`, `pause`
 //! - arriving: [`prepare`] → [`arrive`] → [`settle_incoming`], and [`revoke`]
+//! - a guest that is shut off: [`offline_begin`] → [`transfer`] → `offline_leave`, and `offline_wait` →
+//!   `offline_arrive`, within the same operations
 //! - both: [`status`], [`close`], [`restart`], [`resolve`], [`ended`]
 //!
 //! Promise of every operation: it looks first and may be repeated; what it announces is in the journal before it
@@ -24,6 +26,10 @@ pub mod errors;
 pub mod fence;
 pub mod hand_over;
 pub mod incoming;
+mod offline_arrive;
+pub mod offline_begin;
+mod offline_leave;
+mod offline_wait;
 pub mod outgoing;
 mod pause;
 pub mod prepare;
@@ -54,6 +60,7 @@ use uuid::Uuid;
 
 use crate::hypervisor::{GuestFacts, Hypervisor, Incarnation};
 use crate::journal::{Journal, OpenPage, Record, Terms};
+use crate::offline::places::Allowed;
 use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Destination;
 
@@ -76,6 +83,8 @@ pub struct Jobs {
     pub sockets: Sockets,
     /// Where disk images may be made and removed.
     pub storage: StorageDirectories,
+    /// Where files of guests may be copied from and to.
+    pub allowed: Allowed,
     pub limits: Timing,
     /// Of this host since its start.
     pub boot_id: Uuid,
@@ -125,6 +134,7 @@ pub struct Parts {
     pub tunnel: Destination,
     pub sockets: Sockets,
     pub storage: StorageDirectories,
+    pub allowed: Allowed,
     pub limits: Timing,
     pub boot_id: Uuid,
 }
@@ -140,6 +150,7 @@ impl Jobs {
             tunnel,
             sockets,
             storage,
+            allowed,
             limits,
             boot_id,
         } = parts;
@@ -152,6 +163,7 @@ impl Jobs {
             tunnel,
             sockets,
             storage,
+            allowed,
             limits,
             boot_id,
             instance: Uuid::now_v7(),

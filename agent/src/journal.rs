@@ -14,8 +14,8 @@ pub mod store;
 pub mod term;
 
 pub use record::{
-    Adopted, Arrival, AtDeadline, Call, DefinitionNews, Delivery, DestinationPart, Limits, Part, Record, SourcePart,
-    Tombstone,
+    Adopted, Arrival, AtDeadline, Call, Coming, DefinitionNews, Delivery, DestinationPart, Leaving, LeavingFile,
+    Limits, Part, Record, SourcePart, Tombstone,
 };
 pub use state::{Decision, DestinationState, FinishStep, Forbidden, SourceState, Step, Verdict};
 pub use store::{Journal, JournalError, OpenPage};

@@ -13,6 +13,7 @@ pub mod images;
 pub mod jobs;
 pub mod journal;
 pub mod libvirt;
+pub mod offline;
 pub mod peer;
 pub mod port;
 pub mod probe;

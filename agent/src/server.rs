@@ -29,6 +29,7 @@ use crate::hypervisor::{HostFacts, Hypervisor};
 use crate::jobs::sockets::Sockets;
 use crate::jobs::{Jobs, Parts, Timing};
 use crate::journal::{Journal, Terms};
+use crate::offline::places::Allowed;
 use crate::port::Port;
 use crate::probe::Probes;
 use crate::registration::Registration;
@@ -58,6 +59,8 @@ pub struct AgentOptions {
     pub qemu_group: Option<u32>,
     /// Where disk images may be made and removed.
     pub storage: StorageDirectories,
+    /// Where files of guests may be copied from and to.
+    pub allowed: Allowed,
     pub tls: Tls,
     pub hypervisor: Arc<dyn Hypervisor>,
     /// What this host lacks to migrate at all, for people.
@@ -96,6 +99,7 @@ impl Agent {
             tunnel: tunnel.clone(),
             sockets: Sockets::new(options.run_dir.clone(), options.qemu_group),
             storage: options.storage.clone(),
+            allowed: options.allowed.clone(),
             limits: options.limits,
             boot_id: options.boot_id,
         });
@@ -252,7 +256,7 @@ fn about(options: &AgentOptions, jobs: &Jobs, facts: &HostFacts) -> Arc<dyn Fn()
         agent_instance: jobs.instance.to_string(),
         protocol_min: PROTOCOL,
         protocol_max: PROTOCOL,
-        features: ["live", "tunnel", "overrides", "copy-disks"]
+        features: ["live", "tunnel", "overrides", "copy-disks", "offline"]
             .map(str::to_owned)
             .to_vec(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

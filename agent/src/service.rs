@@ -182,10 +182,15 @@ impl AgentService for AgentServer {
     ) -> Reply<agent::BeginOutgoingResponse> {
         let request = request.into_inner();
         let fence = convert::fence(request.fence)?;
+        let offline = request.offline.map(limits::offline).transpose()?;
         let order = BeginOrder {
             reference: about(request.migration)?,
             destination: convert::host_id("destination_host", &request.destination_host)?,
-            incarnation: convert::incarnation(request.incarnation)?,
+            incarnation: match &offline {
+                Some(_) => self.jobs.no_life(),
+                None => convert::incarnation(request.incarnation)?,
+            },
+            offline,
             flags: MigrateFlags {
                 copied: CopiedDisks::new(images::targets("copy_disks", request.copy_disks)?),
                 ..flags(request.policy.as_ref(), false)
@@ -221,6 +226,7 @@ impl AgentService for AgentServer {
             inactive_xml,
             images: images::images_from("images", request.images)?,
             cookie: limits::cookie("cookie", &request.cookie)?,
+            offline: request.offline.map(limits::files).transpose()?,
         };
         let jobs = Arc::clone(&self.jobs);
         let answer = self

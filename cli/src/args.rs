@@ -187,7 +187,7 @@ pub(crate) struct Check {
     #[arg(short, long)]
     pub(crate) verbose: bool,
     #[command(flatten)]
-    pub(crate) storage: crate::policy::Storage,
+    pub(crate) way: crate::policy::Way,
 }
 
 #[derive(Debug, Subcommand)]

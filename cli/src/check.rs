@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use drover_proto::ids::HostId;
-use drover_proto::v1::{CheckMigrationRequest, CheckMigrationResponse, MigrationPolicy};
+use drover_proto::v1::{CheckMigrationRequest, CheckMigrationResponse};
 use tonic::Request;
 
 use crate::args::{Check, Output};
@@ -31,12 +31,9 @@ pub(crate) async fn run(mut controller: Controller, command: Check, output: Outp
     let mut request = Request::new(CheckMigrationRequest {
         guest_uuid: guest.uuid.clone(),
         source_host: format!("hosts/{}", host_of(guest)),
+        policy: command.way.message(),
         destination_hosts: destinations.iter().map(HostId::resource_name).collect(),
         destination_overrides: command.overrides.message(),
-        policy: command.storage.message().map(|storage| MigrationPolicy {
-            storage: Some(storage),
-            ..MigrationPolicy::default()
-        }),
     });
     request.set_timeout(CHECK_TIMEOUT);
     let answer = controller.migrations.check_migration(request).await?.into_inner();

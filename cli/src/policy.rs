@@ -6,7 +6,9 @@ use clap::{Args, ValueEnum};
 use drover_proto::ids::MigrationId;
 use drover_proto::time::proto_duration;
 use drover_proto::units;
-use drover_proto::v1::{AdjustAction, AdjustMigrationRequest, DeadlineAction, MigrationPolicy, StoragePolicy};
+use drover_proto::v1::{
+    AdjustAction, AdjustMigrationRequest, DeadlineAction, MigrationMode, MigrationPolicy, StoragePolicy,
+};
 
 use crate::args::Output;
 use crate::client::{Controller, request};
@@ -36,31 +38,66 @@ pub(crate) struct Policy {
     #[arg(long)]
     allow_auto_converge: bool,
     #[command(flatten)]
-    storage: Storage,
+    way: Way,
 }
 
-/// What happens with disks that only the source has. Without any of it all have to be shared.
+/// How the guest moves, and what becomes of its disks.
 #[derive(Clone, Debug, Default, PartialEq, Args)]
-#[command(next_help_heading = "Disks")]
-pub(crate) struct Storage {
-    /// Copy these disks while the guest runs: vda,vdb; all others must be shared
+#[command(next_help_heading = "Way and disks")]
+pub(crate) struct Way {
+    /// Live where the guest runs; offline where it is shut off: its definition and its files move [default: live]
+    #[arg(long, value_enum, value_name = "MODE")]
+    mode: Option<Mode>,
+    /// The guest is shut off and moves so: the same as --mode offline
+    #[arg(long, conflicts_with = "mode")]
+    offline: bool,
+    /// Copy these disks: vda,vdb; all others must be shared
     #[arg(long, value_name = "TARGET", value_delimiter = ',')]
     copy_disks: Vec<String>,
-    /// Copy every disk that is not shared
+    /// Copy every disk that is not shared; offline without --copy-disks this is so anyway
     #[arg(long)]
     copy_unshared: bool,
-    /// Remove the source's files of copied disks once the guest runs at the destination
+    /// Remove the source's files of copied disks once the destination has the guest
     #[arg(long)]
     delete_source: bool,
 }
 
-impl Storage {
-    /// None where nothing was typed.
-    pub(crate) fn message(&self) -> Option<StoragePolicy> {
-        (*self != Self::default()).then(|| StoragePolicy {
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Mode {
+    /// A guest that runs or is paused
+    Live,
+    /// A guest that is shut off
+    Offline,
+    /// Whichever it is
+    Auto,
+}
+
+impl Way {
+    fn mode(&self) -> MigrationMode {
+        match (self.offline, self.mode) {
+            (true, _) | (false, Some(Mode::Offline)) => MigrationMode::Offline,
+            (false, Some(Mode::Auto)) => MigrationMode::Auto,
+            (false, Some(Mode::Live)) => MigrationMode::Live,
+            (false, None) => MigrationMode::Unspecified,
+        }
+    }
+
+    /// None where nothing was typed about disks.
+    fn storage(&self) -> Option<StoragePolicy> {
+        let storage = StoragePolicy {
             copy_disks: self.copy_disks.clone(),
             copy_unshared: self.copy_unshared,
             delete_source: self.delete_source,
+        };
+        (storage != StoragePolicy::default()).then_some(storage)
+    }
+
+    /// As a policy of its own; none where nothing was typed.
+    pub(crate) fn message(&self) -> Option<MigrationPolicy> {
+        (*self != Self::default()).then(|| MigrationPolicy {
+            mode: self.mode().into(),
+            storage: self.storage(),
+            ..MigrationPolicy::default()
         })
     }
 }
@@ -91,7 +128,8 @@ impl Policy {
             allow_auto_converge: self.allow_auto_converge.then_some(true),
             bandwidth_limit_bytes_per_second: signed(self.bandwidth.unwrap_or(0)),
             parallel_connections: self.parallel.unwrap_or(0),
-            storage: self.storage.message(),
+            mode: self.way.mode().into(),
+            storage: self.way.storage(),
             ..MigrationPolicy::default()
         })
     }

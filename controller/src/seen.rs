@@ -57,7 +57,11 @@ pub fn destination(status: &MigrationStatus, prepared: bool) -> Seen<Destination
         post_copy: record.post_copy,
         stream_complete: status.stream_complete,
         verdict: decided(record),
-        copy: destination_copy(status),
+        copy: if record.offline {
+            offline_destination(status, record)
+        } else {
+            destination_copy(status)
+        },
     })
 }
 
@@ -79,6 +83,16 @@ pub fn is_active(guest: Option<&GuestFacts>) -> bool {
     })
 }
 
+/// Whether the guest moves shut off.
+pub fn is_offline(status: &MigrationStatus) -> bool {
+    status.journal.as_ref().is_some_and(|journal| journal.offline)
+}
+
+/// Whether the guest is there as it should be: with a QEMU, or, where it moves shut off, with its definition.
+pub fn lives(status: &MigrationStatus) -> bool {
+    is_active(status.guest.as_ref()) || (is_offline(status) && status.guest.is_some())
+}
+
 fn no_journal<T>(expected: bool) -> Seen<T> {
     if expected { Seen::JournalLost } else { Seen::NoJournal }
 }
@@ -92,6 +106,9 @@ fn decided(record: &JournalRecord) -> Option<Decided> {
 }
 
 fn source_copy(status: &MigrationStatus, record: &JournalRecord, journal: SourceJournal) -> SourceCopy {
+    if record.offline {
+        return offline_source(status, record, journal);
+    }
     let Some(guest) = status.guest.as_ref().filter(|guest| is_active(Some(guest))) else {
         return if status.guest_ended {
             SourceCopy::EndedByUser
@@ -125,6 +142,49 @@ fn source_copy(status: &MigrationStatus, record: &JournalRecord, journal: Source
         | LibvirtState::ShuttingDown
         | LibvirtState::Crashed
         | LibvirtState::ShutOff => SourceCopy::AsBefore(job(status, record)),
+    }
+}
+
+/// A guest that is shut off: what counts is whether it can be started here. What its copy lost with a connection or an
+/// agent is sent again, so that only a copy that failed for good has come to an end.
+fn offline_source(status: &MigrationStatus, record: &JournalRecord, journal: SourceJournal) -> SourceCopy {
+    match (&status.guest, journal) {
+        (Some(guest), _) if is_active(Some(guest)) => SourceCopy::Another,
+        // Forgotten, so that the destination may have it.
+        (None, SourceJournal::HandedOver) => SourceCopy::Gone,
+        // Where somebody has used it since, the verdict says so by the journal.
+        (Some(_), SourceJournal::HandedOver | SourceJournal::RanOn) => SourceCopy::AllSent,
+        (None, SourceJournal::Sending | SourceJournal::NotBegun | SourceJournal::RanOn) => SourceCopy::EndedByUser,
+        (Some(_), SourceJournal::Sending | SourceJournal::NotBegun) => {
+            if status.performing {
+                SourceCopy::AsBefore(Job::Performing)
+            } else if record.tombstoned {
+                SourceCopy::AsBefore(Job::None)
+            } else {
+                match status.perform_outcome() {
+                    PerformOutcome::Sent => SourceCopy::AllSent,
+                    PerformOutcome::Failed => SourceCopy::AsBefore(Job::None),
+                    PerformOutcome::Unspecified => SourceCopy::AsBefore(Job::Held),
+                }
+            }
+        }
+    }
+}
+
+/// Its files are there or on their way: whether it never will be here, only the journal says.
+fn offline_destination(status: &MigrationStatus, record: &JournalRecord) -> DestinationCopy {
+    let active = is_active(status.guest.as_ref());
+    match record.state() {
+        JournalState::Ran if active => DestinationCopy::Runs,
+        _ if active => DestinationCopy::Another,
+        JournalState::Waiting | JournalState::Finishing | JournalState::Resuming | JournalState::Ran => {
+            DestinationCopy::Still
+        }
+        JournalState::Unspecified
+        | JournalState::Sending
+        | JournalState::HandedOver
+        | JournalState::Revoked
+        | JournalState::Failed => DestinationCopy::Absent,
     }
 }
 

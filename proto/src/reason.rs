@@ -72,6 +72,10 @@ reasons! {
     RequestIdReused = "REQUEST_ID_REUSED" => InvalidArgument,
     /// A disk is not proved to be shared between the two hosts.
     StorageNotShared = "STORAGE_NOT_SHARED" => FailedPrecondition,
+    /// A file of the guest cannot be copied: where it lies, what it is, who may use it.
+    StorageUnusable = "STORAGE_UNUSABLE" => FailedPrecondition,
+    /// A disk is full, or has too little space for what is to come.
+    NoSpace = "NO_SPACE" => FailedPrecondition,
     /// Checks before the migration failed; the record lists them.
     ChecksFailed = "CHECKS_FAILED" => FailedPrecondition,
     /// This host cannot take this guest, another may.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use drover_agent::jobs::{Jobs, Timing};
+use drover_agent::offline::places::Allowed;
 use drover_agent::server::{Agent, AgentOptions};
 use drover_agent::sim::{SimGuest, SimHost, SimWorld};
 use drover_agent::storage_directories::StorageDirectories;
@@ -224,6 +225,7 @@ impl World {
                 run_dir,
                 qemu_group: None,
                 storage: storage?,
+                allowed: Allowed::default(),
                 tls: Pki::shared().tls(&format!("agent/{}", site.host()))?,
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),

@@ -84,6 +84,9 @@ impl Lab {
         for path in files_below(self.layout().folder(), &|name| name.starts_with(".drover-probe-")) {
             found.push(format!("probe file {}", path.display()));
         }
+        for path in files_below(self.layout().folder(), &|name| name.contains(".drover-partial-")) {
+            found.push(format!("half a file {}", path.display()));
+        }
         Ok(found)
     }
 

@@ -23,6 +23,8 @@ pub struct Needs {
     pub host_cpus: Vec<u32>,
     /// Firmware, kernel, initrd: files that QEMU opens on every host.
     pub boot_files: Vec<String>,
+    /// Its own UEFI variables; empty where it has none, or none yet.
+    pub nvram: String,
 }
 
 /// Huge pages of one size.
@@ -40,6 +42,7 @@ pub(super) fn read(domain: Node<'_, '_>) -> Needs {
         numa_nodes: numbers(numa_sets(domain)),
         host_cpus: numbers(cpu_sets(domain)),
         boot_files: boot_files(domain),
+        nvram: nvram(domain),
     }
 }
 
@@ -138,6 +141,15 @@ fn boot_files(domain: Node<'_, '_>) -> Vec<String> {
     });
     let paths = files.filter_map(|node| node.text()).map(str::trim);
     paths.filter(|path| path.starts_with('/')).map(str::to_owned).collect()
+}
+
+fn nvram(domain: Node<'_, '_>) -> String {
+    let element = child(domain, "os").and_then(|os| child(os, "nvram"));
+    let written = element.and_then(|nvram| {
+        let file = child(nvram, "source").map(|source| attribute(source, "file"));
+        file.or_else(|| nvram.text().map(|text| text.trim().to_owned()))
+    });
+    written.unwrap_or_default()
 }
 
 fn text_bytes(node: Node<'_, '_>) -> u64 {

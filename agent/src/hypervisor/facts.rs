@@ -63,6 +63,8 @@ pub struct GuestFacts {
     pub memory: u64,
     pub vcpus: u32,
     pub snapshots: u32,
+    /// Its memory was saved by libvirt when it was shut off; on this host alone.
+    pub managed_save: bool,
     /// `None` while it is shut off.
     pub incarnation: Option<Incarnation>,
 }

@@ -101,6 +101,10 @@ impl Jobs {
     pub(super) async fn end_transfers(&self) {
         let deadline = Instant::now() + self.limits.abort;
         for job in self.outgoing_jobs() {
+            // A copy of files is cut off by the end of the process, and goes on when the agent is back.
+            if job.offline().is_some() && job.course().step == super::outgoing::TransferStep::Performing {
+                continue;
+            }
             while job.is_busy() {
                 // A hand-over ends by itself: it asks the destination once more at most.
                 let sends = job.course().step == super::outgoing::TransferStep::Performing;
@@ -119,7 +123,9 @@ impl Jobs {
 
     /// After a restart of the agent libvirt may still be busy with letting go of what the former one held.
     pub(super) async fn await_lost_job(&self, reference: &Reference, deadline: Instant) -> Result<(), Failure> {
-        let sending = |record: &Record| record.source().is_some_and(|part| part.state == SourceState::Sending);
+        // A guest that is shut off has no job.
+        let holds = |part: &crate::journal::SourcePart| part.state == SourceState::Sending && part.offline.is_none();
+        let sending = |record: &Record| record.source().is_some_and(holds);
         if !self
             .journal
             .read(reference.migration)

@@ -80,9 +80,11 @@ impl Jobs {
         if record.is_tombstoned(reference.attempt) {
             return Err(Forbidden::Tombstoned.into());
         }
-        let complete = self
-            .incoming_job(record.migration)
-            .is_some_and(|job| job.stream_complete());
+        let received = |job: Arc<IncomingJob>| job.stream_complete();
+        let complete = match &part.offline {
+            Some(coming) => coming.verified,
+            None => self.incoming_job(record.migration).is_some_and(received),
+        };
         if part.state == DestinationState::Waiting && !complete {
             let message = "the main channel was not received to its end";
             return Err(Failure::new(Reason::StreamIncomplete, message));
@@ -99,6 +101,9 @@ impl Jobs {
     ) -> Result<Taken, Failure> {
         let record = page.record().ok_or_else(refused)?;
         let part = record.destination().ok_or_else(refused)?;
+        if part.offline.is_some() {
+            return self.arrive_offline(page, arrived).await;
+        }
         match part.state.finish(part.flags.post_copy)? {
             FinishStep::Ran => taken_before(&record),
             FinishStep::Join => self.go_on(page).await,
@@ -333,7 +338,7 @@ async fn write_finishing(page: &mut OpenPage, state: DestinationState, runs: Opt
     Ok(())
 }
 
-async fn write_state(page: &mut OpenPage, state: DestinationState) -> Result<(), Failure> {
+pub(super) async fn write_state(page: &mut OpenPage, state: DestinationState) -> Result<(), Failure> {
     page.change(|record| {
         if let Some(part) = record.destination_mut() {
             part.state = state;
@@ -343,7 +348,7 @@ async fn write_state(page: &mut OpenPage, state: DestinationState) -> Result<(),
     Ok(())
 }
 
-async fn write_ran(page: &mut OpenPage, arrival: Arrival, calls: Vec<Call>) -> Result<(), Failure> {
+pub(super) async fn write_ran(page: &mut OpenPage, arrival: Arrival, calls: Vec<Call>) -> Result<(), Failure> {
     let record = page.record().ok_or_else(refused)?;
     let part = record.destination().ok_or_else(refused)?;
     if let Step::Write(state) = part.state.ran(!arrives_running(&record))? {
@@ -360,7 +365,7 @@ async fn write_ran(page: &mut OpenPage, arrival: Arrival, calls: Vec<Call>) -> R
     Ok(())
 }
 
-fn taken_before(record: &Record) -> Result<Taken, Failure> {
+pub(super) fn taken_before(record: &Record) -> Result<Taken, Failure> {
     let arrival = record
         .destination()
         .and_then(|part| part.arrival.clone())
@@ -373,7 +378,7 @@ fn taken_before(record: &Record) -> Result<Taken, Failure> {
 }
 
 /// One answer for an unknown migration, a wrong ticket and a wrong host.
-fn refused() -> Failure {
+pub(super) fn refused() -> Failure {
     Failure::new(
         Reason::TicketRefused,
         "this host waits for no such guest from this host with this ticket",

@@ -14,12 +14,14 @@ use drover_proto::trace::names::span;
 use tracing::Instrument;
 
 use super::fence::{Fence, Reference, Side, concerns};
+use super::offline_begin::OfflineOrder;
 use super::outgoing::OutgoingJob;
 use super::{Jobs, Seen, lock, see};
 use crate::guest_xml::overrides::{self, Definition, Unfit};
 use crate::hypervisor::{BeginRequest, Begun, GuestFacts, GuestState, Incarnation, MigrateFlags};
 use crate::images::{CopiedImage, NewImage};
 use crate::journal::{Decision, DefinitionNews, Limits, OpenPage, Part, Record, SourcePart, SourceState};
+use crate::offline::FileSpec;
 
 /// What is to be begun.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub struct BeginOrder {
     pub overrides: Overrides,
     /// Remove the files of copied disks once the guest was seen at the destination.
     pub delete_source: bool,
+    /// Set for a guest that is shut off.
+    pub offline: Option<OfflineOrder>,
 }
 
 /// What the destination needs to know: definitions as it is to have them.
@@ -47,6 +51,8 @@ pub struct BeginAnswer {
     pub autostart_before: bool,
     /// What the destination has to make first.
     pub images: Vec<NewImage>,
+    /// Of a guest that is shut off: what will be sent.
+    pub files: Vec<FileSpec>,
 }
 
 impl Jobs {
@@ -71,6 +77,9 @@ impl Jobs {
         if let Some(other) = self.undecided_other(guest, migration) {
             let message = format!("migration {} of this guest is undecided on this host", other.migration);
             return Err(Failure::new(Reason::GuestBusy, message));
+        }
+        if let Some(offline) = &order.offline {
+            return self.begin_offline(&mut page, &fence, &order, offline).await;
         }
         let found = self.fit_to_leave(&order).await?;
         // Also the live one, though libvirt will say it anew: what does not fit is refused before anything is touched.
@@ -98,6 +107,9 @@ impl Jobs {
             );
             return Err(Failure::new(Reason::MigrationState, message));
         };
+        if let Some(leaving) = &part.offline {
+            return self.begin_offline_again(page, record, part, leaving).await;
+        }
         if let Some(handle) = self.outgoing_job(record.migration).and_then(|job| job.handle()) {
             return answer(part, handle.begun().clone());
         }
@@ -160,6 +172,7 @@ impl Jobs {
             suspended_by_agent: false,
             ran_on: false,
             delivery: None,
+            offline: None,
         };
         Ok(self.new_record(fence, order.reference, Part::Source(Box::new(part))))
     }
@@ -223,7 +236,7 @@ impl Jobs {
     }
 
     /// A Begin that no StartMigrate came for is given up: the destination's ticket has expired long before.
-    fn expire_unclaimed(self: &Arc<Self>, job: &Arc<OutgoingJob>, record: &Record) {
+    pub(super) fn expire_unclaimed(self: &Arc<Self>, job: &Arc<OutgoingJob>, record: &Record) {
         let (jobs, claimed, limit) = (Arc::clone(self), job.claimed.clone(), self.limits.begin);
         let reference = Reference {
             migration: record.migration,
@@ -255,6 +268,7 @@ fn answer(part: &SourcePart, begun: Begun) -> Result<BeginAnswer, Failure> {
         state_before: part.state_before,
         autostart_before: part.autostart_before,
         images: part.copied.iter().map(|copied| copied.image.clone()).collect(),
+        files: Vec::new(),
     })
 }
 

@@ -39,6 +39,7 @@ fn source(state: SourceState, decision: Decision, closed: bool) -> Record {
         suspended_by_agent: false,
         ran_on: false,
         delivery: None,
+        offline: None,
     };
     Record {
         migration: MigrationId::generate(),

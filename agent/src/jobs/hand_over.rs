@@ -78,7 +78,7 @@ impl Jobs {
         fault_points::reach(point::SOURCE_ALL_SENT).await;
         let paused = paused_on_its_way(job).await;
         let mut page = self.lock(migration).await?;
-        let record = write_handed_over(&mut page, paused).await?;
+        let record = self.leave(&mut page, Some(job), paused).await?;
         drop(page);
         fault_points::reach(point::SOURCE_HANDED_OVER).await;
         self.call_until_answered(job, &record, cookie).await
@@ -234,7 +234,7 @@ impl Jobs {
             Some(job) => paused_on_its_way(job).await,
             None => false,
         };
-        let record = write_handed_over(&mut page, paused).await?;
+        let record = self.leave(&mut page, job.as_deref(), paused).await?;
         let job = job.unwrap_or_else(|| self.adopt(&record));
         let under_way = job.under_way(TransferStep::HandingOver);
         drop(page);
@@ -258,6 +258,20 @@ impl Jobs {
         summary
     }
 
+    /// HandedOver is written; a guest that is shut off is forgotten here, too.
+    async fn leave(
+        &self,
+        page: &mut OpenPage,
+        job: Option<&OutgoingJob>,
+        paused: bool,
+    ) -> Result<Arc<Record>, Failure> {
+        if page.record().is_some_and(|record| record.is_offline()) {
+            self.leave_offline(page, job).await
+        } else {
+            write_handed_over(page, paused).await
+        }
+    }
+
     /// All must be sent: Perform said so, now or before HandedOver was written. That the guest stands still is no
     /// proof of it: libvirt may have stopped it for a Perform that failed, and may yet resume it.
     async fn stands_still(&self, record: &Record, sent: bool) -> Result<(), Failure> {
@@ -266,6 +280,11 @@ impl Jobs {
             .is_some_and(|part| part.state == crate::journal::SourceState::HandedOver);
         if ran_on(record) {
             return Err(newer_here());
+        }
+        if record.is_offline() {
+            // Whether it still is what was sent, is looked at when it is forgotten.
+            let not_yet = || Failure::new(Reason::StillPerforming, "not all of the guest's files are sent");
+            return (handed_over || sent).then_some(()).ok_or_else(not_yet);
         }
         match self.look(record).await? {
             // Whatever the reason: by the migration, by its user before, by this agent, or lost with libvirtd.
@@ -296,7 +315,7 @@ fn ran_on(record: &Record) -> bool {
 }
 
 /// What was sent is older than what is here: the destination must not run it.
-fn newer_here() -> Failure {
+pub(super) fn newer_here() -> Failure {
     let message = "the guest was resumed here after it was handed over: its memory is newer than what was sent";
     Failure::new(Reason::MigrationState, message)
 }

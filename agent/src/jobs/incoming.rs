@@ -2,7 +2,7 @@
 //!
 //! Dropping it lets libvirt destroy a copy that was not told to finish.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use drover_proto::ids::{HostId, MigrationId};
 use tokio::sync::broadcast;
@@ -21,6 +21,8 @@ pub struct IncomingJob {
     /// The waiting copy; taken by the one who tells it how it goes on.
     handle: Mutex<Option<Box<dyn Incoming>>>,
     pub tunnel: tunnel::Waiting,
+    /// Held by whoever writes a file of a guest that comes shut off.
+    pub writing: Arc<tokio::sync::Mutex<()>>,
     /// It was told, or is gone.
     pub over: CancellationToken,
 }
@@ -32,6 +34,24 @@ impl IncomingJob {
             calls,
             handle: Mutex::new(Some(handle)),
             tunnel,
+            writing: Arc::default(),
+            over: CancellationToken::new(),
+        }
+    }
+
+    /// Of a guest that comes shut off: there is no copy, only files.
+    pub fn of_files(
+        migration: MigrationId,
+        calls: CallLog,
+        tunnel: tunnel::Waiting,
+        writing: Arc<tokio::sync::Mutex<()>>,
+    ) -> Self {
+        Self {
+            migration,
+            calls,
+            handle: Mutex::default(),
+            tunnel,
+            writing,
             over: CancellationToken::new(),
         }
     }

@@ -15,6 +15,7 @@ use super::lock;
 use super::progress::{Action, Event, Iteration, Problem, Progress, Summary, What};
 use super::steering::Steering;
 use crate::hypervisor::{Cookie, Outgoing};
+use crate::offline::outgoing::OfflineOutgoing;
 use crate::peer::PeerClient;
 
 /// Messages that a slow watcher may be behind.
@@ -31,6 +32,8 @@ pub struct OutgoingJob {
     pub calls: CallLog,
     /// What libvirt gave in Begin; `None` once it was let go.
     handle: Mutex<Option<Arc<dyn Outgoing>>>,
+    /// The same, for a guest that is shut off.
+    offline: Mutex<Option<Arc<OfflineOutgoing>>>,
     events: broadcast::Sender<Event>,
     course: watch::Sender<Course>,
     seen: Mutex<Observed>,
@@ -120,6 +123,7 @@ impl OutgoingJob {
             guest,
             calls: CallLog::new(host, earlier_calls, events.clone()),
             handle: Mutex::default(),
+            offline: Mutex::default(),
             events,
             course: watch::Sender::default(),
             seen: Mutex::default(),
@@ -132,6 +136,17 @@ impl OutgoingJob {
 
     pub fn hold(&self, handle: Box<dyn Outgoing>) {
         *lock(&self.handle) = Some(Arc::from(handle));
+    }
+
+    pub fn hold_offline(&self, handle: OfflineOutgoing) {
+        let handle = Arc::new(handle);
+        *lock(&self.offline) = Some(Arc::clone(&handle));
+        *lock(&self.handle) = Some(handle);
+    }
+
+    /// What holds the images of a guest that is shut off.
+    pub fn offline(&self) -> Option<Arc<OfflineOutgoing>> {
+        lock(&self.offline).clone()
     }
 
     /// The way to the destination's agent: one for the whole migration, so that it is connected before the blackout.
@@ -147,6 +162,7 @@ impl OutgoingJob {
     pub fn let_go(&self) {
         self.claimed.cancel();
         *lock(&self.handle) = None;
+        *lock(&self.offline) = None;
         // Those who watch a transfer that will not come need not wait for it.
         self.course.send_if_modified(|course| {
             let never = course.step == TransferStep::NotStarted;

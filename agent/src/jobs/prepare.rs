@@ -17,7 +17,10 @@ use super::incoming::{IncomingJob, call_log};
 use super::{Jobs, Seen, copies, errors, lock};
 use crate::hypervisor::{Cookie, CopiedDisks, GuestState, MigrateFlags, PrepareRequest};
 use crate::images::NewImage;
-use crate::journal::{Decision, DefinitionNews, DestinationPart, DestinationState, Forbidden, OpenPage, Part, Record};
+use crate::journal::{
+    Coming, Decision, DefinitionNews, DestinationPart, DestinationState, Forbidden, OpenPage, Part, Record,
+};
+use crate::offline::FileSpec;
 use crate::tunnel::Registration;
 
 /// libvirt needs a moment to destroy the copy of a former agent.
@@ -37,6 +40,8 @@ pub struct PrepareOrder {
     pub flags: MigrateFlags,
     /// What is to be made first; what is copied is exactly these.
     pub images: Vec<NewImage>,
+    /// The files of a guest that is shut off.
+    pub offline: Option<Vec<FileSpec>>,
 }
 
 /// What the source needs.
@@ -74,11 +79,27 @@ impl Jobs {
             return Err(Failure::new(Reason::GuestBusy, message));
         }
         self.refuse_known_guest(&order).await?;
-        copies::agree(&order.xml, &order.images)?;
+        match &order.offline {
+            // No memory comes, and no disk beside the files.
+            Some(_) if order.images.is_empty() => {}
+            Some(_) => {
+                return Err(Failure::invalid(
+                    "images",
+                    "the files of a guest that is shut off are copied",
+                ));
+            }
+            None => copies::agree(&order.xml, &order.images)?,
+        }
         let ticket = Ticket::generate().map_err(|error| Failure::internal(format!("no randomness: {error}")))?;
         let part = destination_part(&order, ticket);
+        if let Some(coming) = &part.offline {
+            self.refuse_files(migration, coming).await?;
+        }
         page.create(self.new_record(&fence, order.reference, Part::Destination(Box::new(part))))
             .await?;
+        if order.offline.is_some() {
+            return self.wait_for_files(&mut page).await;
+        }
         self.prepare_copy(&mut page, &order).await
     }
 
@@ -100,6 +121,9 @@ impl Jobs {
             );
             return Err(Failure::new(Reason::MigrationState, message));
         };
+        if part.offline.is_some() {
+            return self.wait_for_files(page).await;
+        }
         let alive = self.incoming_job(record.migration).is_some_and(|job| job.is_waiting());
         if let (true, Some(cookie)) = (alive, &part.cookie) {
             return Ok(PrepareAnswer {
@@ -183,6 +207,7 @@ impl Jobs {
                 .copied
                 .as_ref()
                 .map(|_| self.sockets.destination_disks(migration)),
+            files: None,
             valid_for: self.limits.ticket,
         })?;
         let record = page
@@ -205,7 +230,7 @@ impl Jobs {
     }
 
     /// A ticket that nobody came with: the destination revokes itself.
-    fn expire_unused(self: &Arc<Self>, job: &Arc<IncomingJob>, record: &Record) {
+    pub(super) fn expire_unused(self: &Arc<Self>, job: &Arc<IncomingJob>, record: &Record) {
         let (jobs, job) = (Arc::clone(self), Arc::clone(job));
         let reference = Reference {
             migration: record.migration,
@@ -234,7 +259,7 @@ impl Jobs {
     }
 }
 
-fn part_ticket(record: &Record) -> Result<Ticket, Failure> {
+pub(super) fn part_ticket(record: &Record) -> Result<Ticket, Failure> {
     let part = record
         .destination()
         .ok_or_else(|| Failure::internal("the record is of another side"))?;
@@ -260,5 +285,6 @@ fn destination_part(order: &PrepareOrder, ticket: Ticket) -> DestinationPart {
         cookie: None,
         incarnation: None,
         arrival: None,
+        offline: order.offline.clone().map(Coming::expected),
     }
 }

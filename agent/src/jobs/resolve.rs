@@ -95,7 +95,9 @@ impl Jobs {
             }
             (Part::Destination(part), Verdict::Ran) => {
                 record.decision.decide(verdict)?;
-                if !self.died_while_resuming(&record, part.state).await? {
+                if part.offline.is_some() {
+                    self.arrive_by_word(&mut page).await?;
+                } else if !self.died_while_resuming(&record, part.state).await? {
                     self.agree(&mut page, &reference, verdict).await?;
                 }
                 write_adopted(&mut page, verdict, false).await?;

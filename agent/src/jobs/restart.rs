@@ -11,6 +11,7 @@
 //! | source, HandedOver, open | stands still | its job lock is taken again |
 //! | source, verdict written, not carried out | anything | the controller repeats it |
 //! | destination, Waiting, Finishing | anything | the controller, or a repeated hand-over |
+//! | destination, Waiting for files | anything | waits again, with the same ticket |
 //! | destination, Resuming | runs, pre-copy | Ran is written |
 
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use drover_proto::trace::names::span;
 use super::fence::Reference;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::BeginRequest;
-use crate::journal::{DestinationState, OpenPage, Part, Record, SourceState};
+use crate::journal::{Decision, DestinationState, OpenPage, Part, Record, SourceState};
 
 /// What fails is tried again, first after this time, then less often.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -94,6 +95,9 @@ impl Jobs {
                 }
                 Seen::Ours(_) | Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) => Ok(()),
             },
+            Part::Destination(part) if part.offline.is_some() && awaits_files(record, part.state) => {
+                self.wait_for_files(&mut page).await.map(|_| ())
+            }
             Part::Source(_) | Part::Destination(_) | Part::Nothing => Ok(()),
         }
     }
@@ -149,4 +153,10 @@ impl Jobs {
         }
         Ok(())
     }
+}
+
+/// The source's agent goes on with its copy by itself.
+fn awaits_files(record: &Record, state: DestinationState) -> bool {
+    let undone = record.is_tombstoned(record.attempt);
+    state == DestinationState::Waiting && record.decision == Decision::Open && !undone
 }

@@ -96,6 +96,11 @@ impl Jobs {
             // Dropping the handle destroys the copy as well; Settle makes sure that it is gone.
             tracing::debug!(%error, "the waiting copy was not cancelled");
         }
+        let writing = self.incoming_job(migration).map(|job| Arc::clone(&job.writing));
         self.forget_incoming(migration);
+        // What is being written to a file comes to its end first: afterwards nothing makes it again.
+        if let Some(writing) = writing {
+            drop(writing.lock().await);
+        }
     }
 }

@@ -101,6 +101,10 @@ impl Jobs {
             (DestinationState::Waiting, Verdict::NeverRan) => {
                 self.revoke_waiting(page, reference, "never ran").await?;
             }
+            // Whoever hands over again brings it to its end.
+            (DestinationState::Finishing, Verdict::NeverRan) if part.offline.is_some() => {
+                return Err(Forbidden::MayHaveRun.into());
+            }
             (DestinationState::Finishing, Verdict::NeverRan) => match self.look(&record).await? {
                 Seen::Unknown | Seen::ShutOff(_) => write_failed(page, part).await?,
                 Seen::Ours(_) | Seen::Another(_) => return Err(Forbidden::MayHaveRun.into()),
@@ -140,6 +144,9 @@ impl Jobs {
             }
         }
         self.remove_images(&record).await?;
+        if let Some(coming) = record.destination().and_then(|part| part.offline.as_ref()) {
+            self.remove_files(record.migration, coming).await?;
+        }
         self.sockets.remove(record.migration).await?;
         page.change(|record| record.decision = Decision::Settled(Verdict::NeverRan))
             .await?;
@@ -155,6 +162,8 @@ impl Jobs {
         let starts = self.starts_here(&record, part);
         let (ended, found) = match self.look(&record).await? {
             Seen::Ours(guest) => (false, Some(guest)),
+            // It came shut off; what its user has done with it since is not this migration's business.
+            Seen::Another(guest) | Seen::ShutOff(guest) if part.offline.is_some() => (false, Some(guest)),
             // Another life after a reboot: an earlier try of this has started it, or its user has.
             Seen::Another(guest) | Seen::ShutOff(guest) => (!starts, Some(guest)),
             Seen::Unknown => (true, None),
@@ -183,7 +192,9 @@ impl Jobs {
     fn starts_here(&self, record: &Record, part: &DestinationPart) -> bool {
         let rebooted = record.boot_id != self.boot_id;
         let has_autostart = part.inactive_xml.is_some() && part.autostart_before;
-        rebooted && has_autostart && !record.guest_ended && !self.has_later(record)
+        // One that came shut off is its user's to start.
+        let ran = part.offline.is_none();
+        rebooted && ran && has_autostart && !record.guest_ended && !self.has_later(record)
     }
 
     /// A persistent guest keeps its definition, a transient one gets none.

@@ -146,6 +146,9 @@ impl Jobs {
                 .await?;
             return Ok(());
         };
+        if let Some(leaving) = &part.offline {
+            return self.give_back_offline(page, &record, part, leaving, job).await;
+        }
         if let Some(job) = job {
             if let Some(handle) = job.handle() {
                 // After a failed Perform libvirt has ended the job by itself and refuses this: what counts is below.
@@ -215,7 +218,7 @@ impl Jobs {
         Ok(())
     }
 
-    async fn restore_autostart(&self, record: &Record, part: &SourcePart) -> Result<(), Failure> {
+    pub(super) async fn restore_autostart(&self, record: &Record, part: &SourcePart) -> Result<(), Failure> {
         if !part.autostart_before || self.has_later(record) {
             return Ok(());
         }
@@ -248,6 +251,9 @@ impl Jobs {
             job.let_go();
         }
         self.forget_definition(&record, part).await?;
+        if let Some(leaving) = &part.offline {
+            self.put_sources_away(&record, leaving).await;
+        }
         self.sockets.remove(record.migration).await?;
         let calls = self.outgoing_job(record.migration).map(|job| job.calls.all());
         page.change(|record| {

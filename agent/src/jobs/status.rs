@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use drover_proto::failure::Failure;
 
 use super::fence::Reference;
+use super::incoming::IncomingJob;
 use super::outgoing::{Course, PerformOutcome, TransferStep};
 use super::progress::{Action, Iteration, Problem, Progress, Summary};
 use super::{Jobs, errors};
@@ -82,7 +83,7 @@ impl Jobs {
             call_in_flight,
             performing: course.step == TransferStep::Performing,
             perform_outcome: course.outcome,
-            stream_complete: incoming.as_ref().is_some_and(|job| job.stream_complete()),
+            stream_complete: is_complete(record.as_deref(), incoming.as_deref()),
             agent_restarted: record
                 .as_ref()
                 .is_some_and(|record| record.agent_instance != self.instance),
@@ -106,5 +107,16 @@ impl Jobs {
     fn is_busy(&self, reference: Reference) -> bool {
         let transferring = self.outgoing_job(reference.migration).is_some_and(|job| job.is_busy());
         transferring || self.journal.is_locked(reference.migration)
+    }
+}
+
+/// Whether all has come, and, of files, was verified.
+fn is_complete(record: Option<&Record>, job: Option<&IncomingJob>) -> bool {
+    let coming = record
+        .and_then(Record::destination)
+        .and_then(|part| part.offline.as_ref());
+    match coming {
+        Some(coming) => coming.verified,
+        None => job.is_some_and(IncomingJob::stream_complete),
     }
 }

@@ -58,10 +58,8 @@ impl Jobs {
         if record.is_tombstoned(attempt) {
             return Err(Forbidden::Tombstoned.into());
         }
-        let part = record
-            .source()
-            .filter(|_| record.attempt == attempt)
-            .ok_or_else(|| not_begun("another try"))?;
+        let part = record.source().filter(|_| record.attempt == attempt);
+        let part = part.ok_or_else(|| not_begun("another try"))?;
         if part.state == SourceState::HandedOver {
             return Ok(());
         }
@@ -163,7 +161,10 @@ impl Transfer {
             max_downtime: _,
         } = self;
         drop(handle);
-        let bytes = || ways.sent();
+        let bytes = || match job.offline() {
+            Some(offline) => offline.wire_bytes(),
+            None => ways.sent(),
+        };
         let failed = performed.is_err();
         if failed && job.was_stopped_on_its_way() {
             jobs.note_pause(&record).await;

@@ -1,4 +1,5 @@
 //! The source's ways to the destination for one transfer: one for memory, and one for disks where any are copied.
+//! The files of a guest that is shut off have one of their own.
 
 use drover_proto::failure::Failure;
 use drover_proto::identity::Identity;
@@ -8,7 +9,7 @@ use super::Jobs;
 use super::outgoing::OutgoingJob;
 use super::transfer::StartOrder;
 use crate::journal::{Record, SourcePart};
-use crate::tunnel::{ChannelPlan, HelloTemplate, Source, SourceOptions, TunnelError};
+use crate::tunnel::{Carrier, ChannelPlan, HelloTemplate, Source, SourceOptions, TunnelError};
 
 /// Both ends live until the hand-over has ended.
 pub(super) struct Ways {
@@ -23,6 +24,9 @@ impl Ways {
             .source()
             .ok_or_else(|| Failure::internal("a record without a source cannot be sent"))?;
         let memory = options(jobs, record, part, order, job);
+        if let Some(offline) = job.offline() {
+            offline.aim(Carrier::new(&memory), job.steering.pace());
+        }
         let disks = SourceOptions {
             socket: jobs.sockets.source_disks(record.migration),
             channels: ChannelPlan::Disks,

@@ -85,10 +85,17 @@ pub(super) fn encode_closed(record: &mut Record) -> Result<Vec<u8>, JournalError
             part.inactive_xml = None;
             part.overrides = Overrides::default();
             part.delivery = None;
+            if let Some(leaving) = &mut part.offline {
+                leaving.original_xml = None;
+                leaving.files.clear();
+            }
         }
         Part::Destination(part) => {
             part.inactive_xml = None;
             part.cookie = None;
+            if let Some(coming) = &mut part.offline {
+                coming.files.clear();
+            }
             if let Some(arrival) = &mut part.arrival {
                 arrival.cookie = Cookie::default();
             }

@@ -10,6 +10,10 @@ use uuid::Uuid;
 use super::state::{Decision, DestinationState, SourceState, Verdict};
 use crate::hypervisor::{Cookie, GuestState, Incarnation, MigrateFlags};
 use crate::images::{CopiedImage, MadeImage};
+use crate::offline::FileSpec;
+use crate::offline::image::Mark;
+use crate::offline::partial::Arriving;
+use crate::offline::places::Identity;
 
 /// One migration, as one agent has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,6 +110,52 @@ pub struct SourcePart {
     pub ran_on: bool,
     /// Set by StartMigrate.
     pub delivery: Option<Delivery>,
+    /// Set where the guest is shut off: `incarnation` means nothing then.
+    #[serde(default)]
+    pub offline: Option<Leaving>,
+}
+
+/// A guest that leaves shut off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// As it was defined here; none where the destination is to have the same.
+    pub original_xml: Option<String>,
+    /// What is copied, in order.
+    pub files: Vec<LeavingFile>,
+    /// What was copied is removed once the destination has the guest; else it gets another name.
+    pub delete_source: bool,
+}
+
+/// A file that is copied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeavingFile {
+    pub spec: FileSpec,
+    /// `raw`, `qcow2`.
+    pub format: String,
+    pub identity: Identity,
+    /// Others may use it too: it stays as it is.
+    pub stays: bool,
+    /// What it was when all was sent: whoever has changed it since has changed more than was sent.
+    pub mark: Option<Mark>,
+}
+
+/// What comes with a guest that is shut off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Coming {
+    pub files: Vec<Arriving>,
+    /// All of them were read back from the disk, and are what was sent.
+    pub verified: bool,
+}
+
+impl Coming {
+    /// Nothing of it is here yet.
+    pub fn expected(files: Vec<FileSpec>) -> Self {
+        let arriving = |spec| Arriving { spec, identity: None };
+        Self {
+            files: files.into_iter().map(arriving).collect(),
+            verified: false,
+        }
+    }
 }
 
 /// Where the guest goes and by what right.
@@ -188,6 +238,9 @@ pub struct DestinationPart {
     /// Of the copy that Prepare made.
     pub incarnation: Option<Incarnation>,
     pub arrival: Option<Arrival>,
+    /// Set where the guest comes shut off.
+    #[serde(default)]
+    pub offline: Option<Coming>,
 }
 
 /// What became of the persistent definition at the source while the guest was on its way.
@@ -292,6 +345,15 @@ impl Record {
         match &mut self.part {
             Part::Destination(part) => Some(part),
             Part::Source(_) | Part::Nothing => None,
+        }
+    }
+
+    /// Whether the guest moves shut off.
+    pub fn is_offline(&self) -> bool {
+        match &self.part {
+            Part::Source(part) => part.offline.is_some(),
+            Part::Destination(part) => part.offline.is_some(),
+            Part::Nothing => false,
         }
     }
 

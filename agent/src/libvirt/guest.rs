@@ -54,6 +54,7 @@ fn read_all(domain: &Domain, processes: &Processes) -> Result<GuestFacts> {
         memory: size.memory,
         vcpus: size.vcpus,
         snapshots,
+        managed_save: domain.has_managed_save()?,
         incarnation,
     })
 }

@@ -19,6 +19,7 @@ use crate::jobs::begin::BeginAnswer;
 use crate::jobs::fence::{Fence, Reference};
 use crate::jobs::settle_incoming::News;
 use crate::journal::{AtDeadline, Limits, SourcePart, Term, Verdict};
+use crate::offline::FileSpec;
 use crate::probe::Probe;
 use crate::probe::device::Device;
 
@@ -183,6 +184,16 @@ pub(super) fn begun(answer: BeginAnswer) -> agent::BeginOutgoingResponse {
         state_before: state(answer.state_before).into(),
         autostart_before: answer.autostart_before,
         images: answer.images.into_iter().map(images::image).collect(),
+        files: answer.files.iter().map(file).collect(),
+    }
+}
+
+fn file(file: &FileSpec) -> agent::OfflineFile {
+    agent::OfflineFile {
+        path: file.path.to_string_lossy().into_owned(),
+        size_bytes: file.size,
+        allocated_bytes: file.allocated,
+        mode: file.mode,
     }
 }
 
@@ -236,6 +247,7 @@ pub(super) fn guest(guest: &GuestFacts, shape: Option<GuestShape>, job_active: b
         memory_bytes: guest.memory,
         vcpus: guest.vcpus,
         snapshots: guest.snapshots,
+        managed_save: guest.managed_save,
         incarnation: guest.incarnation.as_ref().map(incarnation_message),
         job_active,
         domain_type: shape.domain_type,

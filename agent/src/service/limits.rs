@@ -2,11 +2,15 @@
 //!
 //! The size of a whole message is limited before it gets here; these are the parts that are kept or given to libvirt.
 
-use drover_proto::agent::v1::StorageProbe;
+use std::path::PathBuf;
+
+use drover_proto::agent::v1::{OfflineArrival, OfflineFile, OfflineOrder, StorageProbe};
 use drover_proto::failure::Failure;
 
 use crate::guest_xml;
 use crate::hypervisor::Cookie;
+use crate::jobs::offline_begin as jobs;
+use crate::offline::FileSpec;
 
 /// Largest cookie in bytes: libvirt's carry a definition and some statistics.
 const MAX_COOKIE_BYTES: usize = guest_xml::MAX_BYTES + 64 * 1024;
@@ -14,6 +18,10 @@ const MAX_COOKIE_BYTES: usize = guest_xml::MAX_BYTES + 64 * 1024;
 /// Most addresses of a destination, each of so many bytes.
 const MAX_ADDRESSES: usize = 16;
 const MAX_ADDRESS_BYTES: usize = 300;
+
+/// Most files of a guest, and the longest path of one in bytes: all of them have to fit into the journal.
+const MAX_FILES: usize = 64;
+const MAX_PATH_BYTES: usize = 256;
 
 /// Most probe files in one request.
 const MAX_PROBES: usize = 1024;
@@ -36,6 +44,39 @@ pub(super) fn cookie(field: &str, bytes: &[u8]) -> Result<Cookie, Failure> {
         return Err(Failure::invalid(field, format!("at most {MAX_COOKIE_BYTES} bytes")));
     }
     Ok(Cookie(bytes.to_vec()))
+}
+
+/// What to copy of a guest that is shut off.
+pub(super) fn offline(order: OfflineOrder) -> Result<jobs::OfflineOrder, Failure> {
+    if order.images.len() > MAX_FILES || order.images.iter().any(|path| path.len() > MAX_PATH_BYTES) {
+        return Err(too_many_files("offline.images"));
+    }
+    Ok(jobs::OfflineOrder {
+        images: order.images.into_iter().map(PathBuf::from).collect(),
+        delete_source: order.delete_source,
+    })
+}
+
+/// What comes with a guest that is shut off.
+pub(super) fn files(arrival: OfflineArrival) -> Result<Vec<FileSpec>, Failure> {
+    let files = arrival.files;
+    if files.len() > MAX_FILES || files.iter().any(|file| file.path.len() > MAX_PATH_BYTES) {
+        return Err(too_many_files("offline.files"));
+    }
+    if files.iter().any(|file| i64::try_from(file.size_bytes).is_err()) {
+        return Err(Failure::invalid("offline.files", "no file is that large"));
+    }
+    let file = |file: OfflineFile| FileSpec {
+        path: file.path.into(),
+        size: file.size_bytes,
+        allocated: file.allocated_bytes,
+        mode: file.mode & 0o660,
+    };
+    Ok(files.into_iter().map(file).collect())
+}
+
+fn too_many_files(field: &str) -> Failure {
+    Failure::invalid(field, format!("at most {MAX_FILES}, of {MAX_PATH_BYTES} bytes each"))
 }
 
 pub(super) fn addresses(field: &str, addresses: Vec<String>) -> Result<Vec<String>, Failure> {

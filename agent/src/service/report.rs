@@ -44,6 +44,7 @@ fn journal(record: &Record) -> agent::JournalRecord {
         incarnation: record.incarnation().map(incarnation_message),
         create_time: Some(record.created.into()),
         closed: record.closed.is_some(),
+        offline: record.is_offline(),
         ..agent::JournalRecord::default()
     };
     match &record.part {

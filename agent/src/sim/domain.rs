@@ -24,6 +24,7 @@ pub(super) struct Domain {
     pub(super) state: GuestState,
     pub(super) incarnation: Option<Incarnation>,
     pub(super) snapshots: u32,
+    pub(super) managed_save: bool,
     /// Targets of disks with a block job.
     pub(super) block_jobs: Vec<String>,
     pub(super) job: Option<Job>,
@@ -129,6 +130,7 @@ impl Domain {
             state: GuestState::ShutOff,
             incarnation: None,
             snapshots: 0,
+            managed_save: false,
             block_jobs: Vec::new(),
             job: None,
             completed: None,
@@ -151,6 +153,7 @@ impl Domain {
             memory: self.spec.memory,
             vcpus: self.spec.vcpus,
             snapshots: self.snapshots,
+            managed_save: self.managed_save,
             incarnation: self.incarnation.clone(),
         }
     }

@@ -145,6 +145,13 @@ impl SimHost {
         }
     }
 
+    /// libvirt keeps its memory, or does not.
+    pub fn set_managed_save(&self, guest: GuestId, saved: bool) {
+        if let Ok(domain) = self.lock().find(guest) {
+            domain.managed_save = saved;
+        }
+    }
+
     /// Starts a block job on a disk, which forbids a migration.
     pub fn start_block_job(&self, guest: GuestId, target: &str) {
         if let Ok(domain) = self.lock().find(guest) {

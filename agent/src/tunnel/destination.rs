@@ -19,12 +19,13 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::entry::Entry;
+use super::entry::{Entry, Takes};
 use super::error::{Refusal, TunnelError};
 use super::hello::{Channel, HELLO_SIZE, Hello, Reply};
 use super::refusals::Refusals;
 use super::relay::{Broken, relay};
 use super::{Bytes, Counters, Pace, session, socket};
+use crate::offline::sink::FileSink;
 
 /// A hello comes at once, or it is not ours.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -45,6 +46,8 @@ pub struct Registration {
     pub memory_socket: PathBuf,
     /// The unix socket of QEMU's NBD server; `None` where no disk is copied.
     pub disks_socket: Option<PathBuf>,
+    /// Where the files of a guest that is shut off go; then no channel leads to QEMU.
+    pub files: Option<FileSink>,
     /// How long the ticket is good for if no channel comes.
     pub valid_for: Duration,
 }
@@ -112,7 +115,7 @@ impl Destination {
             registration.ticket.clone(),
             registration.source.clone(),
             Instant::now() + registration.valid_for,
-            registration.disks_socket.is_some(),
+            takes(&registration),
         );
         let id = registration.migration;
         let migration = Arc::new(Migration {
@@ -213,6 +216,14 @@ impl Migration {
     }
 }
 
+fn takes(registration: &Registration) -> Takes {
+    match (&registration.files, &registration.disks_socket) {
+        (Some(_), _) => Takes::Files,
+        (None, Some(_)) => Takes::MemoryAndDisks,
+        (None, None) => Takes::Memory,
+    }
+}
+
 /// A connection that has shown its ticket and holds its channel's place.
 struct Admitted {
     migration: Arc<Migration>,
@@ -236,8 +247,33 @@ impl Admitted {
     }
 }
 
+/// Says that it may come, and takes what comes.
+async fn take_files(
+    migration: &Migration,
+    files: &FileSink,
+    mut stream: TlsStream<TcpStream>,
+) -> Result<(), TunnelError> {
+    let channel = Channel::Files;
+    if !lock(&migration.entry).attach(channel) {
+        return Ok(());
+    }
+    let cut = |message: String| TunnelError::Cut { channel, message };
+    let accepted = async {
+        stream.write_all(&Reply::Accepted.encode()).await?;
+        stream.flush().await
+    };
+    accepted.await.map_err(|error: std::io::Error| cut(error.to_string()))?;
+    migration.main_attached.send_replace(true);
+    files.serve(stream).await.map_err(|error| cut(error.to_string()))?;
+    migration.main_complete.send_replace(true);
+    Ok(())
+}
+
 /// Connects QEMU, says so, relays.
 async fn carry(migration: &Migration, channel: Channel, mut stream: TlsStream<TcpStream>) -> Result<(), TunnelError> {
+    if let Some(files) = &migration.registration.files {
+        return take_files(migration, files, stream).await;
+    }
     let unix = match connect_qemu(&migration.registration, channel).await {
         Ok(unix) => unix,
         Err(error) => {

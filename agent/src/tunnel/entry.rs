@@ -14,6 +14,15 @@ use super::hello::{Channel, Hello};
 /// More channels than any QEMU opens (multifd has at most 255), and few enough to bound memory.
 const MOST_CHANNELS: usize = 512;
 
+/// Which channels a migration has besides that for memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Takes {
+    Memory,
+    MemoryAndDisks,
+    /// Of a guest that is shut off: files, and nothing else.
+    Files,
+}
+
 /// Who may come in, and which channels are there.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -21,7 +30,7 @@ pub(crate) struct Entry {
     pub(crate) ticket: Ticket,
     pub(crate) source: HostId,
     pub(crate) expires: Instant,
-    pub(crate) takes_disks: bool,
+    pub(crate) takes: Takes,
     revoked: bool,
     /// The main channel was connected to QEMU: from then on the others may come and nothing expires.
     main: bool,
@@ -29,14 +38,14 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(attempt: Attempt, ticket: Ticket, source: HostId, expires: Instant, takes_disks: bool) -> Self {
+    pub(crate) fn new(attempt: Attempt, ticket: Ticket, source: HostId, expires: Instant, takes: Takes) -> Self {
         let channels = HashSet::new();
         Self {
             attempt,
             ticket,
             source,
             expires,
-            takes_disks,
+            takes,
             revoked: false,
             main: false,
             channels,
@@ -60,10 +69,13 @@ impl Entry {
         if self.has_expired(now) {
             return Err(Refusal::Expired);
         }
-        let in_order = match hello.channel {
-            Channel::Main => true,
-            Channel::Multifd(_) | Channel::PostcopyPreempt => self.main,
-            Channel::Nbd(_) => self.takes_disks,
+        let in_order = match (self.takes, hello.channel) {
+            // A new connection takes the place of one that nobody has noticed to be dead.
+            (Takes::Files, Channel::Files) => return Ok(()),
+            (Takes::Files, _) | (_, Channel::Files) => false,
+            (_, Channel::Main) => true,
+            (_, Channel::Multifd(_) | Channel::PostcopyPreempt) => self.main,
+            (takes, Channel::Nbd(_)) => takes == Takes::MemoryAndDisks,
         };
         if !in_order || self.channels.len() >= MOST_CHANNELS || !self.channels.insert(hello.channel) {
             return Err(Refusal::Order);
@@ -78,7 +90,7 @@ impl Entry {
 
     /// The channel reached QEMU. False: it was revoked meanwhile, so the channel has to go.
     pub(crate) fn attach(&mut self, channel: Channel) -> bool {
-        if channel == Channel::Main && !self.revoked {
+        if matches!(channel, Channel::Main | Channel::Files) && !self.revoked {
             self.main = true;
         }
         !self.revoked
@@ -113,7 +125,7 @@ mod tests {
             channel: Channel::Main,
         };
         (
-            Entry::new(Attempt(2), ticket, source.clone(), expires, true),
+            Entry::new(Attempt(2), ticket, source.clone(), expires, Takes::MemoryAndDisks),
             hello,
             Identity::Agent(source),
         )

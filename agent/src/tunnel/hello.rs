@@ -32,6 +32,8 @@ pub enum Channel {
     PostcopyPreempt,
     /// A disk's blocks, counted from 0 in the order of connecting.
     Nbd(u16),
+    /// The files of a guest that is shut off: frames of `offline::wire`, between the two agents themselves.
+    Files,
 }
 
 impl Channel {
@@ -41,6 +43,7 @@ impl Channel {
             Self::Multifd(index) => (2, index),
             Self::PostcopyPreempt => (3, 0),
             Self::Nbd(index) => (4, index),
+            Self::Files => (5, 0),
         }
     }
 
@@ -50,6 +53,7 @@ impl Channel {
             (2, index) => Ok(Self::Multifd(index)),
             (3, 0) => Ok(Self::PostcopyPreempt),
             (4, index) => Ok(Self::Nbd(index)),
+            (5, 0) => Ok(Self::Files),
             (kind, index) => Err(HelloError::Channel { kind, index }),
         }
     }
@@ -58,7 +62,7 @@ impl Channel {
     pub fn is_memory(self) -> bool {
         match self {
             Self::Main | Self::Multifd(_) | Self::PostcopyPreempt => true,
-            Self::Nbd(_) => false,
+            Self::Nbd(_) | Self::Files => false,
         }
     }
 }
@@ -70,6 +74,7 @@ impl fmt::Display for Channel {
             Self::Multifd(index) => write!(f, "multifd {index}"),
             Self::PostcopyPreempt => f.write_str("postcopy-preempt"),
             Self::Nbd(index) => write!(f, "nbd {index}"),
+            Self::Files => f.write_str("files"),
         }
     }
 }

@@ -8,10 +8,13 @@
 //!                   │ ◀──────────── raw bytes, both ways ─────────────▶ │
 //! ```
 //!
+//! The files of a guest that is shut off go from agent to agent, over a channel of the same kind (`offline`).
+//!
 //! Promises: the main channel is connected to the destination's QEMU before any other memory channel; the end of
 //! one direction leaves the other open; an end is passed on as an end only if the sender announced it, anything
 //! else cuts the channel on both sides; nobody gets to QEMU without the ticket and the identity it was made for.
 
+mod carrier;
 pub mod destination;
 mod entry;
 pub mod error;
@@ -29,6 +32,7 @@ pub(crate) mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use carrier::Carrier;
 pub use destination::{Destination, Registration, Waiting};
 pub use error::{Refusal, TunnelError};
 pub use pace::Pace;

@@ -99,7 +99,7 @@ impl Pace {
     }
 
     /// Returns when these bytes may leave.
-    pub(super) async fn take(&self, bytes: usize) {
+    pub(crate) async fn take(&self, bytes: usize) {
         if self.rate() == 0 {
             return;
         }

@@ -9,27 +9,22 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use drover_proto::identity::Identity;
 use drover_proto::ids::{Attempt, MigrationId, Ticket};
-use drover_proto::tls::{ALPN_DATA, Tls};
-use tokio::io::AsyncWriteExt;
+use drover_proto::tls::Tls;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::carrier::Carrier;
 use super::error::TunnelError;
-use super::hello::{Channel, Hello, Reply};
+use super::hello::Channel;
 use super::relay::{Broken, relay};
 use super::{Bytes, Counters, Pace, session, socket};
 
-/// The destination connects to its QEMU before it answers, and has five seconds for that.
-const REPLY_LIMIT: Duration = Duration::from_secs(10);
 /// Disks that one migration copies through one socket.
 const MOST_DISKS: u16 = 256;
 
@@ -106,11 +101,10 @@ pub struct Source {
 #[derive(Debug)]
 struct Shared {
     options: SourceOptions,
+    carrier: Carrier,
     counters: Counters,
     error: watch::Sender<Option<TunnelError>>,
     cut: CancellationToken,
-    /// Index of the address that worked last: the channels should take one way.
-    address: AtomicUsize,
 }
 
 impl Source {
@@ -118,11 +112,11 @@ impl Source {
     pub fn open(options: SourceOptions) -> Result<Self, TunnelError> {
         let (listener, file) = socket::listen(&options.socket, options.socket_group)?;
         let shared = Arc::new(Shared {
+            carrier: Carrier::new(&options),
             options,
             counters: Counters::default(),
             error: watch::Sender::new(None),
             cut: CancellationToken::new(),
-            address: AtomicUsize::new(0),
         });
         let channels = TaskTracker::new();
         channels.spawn(Arc::clone(&shared).accept(listener, channels.clone()));
@@ -171,7 +165,7 @@ impl Shared {
                 };
                 if channel == Channel::Main {
                     // Nothing else is accepted until the main channel is there; without it nothing else is of use.
-                    match self.until_cut(self.deliver(channel)).await {
+                    match self.until_cut(self.carrier.deliver(channel)).await {
                         Some(Ok(tls)) => drop(channels.spawn(Arc::clone(&self).carry(channel, unix, tls))),
                         Some(Err(error)) => return self.report(error),
                         None => return,
@@ -185,75 +179,11 @@ impl Shared {
     }
 
     async fn deliver_and_carry(self: Arc<Self>, channel: Channel, unix: UnixStream) {
-        match self.until_cut(self.deliver(channel)).await {
+        match self.until_cut(self.carrier.deliver(channel)).await {
             Some(Ok(tls)) => self.carry(channel, unix, tls).await,
             Some(Err(error)) => self.report(error),
             None => {}
         }
-    }
-
-    /// Brings a channel to the destination's QEMU.
-    async fn deliver(&self, channel: Channel) -> Result<TlsStream<TcpStream>, TunnelError> {
-        let mut tls = self.connect(channel).await?;
-        let HelloTemplate {
-            migration,
-            attempt,
-            ticket,
-        } = self.options.hello.clone();
-        let hello = Hello {
-            migration,
-            attempt,
-            ticket,
-            channel,
-        }
-        .encode();
-        let exchange = async {
-            tls.write_all(&hello).await?;
-            tls.flush().await?;
-            Reply::read(&mut tls).await
-        };
-        let failed = |message| TunnelError::Handshake { channel, message };
-        match timeout(REPLY_LIMIT, exchange).await {
-            Ok(Ok(Reply::Accepted)) => Ok(tls),
-            Ok(Ok(Reply::Refused { refusal, detail })) => Err(TunnelError::Refused {
-                channel,
-                refusal,
-                detail,
-            }),
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(_) => Err(failed("it took too long".to_owned())),
-        }
-    }
-
-    /// Tries the addresses in turn, the one that worked last first.
-    async fn connect(&self, channel: Channel) -> Result<TlsStream<TcpStream>, TunnelError> {
-        let SourceOptions {
-            addresses,
-            tls,
-            expected,
-            ..
-        } = &self.options;
-        let first = self.address.load(Ordering::Relaxed);
-        let mut problems = Vec::new();
-        for offset in 0..addresses.len() {
-            let index = (first + offset) % addresses.len();
-            match tls.connect(&addresses[index], ALPN_DATA, expected).await {
-                Ok(stream) => {
-                    self.address.store(index, Ordering::Relaxed);
-                    if let Err(error) = socket::tune(stream.get_ref().0) {
-                        tracing::debug!(%error, "a data connection cannot be tuned");
-                    }
-                    return Ok(stream);
-                }
-                Err(error) => problems.push(format!("{}: {error}", addresses[index])),
-            }
-        }
-        let message = if problems.is_empty() {
-            "it has no address".to_owned()
-        } else {
-            problems.join("; ")
-        };
-        Err(TunnelError::Connect { channel, message })
     }
 
     async fn carry(self: Arc<Self>, channel: Channel, unix: UnixStream, tls: TlsStream<TcpStream>) {

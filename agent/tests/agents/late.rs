@@ -164,6 +164,7 @@ async fn a_prepare_for_another_source_is_refused() {
         autostart_before: ready.begun.autostart_before,
         policy: Some(TransferPolicy::default()),
         images: Vec::new(),
+        offline: None,
     };
     let refused = scene.ask_b().prepare_incoming(request).await;
     assert_eq!(

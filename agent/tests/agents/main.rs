@@ -13,6 +13,7 @@ mod interference;
 mod late;
 mod moves;
 mod node;
+mod offline;
 mod overrides;
 mod pki;
 mod policy;

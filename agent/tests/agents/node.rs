@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use drover_agent::gate::Gate;
 use drover_agent::jobs::{Jobs, Timing};
+use drover_agent::offline::places::Allowed;
 use drover_agent::server::{Agent, AgentOptions};
 use drover_agent::sim::SimHost;
 use drover_agent::storage_directories::StorageDirectories;
@@ -32,7 +33,7 @@ pub(crate) struct Node {
 impl Node {
     /// A host whose agent was not started yet.
     pub(crate) fn new(name: &'static str, host: SimHost, tls: Tls, folder: PathBuf, limits: Timing) -> Self {
-        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::create_dir_all(folder.join("root/images")).unwrap();
         Self {
             name,
             host,
@@ -68,6 +69,7 @@ impl Node {
                 run_dir: folder.join("run"),
                 qemu_group: None,
                 storage: StorageDirectories::new(vec![std::env::temp_dir()]).unwrap(),
+                allowed: Allowed::beneath(folder.join("root"), vec!["/images".into()]),
                 tls,
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),
@@ -121,6 +123,21 @@ impl Node {
 
     pub(crate) fn address(&self) -> String {
         self.address.unwrap().to_string()
+    }
+
+    /// Where a file of a guest lies.
+    pub(crate) fn image(&self, name: &str) -> PathBuf {
+        self.folder.join("root/images").join(name)
+    }
+
+    /// Names of all files of guests, in order.
+    pub(crate) fn images(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.folder.join("root/images")).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
     }
 
     pub(crate) fn sockets(&self) -> usize {

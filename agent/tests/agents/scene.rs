@@ -32,6 +32,8 @@ pub(crate) struct Scene {
     /// Targets of disks that are copied, and whether their originals go.
     pub(crate) copy_disks: Vec<String>,
     pub(crate) delete_source: bool,
+    /// The guest is shut off, and these are copied.
+    pub(crate) offline: Option<OfflineOrder>,
     controller: Tls,
     folder: tempfile::TempDir,
     pki: Pki,
@@ -86,6 +88,7 @@ impl Scene {
             policy: TransferPolicy::default(),
             copy_disks: Vec::new(),
             delete_source: false,
+            offline: None,
             controller,
             folder,
             pki,
@@ -176,6 +179,7 @@ impl Scene {
             destination_overrides: self.overrides.clone(),
             copy_disks: self.copy_disks.clone(),
             delete_source: self.delete_source,
+            offline: self.offline.clone(),
         };
         Ok(self.ask_a().begin_outgoing(request).await?.into_inner())
     }
@@ -193,6 +197,9 @@ impl Scene {
             autostart_before: begun.autostart_before,
             policy: Some(self.policy),
             images: begun.images.clone(),
+            offline: self.offline.as_ref().map(|_| OfflineArrival {
+                files: begun.files.clone(),
+            }),
         };
         Ok(self.ask_b().prepare_incoming(request).await?.into_inner())
     }

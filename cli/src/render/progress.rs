@@ -60,11 +60,12 @@ impl Moment {
         let total = progress.memory_total_bytes + progress.disk_total_bytes;
         let left = progress.memory_remaining_bytes + progress.disk_remaining_bytes;
         let fraction = (total > 0).then(|| ((total - left) as f64 / total as f64).clamp(0.0, 1.0));
-        let mut details = vec![
-            format!("{} left", units::bytes(left)),
-            format!("dirty {}", units::rate(progress.dirty_bytes_per_second)),
-            format!("sent {}", units::rate(progress.bandwidth_bytes_per_second)),
-        ];
+        let mut details = vec![format!("{} left", units::bytes(left))];
+        // Of a guest that is shut off there is no memory.
+        if progress.memory_total_bytes > 0 || progress.disk_total_bytes == 0 {
+            details.push(format!("dirty {}", units::rate(progress.dirty_bytes_per_second)));
+        }
+        details.push(format!("sent {}", units::rate(progress.bandwidth_bytes_per_second)));
         if progress.throttle_percent > 0 {
             details.push(format!("slowed {} %", progress.throttle_percent));
         }

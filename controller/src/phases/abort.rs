@@ -9,9 +9,8 @@ use drover_proto::agent::v1::{
 use drover_proto::failure::{Failure, Reason};
 
 use super::look::{self, Look};
-use super::{Report, Work};
+use super::{Report, Work, offline};
 use crate::saga::Guest;
-use crate::seen;
 use crate::verdict::{Judgement, Open, Side};
 
 pub(super) async fn run(work: &Work) -> Report {
@@ -105,7 +104,7 @@ async fn give_back(work: &Work, look: Look) -> Report {
     };
     match settled.await {
         Ok(status) => {
-            let lives = seen::is_active(status.guest.as_ref());
+            let lives = offline::lives(&work.record, &status);
             let learned = look.with_source(status).learned().with_guest_at(&work.record.source);
             if lives {
                 Report::done(Guest::Lives, "the source has its guest back", learned)

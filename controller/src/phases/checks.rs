@@ -12,6 +12,8 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::HostId;
 use drover_proto::v1::{Check, CheckResult};
 
+use super::{Way, offline};
+
 pub(super) use between::{Clock, Direction, agents, clock, ports};
 
 /// Checks that the destination's agent makes; it must have made them.
@@ -96,6 +98,7 @@ pub(super) fn refusal(checks: &[Check], host: &HostId) -> Option<Failure> {
         "guest-idle" | "guest-state" => Reason::GuestBusy,
         "uuid-free" | "name-free" => Reason::GuestExists,
         "storage-shared" | "storage-path" => Reason::StorageNotShared,
+        "storage-copy" => Reason::StorageUnusable,
         "agents" => Reason::FeatureMissing,
         "cordoned" => Reason::HostCordoned,
         "machine-type" | "cpu" | "memory" | "huge-pages" | "numa" | "boot-files" | "bridges" | "networks" => {
@@ -109,14 +112,23 @@ pub(super) fn refusal(checks: &[Check], host: &HostId) -> Option<Failure> {
 }
 
 /// What can be said of the guest alone.
-pub(super) fn of_guest(guest: &GuestFacts) -> Vec<Check> {
+pub(super) fn of_guest(guest: &GuestFacts, way: Way) -> Vec<Check> {
     let mut checks = vec![
-        guest_state(guest),
-        guest_idle(guest),
+        match way {
+            Way::Live => guest_state(guest),
+            Way::Offline => offline::guest_state(guest),
+        },
+        match way {
+            Way::Live => guest_idle(guest),
+            Way::Offline => passed("guest-idle", "nothing runs"),
+        },
         block_jobs(guest),
         snapshots(guest),
     ];
-    checks.extend(devices(guest));
+    checks.extend(match way {
+        Way::Live => devices(guest),
+        Way::Offline => offline::devices(devices(guest)),
+    });
     checks
 }
 
@@ -135,11 +147,7 @@ fn guest_state(guest: &GuestFacts) -> Check {
     match guest.state() {
         LibvirtState::Running => passed(id, "running"),
         LibvirtState::Paused => passed(id, "paused, will arrive paused"),
-        LibvirtState::ShutOff => failed(
-            id,
-            "shut off: only running and paused guests can be moved by this version",
-            "start the guest",
-        ),
+        LibvirtState::ShutOff => failed(id, "shut off", "start the guest, or move it as it is: `--offline`"),
         LibvirtState::ShuttingDown => failed(id, "shutting down", "wait until it is off or runs again"),
         LibvirtState::Crashed => failed(id, "crashed", "restart the guest"),
         LibvirtState::PausedFault => failed(
@@ -204,6 +212,13 @@ fn devices(guest: &GuestFacts) -> Vec<Check> {
 }
 
 fn snapshots(guest: &GuestFacts) -> Check {
+    if guest.managed_save {
+        return failed(
+            "snapshots",
+            "libvirt keeps its memory, saved on this host alone",
+            "start it and shut it down, or give up what was saved: `virsh managedsave-remove`",
+        );
+    }
     if guest.snapshots == 0 {
         return passed("snapshots", "none");
     }

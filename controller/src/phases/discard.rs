@@ -3,7 +3,7 @@
 use drover_proto::agent::v1::{GetMigrationStatusRequest, MigrationStatus, SettleIncomingRequest, Verdict};
 use drover_proto::failure::{Failure, Reason};
 
-use super::{Report, Work, abort, finalize, look};
+use super::{Report, Work, abort, finalize, look, offline};
 use crate::saga::Guest;
 use crate::seen;
 use crate::verdict::{Destination, DestinationJournal, Seen, Side};
@@ -12,7 +12,7 @@ pub(super) async fn run(work: &Work) -> Report {
     let look = look::both(work).await;
     let learned = look.learned().with_guest_at(&work.record.source);
     match discard(work).await {
-        Ok(Some(source)) if seen::is_active(source.guest.as_ref()) => {
+        Ok(Some(source)) if offline::lives(&work.record, &source) => {
             Report::done(Guest::Lives, "nothing is left at the destination", learned)
         }
         Ok(_) => Report::done(

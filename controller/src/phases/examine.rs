@@ -11,12 +11,12 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::GuestId;
 use drover_proto::overrides::Overrides;
 use drover_proto::time::system_time;
-use drover_proto::v1::{Check, DiskPlan, MigrationPolicy, StoragePolicy};
+use drover_proto::v1::{Check, DiskPlan, MigrationPolicy, OfflinePlan};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 
 use super::checks::{self, Clock, Direction};
-use super::{overrides, storage};
+use super::{Way, offline, overrides, storage};
 use crate::agents::Agent;
 
 /// So many destinations at once.
@@ -32,11 +32,12 @@ pub struct Source {
     /// As it will be at the destination.
     there: GuestFacts,
     overrides: Overrides,
-    /// Which disks may be copied.
-    storage: StoragePolicy,
     facts: HostFacts,
     status: AgentStatus,
     clock: Option<Clock>,
+    /// What the caller wants, and what follows from it for a guest in this state.
+    policy: MigrationPolicy,
+    way: Way,
     checks: Vec<Check>,
 }
 
@@ -44,20 +45,22 @@ pub struct Source {
 #[derive(Clone)]
 pub struct Wanted<'a> {
     pub overrides: &'a Overrides,
-    pub storage: StoragePolicy,
+    pub policy: MigrationPolicy,
 }
 
 impl<'a> Wanted<'a> {
     pub fn new(overrides: &'a Overrides, policy: Option<&MigrationPolicy>) -> Self {
-        let storage = policy.and_then(|policy| policy.storage.clone()).unwrap_or_default();
-        Self { overrides, storage }
+        let policy = policy.cloned().unwrap_or_default();
+        Self { overrides, policy }
     }
 }
 
 /// What one destination has answered so far.
+#[derive(Default)]
 struct Answer {
     checks: Vec<Check>,
     disks: Vec<DiskPlan>,
+    offline_plan: Option<OfflinePlan>,
 }
 
 /// What was found of one guest and one destination.
@@ -67,12 +70,14 @@ pub struct Examined {
     pub disks: Vec<DiskPlan>,
     /// Why it would not be accepted.
     pub refusal: Option<Failure>,
+    /// What is copied of a guest that is shut off.
+    pub offline_plan: Option<OfflinePlan>,
 }
 
 impl Source {
     /// Asks the source; none where its libvirt does not know the guest.
     pub async fn look(guest: GuestId, wanted: Wanted<'_>, agent: &Agent) -> Result<Option<Self>, Failure> {
-        let Wanted { overrides, storage } = wanted;
+        let Wanted { overrides, policy } = wanted;
         let (found, status, facts) = tokio::join!(
             find(guest, overrides, agent),
             agent.get_agent_status(GetAgentStatusRequest { fence: None }),
@@ -84,12 +89,14 @@ impl Source {
             "guest-present",
             format!("{} on {}", guest.name, agent.host),
         )];
-        checks.extend(checks::of_guest(&guest));
+        let way = Way::of(&policy, &guest);
+        checks.extend(checks::of_guest(&guest, way));
         Ok(Some(Self {
             agent: agent.clone(),
-            there: overrides::at_destination(&guest, overrides),
+            there: way.needs(overrides::at_destination(&guest, overrides)),
+            policy,
+            way,
             overrides: overrides.clone(),
-            storage,
             guest,
             facts,
             status: status?,
@@ -108,19 +115,24 @@ impl Source {
         let answers: Vec<Result<Vec<Check>, Failure>> = stream::iter(asked).buffered(AT_ONCE).collect().await;
         let without_disks = |checks| Answer {
             checks,
-            disks: Vec::new(),
+            ..Answer::default()
         };
         let mut answers: Vec<_> = answers.into_iter().map(|answer| answer.map(without_disks)).collect();
         self.prove_storage(&destinations, &mut answers).await;
         let examined = answers.into_iter().zip(&destinations);
         examined
             .map(|(answer, destination)| {
-                let Answer { checks, disks } = answer?;
+                let Answer {
+                    checks,
+                    disks,
+                    offline_plan,
+                } = answer?;
                 let checks = [self.checks.clone(), checks].concat();
                 Ok(Examined {
                     refusal: checks::refusal(&checks, &destination.host),
                     checks,
                     disks,
+                    offline_plan,
                 })
             })
             .collect()
@@ -144,13 +156,37 @@ impl Source {
         let directions = [(source, destination, &there), (destination, source, &back)];
         let directions = directions.map(|(from, to, probes)| Direction { from, to, probes });
         let mut checks = vec![
-            checks::agents(&self.status, &status),
+            checks::agents(&self.status, &status, self.way),
             checks::ports(&directions),
             checks::clock(self.clock, clock),
         ];
         checks.extend(overrides::check(&self.guest, &self.overrides, &self.status, &status));
         checks.extend(checks::complete(incoming.checks));
         Ok(checks)
+    }
+
+    /// Whether the destination has the disks, or what of them is copied to it.
+    async fn look_at_storage(&self, written: &storage::Written, destination: &Agent) -> Result<Answer, Failure> {
+        let wanted = self.policy.storage.clone().unwrap_or_default();
+        match self.way {
+            Way::Live => {
+                let looked = storage::look(&self.guest, &self.there.disks, &wanted, written, destination).await?;
+                Ok(Answer {
+                    checks: looked.checks,
+                    disks: looked.plans,
+                    offline_plan: None,
+                })
+            }
+            Way::Offline => {
+                let results = storage::results(&self.guest, &self.there.disks, written, destination).await?;
+                let (checks, plan) = offline::plan(&self.guest.disks, &self.there.disks, &wanted, &results, written);
+                Ok(Answer {
+                    checks,
+                    disks: Vec::new(),
+                    offline_plan: Some(plan),
+                })
+            }
+        }
     }
 
     /// One set of probe files for all destinations.
@@ -171,22 +207,17 @@ impl Source {
             Ok(written) => written,
             Err(failure) => return spoil(answers, &failure),
         };
-        let mut looks: Vec<BoxFuture<'_, Result<storage::Looked, Failure>>> = Vec::new();
+        let mut looks: Vec<BoxFuture<'_, Result<Answer, Failure>>> = Vec::new();
         for (destination, _) in destinations.iter().zip(&*answers).filter(|(_, answer)| answer.is_ok()) {
-            looks.push(
-                within(
-                    destination,
-                    storage::look(&self.guest, &self.there.disks, &self.storage, &written, destination),
-                )
-                .boxed(),
-            );
+            looks.push(within(destination, self.look_at_storage(&written, destination)).boxed());
         }
         let found: Vec<_> = stream::iter(looks).buffered(AT_ONCE).collect().await;
         for (answer, found) in answers.iter_mut().filter(|answer| answer.is_ok()).zip(found) {
             match (answer.as_mut(), found) {
                 (Ok(answer), Ok(found)) => {
                     answer.checks.extend(found.checks);
-                    answer.disks = found.plans;
+                    answer.disks = found.disks;
+                    answer.offline_plan = found.offline_plan;
                 }
                 (_, Err(failure)) => *answer = Err(failure),
                 (Err(_), Ok(_)) => {}
@@ -229,6 +260,7 @@ pub fn absent(guest: GuestId, source: &Agent) -> Examined {
         refusal: checks::refusal(&checks, &source.host),
         checks,
         disks: Vec::new(),
+        offline_plan: None,
     }
 }
 

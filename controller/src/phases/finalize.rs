@@ -24,7 +24,7 @@ pub(super) async fn run(work: &Work) -> Report {
             learned.add(&status, &work.record.destination);
             let detail = |what: &str| format!("{what}{}", told(news.as_ref(), &status));
             // What was seen as Ran and is not there any more has ended there by itself.
-            if seen::is_active(status.guest.as_ref()) {
+            if seen::lives(&status) {
                 Report::done(Guest::Lives, detail("the source has forgotten the guest"), learned)
             } else {
                 Report::done(Guest::Ended, detail("the guest ended at the destination"), learned)

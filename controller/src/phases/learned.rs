@@ -3,7 +3,9 @@
 
 use drover_proto::agent::v1::{Incarnation, MigrationStatus};
 use drover_proto::ids::HostId;
-use drover_proto::v1::{ActionRecord, CallRecord, Check, DiskPlan, IterationRecord, Progress, TransferSummary};
+use drover_proto::v1::{
+    ActionRecord, CallRecord, Check, DiskPlan, IterationRecord, OfflinePlan, Progress, TransferSummary,
+};
 
 use crate::store::{Prepared, Record};
 
@@ -23,6 +25,8 @@ pub struct Learned {
     pub checks: Option<Vec<Check>>,
     /// What is done with each disk.
     pub disks: Option<Vec<DiskPlan>>,
+    /// How a guest that is shut off moves.
+    pub offline_plan: Option<OfflinePlan>,
     pub incarnation: Option<Incarnation>,
     pub prepared: Option<Prepared>,
     pub guest_host: Option<Whereabouts>,
@@ -94,6 +98,7 @@ impl Learned {
         if let Some(disks) = &self.disks {
             details.disks.clone_from(disks);
         }
+        details.offline_plan = self.offline_plan.clone().or(details.offline_plan.take());
         details.progress = self.progress.or(details.progress);
         details.summary = merge_summaries(details.summary, self.summary);
         merge_calls(&mut details.calls, &self.calls);

@@ -75,7 +75,15 @@ impl Look {
                 ..
             })
         );
-        source && destination
+        // A guest that is shut off has to be forgotten there first.
+        let forgotten = !self.is_offline() || self.source.as_ref().is_ok_and(|status| status.guest.is_none());
+        source && destination && forgotten
+    }
+
+    /// Whether the guest moves shut off, as either journal says.
+    pub(super) fn is_offline(&self) -> bool {
+        let says = |status: &Result<MigrationStatus, Failure>| status.as_ref().is_ok_and(seen::is_offline);
+        says(&self.source) || says(&self.destination)
     }
 
     pub(super) fn judgement(&self) -> Judgement {

@@ -11,6 +11,7 @@ mod examine;
 mod finalize;
 mod learned;
 mod look;
+mod offline;
 mod overrides;
 mod policy;
 mod prepare;
@@ -37,6 +38,7 @@ pub use answer::{Answer, Report, Wait};
 pub use examine::{Examined, Source, Wanted, absent, find};
 pub use learned::Learned;
 pub(crate) use learned::merge_actions;
+pub use offline::Way;
 pub use policy::{refuse_unmade, transfer_policy};
 pub use word::needs_word;
 

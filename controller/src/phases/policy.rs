@@ -2,7 +2,7 @@
 
 use drover_proto::agent::v1::TransferPolicy;
 use drover_proto::failure::{Failure, Reason};
-use drover_proto::v1::{Compression, DeadlineAction, MigrationMode, MigrationPolicy, Transport};
+use drover_proto::v1::{Compression, DeadlineAction, MigrationPolicy, Transport};
 
 use crate::store::Record;
 
@@ -38,11 +38,6 @@ pub(super) fn is_in_force(wanted: &TransferPolicy, known: &TransferPolicy) -> bo
 pub fn refuse_unmade(policy: Option<&MigrationPolicy>) -> Result<(), Failure> {
     let policy = policy.cloned().unwrap_or_default();
     let unmade = [
-        (
-            "policy.mode",
-            "offline migration",
-            policy.mode() == MigrationMode::Offline,
-        ),
         ("policy.allow_post_copy", "post-copy", policy.allow_post_copy()),
         (
             "policy.on_deadline",

@@ -3,10 +3,12 @@
 //! The agents journal before they act and answer a repeat with what they have, so looking and acting are one call
 //! each. Only a guest that is the life that was validated is begun.
 
-use drover_proto::agent::v1::{BeginOutgoingRequest, BeginOutgoingResponse, PrepareIncomingRequest};
+use drover_proto::agent::v1::{
+    BeginOutgoingRequest, BeginOutgoingResponse, LibvirtState, OfflineArrival, PrepareIncomingRequest,
+};
 use drover_proto::failure::Failure;
 
-use super::{Learned, Report, Work, look, storage, transfer_policy};
+use super::{Learned, Report, Work, look, offline, storage, transfer_policy};
 use crate::saga::Guest;
 use crate::store::Prepared;
 use crate::verdict::{Judgement, Seen};
@@ -28,6 +30,11 @@ pub(super) async fn run(work: &Work) -> Report {
         }
         Err(failure) => Report::of(&failure, learned),
     }
+}
+
+/// Both are asked again: an agent that was started anew holds the images, or waits for them, again.
+pub(super) async fn again(work: &Work) -> Result<(), Failure> {
+    prepare(work).await.map(|_| ())
 }
 
 /// An attempt that was undone, or has run, by whomever: nothing to prepare any more. Abort finds out which.
@@ -57,6 +64,7 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
             destination_overrides: work.record.details.destination_overrides.clone(),
             copy_disks: storage::copied(&work.record.details.disks),
             delete_source: deletes_source(work),
+            offline: offline::order(&work.record),
         })
         .await?;
     let BeginOutgoingResponse {
@@ -67,7 +75,10 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
         state_before,
         autostart_before,
         images,
+        files,
     } = begun;
+    // What the source's journal says, also where this record knows less.
+    let offline = (state_before == i32::from(LibvirtState::ShutOff)).then_some(OfflineArrival { files });
     let prepared = destination
         .prepare_incoming(PrepareIncomingRequest {
             fence: destination.fence()?,
@@ -81,6 +92,7 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
             autostart_before,
             policy: Some(policy),
             images,
+            offline,
         })
         .await?;
     Ok(More {

@@ -2,7 +2,7 @@
 //! [`proof`]. Probe files are written once, looked for by every destination, and removed in any case.
 
 mod plan;
-mod proof;
+pub(super) mod proof;
 
 use drover_proto::agent::v1::{
     DiskFacts, GuestFacts, ReadStorageProbesRequest, ReadStorageProbesResponse, RemoveStorageProbesRequest,
@@ -28,8 +28,8 @@ pub(super) struct Looked {
 /// What the source has to show to the destinations.
 #[derive(Default)]
 pub(super) struct Written {
-    probes: Vec<StorageProbe>,
-    failures: Vec<StorageProbeResult>,
+    pub(super) probes: Vec<StorageProbe>,
+    pub(super) failures: Vec<StorageProbeResult>,
 }
 
 /// The checks, where they were not made.
@@ -106,6 +106,24 @@ fn suggest_copies(checks: &mut [Check], plans: &[DiskPlan]) {
             targets.join(",")
         );
     }
+}
+
+/// What a destination has where the probes say.
+pub(super) async fn results(
+    guest: &GuestFacts,
+    there: &[DiskFacts],
+    written: &Written,
+    destination: &Agent,
+) -> Result<Vec<StorageProbeResult>, Failure> {
+    if written.probes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let probes = overrides::where_they_lie(written.probes.clone(), &guest.disks, there);
+    let request = ReadStorageProbesRequest {
+        probes,
+        images: Vec::new(),
+    };
+    Ok(destination.read_storage_probes(request).await?.results)
 }
 
 /// Has the source remove what it wrote.

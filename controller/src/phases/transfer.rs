@@ -14,7 +14,7 @@ use drover_proto::v1::{TransferStage, TransferSummary};
 use tonic::Streaming;
 
 use super::look::{self, Look};
-use super::{Report, Work, steer, transfer_policy};
+use super::{Report, Work, prepare, steer, transfer_policy};
 use crate::ledger::Change;
 use crate::saga::Guest;
 use crate::store::{Record, StepWrite, now};
@@ -126,6 +126,9 @@ async fn start_if_held(work: &Work, record: &Record, look: &Look) -> Result<bool
     let Some(prepared) = work.record.prepared.clone() else {
         return Err(Failure::internal("a transfer without its ticket"));
     };
+    if look.is_offline() {
+        prepare::again(work).await?;
+    }
     let (source, destination) = (work.source().await?, work.destination().await?);
     let request = StartMigrateRequest {
         fence: source.fence()?,

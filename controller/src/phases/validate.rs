@@ -49,6 +49,7 @@ fn report(work: &Work, examined: Examined, incarnation: Option<Incarnation>, gue
         guest_name,
         checks: Some(examined.checks),
         disks: Some(examined.disks),
+        offline_plan: examined.offline_plan,
         incarnation,
         ..Learned::default()
     };

@@ -12,6 +12,7 @@ use super::validation::Fields;
 use super::{Api, to_the_end};
 use crate::agents::Agent;
 use crate::phases::{Examined, Source, Wanted, absent, refuse_unmade};
+use crate::policy::with_defaults;
 
 /// At most so many destinations in one request.
 const MOST_DESTINATIONS: usize = 1000;
@@ -30,7 +31,7 @@ struct Question {
     /// Empty: all others.
     destinations: Vec<HostId>,
     overrides: Overrides,
-    policy: Option<MigrationPolicy>,
+    policy: MigrationPolicy,
 }
 
 impl Api {
@@ -47,7 +48,7 @@ impl Api {
             mut destinations,
             overrides,
             policy,
-        } = read(request, &self.policy)?;
+        } = read(&request, &self.policy)?;
         self.office.fence()?;
         let source = self.source_to_check(guest, source, &destinations).await?;
         if destinations.is_empty() {
@@ -62,7 +63,7 @@ impl Api {
         }
         Ok(CheckMigrationResponse {
             destinations: self
-                .examine(guest, Wanted::new(&overrides, policy.as_ref()), &source, candidates)
+                .examine(guest, Wanted::new(&overrides, Some(&policy)), &source, candidates)
                 .await,
         })
     }
@@ -146,7 +147,7 @@ impl Api {
     }
 }
 
-fn read(request: CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Question, Failure> {
+fn read(request: &CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Question, Failure> {
     let mut fields = Fields::default();
     let guest = fields.required("guest_uuid", &request.guest_uuid, str::parse::<GuestId>);
     let source = fields.optional("source_host", &request.source_host, HostId::from_resource_name);
@@ -170,7 +171,7 @@ fn read(request: CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Qu
         source,
         destinations,
         overrides,
-        policy: request.policy,
+        policy: with_defaults(request.policy.as_ref(), defaults),
     })
 }
 

@@ -208,6 +208,7 @@ impl Api {
             labels: wish.labels.into_iter().collect(),
             checks: examined.checks,
             disks: examined.disks,
+            offline_plan: examined.offline_plan,
             error: examined.refusal.map(|refusal| v1::MigrationError {
                 reason: refusal.reason.name().to_owned(),
                 message: refusal.message,

@@ -88,6 +88,8 @@ pub struct Details {
     pub disks: Vec<v1::DiskPlan>,
     /// Somebody asked that the guest be stopped so that the transfer finishes.
     pub pause_and_finish_requested: Option<prost_types::Timestamp>,
+    /// Set by Validate where the guest is shut off and moves so.
+    pub offline_plan: Option<v1::OfflinePlan>,
 }
 
 impl Details {
@@ -107,6 +109,7 @@ impl Details {
             checks: own.checks,
             disks: own.disks,
             pause_and_finish_request_time: own.pause_and_finish_requested,
+            offline_plan: own.offline_plan,
             ..v1::Migration::default()
         }
     }
@@ -125,6 +128,7 @@ impl Details {
             checks: message.checks,
             disks: message.disks,
             pause_and_finish_requested: message.pause_and_finish_request_time,
+            offline_plan: message.offline_plan,
         }
     }
 }

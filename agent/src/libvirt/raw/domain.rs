@@ -193,6 +193,13 @@ impl Domain {
         Ok(self.check(count, Call::Look)?.cast_unsigned())
     }
 
+    /// Whether libvirt keeps its memory, saved when it was shut off.
+    pub(in crate::libvirt) fn has_managed_save(&self) -> Result<bool> {
+        // SAFETY: the handle is ours.
+        let has = unsafe { virt_sys::virDomainHasManagedSaveImage(self.raw(), 0) };
+        Ok(self.check(has, Call::Look)? != 0)
+    }
+
     /// Whether a block job (a copy, a commit, a pull, a backup) runs on this disk.
     pub(in crate::libvirt) fn has_block_job(&self, target: &str) -> Result<bool> {
         let target = c_string(target)?;

@@ -85,6 +85,7 @@ impl Pair {
             source: host("a"),
             memory_socket: self.path("qemu"),
             disks_socket: None,
+            files: None,
             valid_for: Duration::from_secs(60),
         }
     }

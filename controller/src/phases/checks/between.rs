@@ -6,6 +6,7 @@ use drover_proto::agent::v1::{AgentStatus, PeerProbe};
 use drover_proto::ids::HostId;
 use drover_proto::v1::Check;
 
+use super::super::Way;
 use super::{failed, not_checked, passed};
 
 /// The agent protocol that this controller speaks.
@@ -14,6 +15,9 @@ const PROTOCOL: i32 = 1;
 /// What both agents must be able to do.
 const FEATURES: [&str; 2] = ["live", "tunnel"];
 
+/// And for a guest that is shut off.
+const OFFLINE: &str = "offline";
+
 /// Clocks that differ by more are worth a word.
 const NOTED_SKEW: Duration = Duration::from_secs(1);
 
@@ -21,7 +25,7 @@ const NOTED_SKEW: Duration = Duration::from_secs(1);
 /// guest's own clock jumps where it follows its host's.
 const REFUSED_SKEW: Duration = Duration::from_secs(10);
 
-pub(in crate::phases) fn agents(source: &AgentStatus, destination: &AgentStatus) -> Check {
+pub(in crate::phases) fn agents(source: &AgentStatus, destination: &AgentStatus, way: Way) -> Check {
     let id = "agents";
     for (side, status) in [("source", source), ("destination", destination)] {
         let Some(host) = &status.host else {
@@ -34,6 +38,7 @@ pub(in crate::phases) fn agents(source: &AgentStatus, destination: &AgentStatus)
         }
         let lacks = FEATURES
             .iter()
+            .chain((way == Way::Offline).then_some(&OFFLINE))
             .find(|feature| !host.features.iter().any(|has| has == *feature));
         if let Some(lacks) = lacks {
             let why = if host.problem.is_empty() {

@@ -42,7 +42,7 @@ fn obstacles(checks: &[Check]) -> Vec<&str> {
 fn fails(id: &str, reason: Reason, change: impl FnOnce(&mut GuestFacts)) {
     let mut changed = guest();
     change(&mut changed);
-    let checks = of_guest(&changed);
+    let checks = of_guest(&changed, Way::Live);
     assert_eq!(obstacles(&checks), [id], "{checks:?}");
     assert!(!acceptable(&checks));
     assert_eq!(refusal(&checks, &host()).unwrap().reason, reason);
@@ -50,7 +50,7 @@ fn fails(id: &str, reason: Reason, change: impl FnOnce(&mut GuestFacts)) {
 
 #[test]
 fn what_fits_is_accepted() {
-    let checks = of_guest(&guest());
+    let checks = of_guest(&guest(), Way::Live);
     assert!(acceptable(&checks), "{checks:?}");
     assert_eq!(refusal(&checks, &host()), None);
 }
@@ -75,7 +75,7 @@ fn a_guest_that_is_off_or_broken_or_busy_is_refused() {
 fn a_paused_guest_is_accepted() {
     let mut paused = guest();
     paused.state = LibvirtState::Paused.into();
-    assert!(acceptable(&of_guest(&paused)));
+    assert!(acceptable(&of_guest(&paused, Way::Live)));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn each_device_is_named() {
         ties: vec![tie("PCI device 0000:03:00.0"), tie("USB device 046d:c52b")],
         ..guest()
     };
-    let checks = of_guest(&guest);
+    let checks = of_guest(&guest, Way::Live);
     let devices = checks.iter().find(|check| check.id == "host-devices").unwrap();
     assert_eq!(devices.found, "PCI device 0000:03:00.0; USB device 046d:c52b");
 }
@@ -122,14 +122,14 @@ fn agents_that_do_not_fit_are_refused() {
         change(status.host.as_mut().unwrap());
         status
     };
-    assert_eq!(agents(&agent(), &agent()).result(), CheckResult::Passed);
+    assert_eq!(agents(&agent(), &agent(), Way::Live).result(), CheckResult::Passed);
     for other in [
         with(|host| (host.protocol_min, host.protocol_max) = (2, 3)),
         with(|host| host.features = vec!["tunnel".to_owned()]),
         AgentStatus::default(),
     ] {
         for (source, destination) in [(agent(), other.clone()), (other, agent())] {
-            let check = agents(&source, &destination);
+            let check = agents(&source, &destination, Way::Live);
             assert_ne!(check.result(), CheckResult::Passed);
             assert_eq!(refusal(&[check], &host()).unwrap().reason, Reason::FeatureMissing);
         }

@@ -11,10 +11,10 @@ use drover_proto::v1::Check;
 use super::checks::{failed, passed};
 
 /// Something is at the same path on both hosts.
-pub(super) const PATH: &str = "storage-path";
+pub(in crate::phases) const PATH: &str = "storage-path";
 
 /// It is the same one.
-pub(super) const SHARED: &str = "storage-shared";
+pub(in crate::phases) const SHARED: &str = "storage-shared";
 
 const REMEDY: &str = "put the disks on storage that both hosts have at the same path, in folders that the user of the \
                       agents may write to (a group or an ACL)";
@@ -23,7 +23,7 @@ const PATH_REMEDY: &str = "mount the storage at the same path on both hosts; eje
 
 /// How a place of storage can be proved to be shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Proof {
+pub(in crate::phases) enum Proof {
     /// Nothing is there.
     NotNeeded,
     /// The same definition means the same storage.
@@ -39,9 +39,9 @@ pub(super) fn refused(problem: String) -> Check {
 }
 
 /// Where a disk, or a layer beneath it, lies.
-struct Place<'a> {
-    path: &'a str,
-    proof: Proof,
+pub(in crate::phases) struct Place<'a> {
+    pub(in crate::phases) path: &'a str,
+    pub(in crate::phases) proof: Proof,
     /// The guest never writes to it.
     read_only: bool,
 }
@@ -63,7 +63,7 @@ pub(super) fn judge(
 }
 
 /// The image of a disk and all that lies beneath it.
-fn places(disk: &DiskFacts) -> Vec<Place<'_>> {
+pub(in crate::phases) fn places(disk: &DiskFacts) -> Vec<Place<'_>> {
     let place = |source_type: &str, path, read_only| Place {
         path,
         proof: proof(source_type, path),
@@ -166,7 +166,7 @@ fn shared(disks: &[DiskFacts], results: &[StorageProbeResult], failures: &[Stora
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Proved {
+pub(in crate::phases) enum Proved {
     Same,
     /// Another file, which nobody writes to, with the same content.
     Copy,
@@ -193,7 +193,11 @@ pub(super) fn prove_disk(disk: &DiskFacts, said: Said<'_>) -> Result<Proved, Str
 }
 
 /// That a place is the same on both hosts, or why it is not proved to be.
-fn prove(place: &Place<'_>, results: &[StorageProbeResult], failures: &[StorageProbeResult]) -> Result<Proved, String> {
+pub(in crate::phases) fn prove(
+    place: &Place<'_>,
+    results: &[StorageProbeResult],
+    failures: &[StorageProbeResult],
+) -> Result<Proved, String> {
     match place.proof {
         Proof::NotNeeded | Proof::ByDefinition => return Ok(Proved::Same),
         Proof::None(why) => return Err(why.to_owned()),

@@ -1,0 +1,149 @@
+//! Destination, a guest that is shut off: waits for its files, with a ticket, also after a restart of the agent.
+//!
+//! Nothing is made before the first connection comes. What was received stays while the migration is open: the next
+//! connection goes on from there.
+
+use std::sync::{Arc, Weak};
+
+use drover_proto::failure::{Failure, Reason};
+use drover_proto::fault_points::{self, point};
+use drover_proto::ids::MigrationId;
+
+use super::incoming::{IncomingJob, call_log};
+use super::prepare::{PrepareAnswer, part_ticket};
+use super::{Jobs, errors, lock};
+use crate::hypervisor::Cookie;
+use crate::journal::{Coming, DestinationState, OpenPage};
+use crate::offline::partial;
+use crate::offline::places::Identity;
+use crate::offline::receive::Expected;
+use crate::offline::sink::{FileSink, Verified};
+use crate::tunnel::Registration;
+
+/// A source that is started anew needs longer than one that only has to connect.
+const PATIENCE: u32 = 10;
+
+impl Jobs {
+    /// Before anything is written down: names that are free, directories that may be used, space.
+    pub(super) async fn refuse_files(&self, migration: MigrationId, coming: &Coming) -> Result<(), Failure> {
+        let (allowed, files) = (self.allowed.clone(), coming.files.clone());
+        let checked = tokio::task::spawn_blocking(move || partial::check_room(&allowed, &files, migration)).await;
+        let checked = checked.map_err(|error| Failure::internal(format!("a check broke off: {error}")))?;
+        checked.map_err(|error| Failure::from(error).at_host(self.host.clone()))
+    }
+
+    /// Lets the source's agent in from now on. A repeat changes nothing.
+    pub(super) async fn wait_for_files(self: &Arc<Self>, page: &mut OpenPage) -> Result<PrepareAnswer, Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let none = || Failure::internal("a record without files cannot be waited for");
+        let part = record.destination().ok_or_else(none)?;
+        let coming = part.offline.as_ref().ok_or_else(none)?;
+        let answer = PrepareAnswer {
+            ticket: part_ticket(&record)?,
+            cookie: Cookie::default(),
+        };
+        if self.incoming_job(record.migration).is_some() {
+            return Ok(answer);
+        }
+        let writing = Arc::new(tokio::sync::Mutex::new(()));
+        let expected = Expected {
+            migration: record.migration,
+            allowed: self.allowed.clone(),
+            files: coming.files.iter().map(|file| file.spec.clone()).collect(),
+            group: self.sockets.group(),
+            writing: Arc::clone(&writing),
+        };
+        let tunnel = self.tunnel.register(Registration {
+            migration: record.migration,
+            attempt: record.attempt,
+            ticket: part.ticket.clone(),
+            source: part.peer.clone(),
+            memory_socket: self.sockets.destination(record.migration),
+            disks_socket: None,
+            files: Some(FileSink::new(expected, self.write_verified(record.migration))),
+            valid_for: self.limits.ticket * PATIENCE,
+        })?;
+        let calls = call_log(&self.host, record.calls.clone());
+        let job = Arc::new(IncomingJob::of_files(record.migration, calls, tunnel, writing));
+        lock(&self.incoming).insert(record.migration, Arc::clone(&job));
+        self.expire_unused(&job, &record);
+        fault_points::reach(point::DESTINATION_PREPARED).await;
+        Ok(answer)
+    }
+
+    /// All files were read back from the disk: that is in the journal before the source hears of it.
+    fn write_verified(self: &Arc<Self>, migration: MigrationId) -> Arc<Verified> {
+        let jobs: Weak<Self> = Arc::downgrade(self);
+        Arc::new(move |received: Vec<Identity>| {
+            let jobs = jobs.clone();
+            Box::pin(async move {
+                let gone = || Failure::new(Reason::NotServing, "the agent is being stopped");
+                let jobs = jobs.upgrade().ok_or_else(gone)?;
+                let writer = Arc::clone(&jobs);
+                let write = async move { writer.write_received(migration, &received).await };
+                jobs.detached(write).await
+            })
+        })
+    }
+
+    async fn write_received(&self, migration: MigrationId, received: &[Identity]) -> Result<(), Failure> {
+        let mut page = self.lock(migration).await?;
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let state = record.destination().map(|part| part.state);
+        if state != Some(DestinationState::Waiting) {
+            let message = format!("this host's journal says {}", record.state_name());
+            return Err(Failure::new(Reason::MigrationState, message));
+        }
+        page.change(|record| {
+            let coming = record.destination_mut().and_then(|part| part.offline.as_mut());
+            if let Some(coming) = coming {
+                for (file, identity) in coming.files.iter_mut().zip(received) {
+                    file.identity = Some(*identity);
+                }
+                coming.verified = true;
+            }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Verdict NeverRan: what came goes, under whatever name it is.
+    pub(super) async fn remove_files(&self, migration: MigrationId, coming: &Coming) -> Result<(), Failure> {
+        let (allowed, files) = (self.allowed.clone(), coming.files.clone());
+        let remove = move || {
+            let mut files = files.iter();
+            files.try_for_each(|file| partial::remove(&allowed, file, migration))
+        };
+        let removed = tokio::task::spawn_blocking(remove).await;
+        let removed = removed.map_err(|error| Failure::internal(format!("removing files broke off: {error}")))?;
+        removed.map_err(|error| Failure::new(Reason::ResourceExhausted, error.to_string()).at_host(self.host.clone()))
+    }
+
+    /// Defines the guest here; done where it is defined.
+    pub(super) async fn define_arrived(&self, guest: drover_proto::ids::GuestId, xml: &str) -> Result<bool, Failure> {
+        let found = self.hypervisor.guest(guest).await.map_err(errors::unsure)?;
+        if found.is_some() {
+            return Ok(true);
+        }
+        let defined = self.hypervisor.define(xml).await;
+        let found = self.hypervisor.guest(guest).await.map_err(errors::unsure)?;
+        match (found, defined) {
+            (Some(_), _) => Ok(true),
+            (None, Err(error)) => match error.class {
+                crate::hypervisor::ErrorClass::UserMustAct | crate::hypervisor::ErrorClass::Unfit => {
+                    tracing::error!(%guest, %error, "libvirt does not take the definition");
+                    Ok(false)
+                }
+                crate::hypervisor::ErrorClass::Ambiguous
+                | crate::hypervisor::ErrorClass::NoGuest
+                | crate::hypervisor::ErrorClass::Busy
+                | crate::hypervisor::ErrorClass::Aborted
+                | crate::hypervisor::ErrorClass::Unavailable => Err(errors::unsure(error)),
+            },
+            (None, Ok(())) => Err(Failure::new(
+                Reason::LibvirtUnavailable,
+                "a definition is not there yet",
+            )),
+        }
+    }
+}

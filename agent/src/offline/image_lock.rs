@@ -1,0 +1,87 @@
+//! QEMU's image locks, taken by the agent on the very descriptor that it reads from.
+//!
+//! QEMU locks single bytes of an image with open-file-description locks, always shared ones: byte 100 + n says "I use
+//! permission n", byte 200 + n says "nobody else may". Whoever opens an image looks for the other kind. So a QEMU that
+//! wants to write finds our "nobody may write" and ends with "Failed to get "write" lock"; qemu-img and qemu-nbd do too.
+//! The lock lasts as long as the descriptor, and ends with the process.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+const USED: i64 = 100;
+const NOT_SHARED: i64 = 200;
+
+/// QEMU's numbers of its permissions.
+const CONSISTENT_READ: i64 = 0;
+const WRITE: i64 = 1;
+const WRITE_UNCHANGED: i64 = 2;
+const RESIZE: i64 = 3;
+
+/// Keeps writers away until the file is closed. False: one is there. Blocks nowhere.
+pub fn hold(file: &File) -> io::Result<bool> {
+    let writing = [WRITE, WRITE_UNCHANGED, RESIZE];
+    // First said, then looked: of two that do so at the same time at least one sees the other.
+    set(file, USED + CONSISTENT_READ)?;
+    for permission in writing {
+        set(file, NOT_SHARED + permission)?;
+    }
+    let mut free = is_free(file, NOT_SHARED + CONSISTENT_READ)?;
+    for permission in writing {
+        free &= is_free(file, USED + permission)?;
+    }
+    Ok(free)
+}
+
+fn byte(kind: i32, at: i64) -> libc::flock {
+    libc::flock {
+        // The constants are small and of another type than the field.
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: at,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+fn set(file: &File, at: i64) -> io::Result<()> {
+    fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&byte(libc::F_RDLCK, at)))?;
+    Ok(())
+}
+
+/// Whether nobody else has locked this byte, in whatever way.
+fn is_free(file: &File, at: i64) -> Result<bool, Errno> {
+    let mut found = byte(libc::F_WRLCK, at);
+    fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut found))?;
+    Ok(i32::from(found.l_type) == libc::F_UNLCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_is_there_is_seen_and_readers_are_not_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.raw");
+        std::fs::write(&path, b"x").unwrap();
+        let open = || File::open(&path).unwrap();
+        let (first, second) = (open(), open());
+        assert!(hold(&first).unwrap());
+        assert!(hold(&second).unwrap(), "two that only read");
+        let writer = open();
+        set(&writer, USED + WRITE).unwrap();
+        assert!(!hold(&first).unwrap());
+        drop(writer);
+        assert!(hold(&first).unwrap());
+        assert!(
+            !is_free(&open(), NOT_SHARED + WRITE).unwrap(),
+            "a QEMU that comes now sees that it may not write"
+        );
+        drop((first, second));
+        assert!(is_free(&open(), NOT_SHARED + WRITE).unwrap());
+    }
+}

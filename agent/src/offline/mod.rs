@@ -1,0 +1,123 @@
+//! The files of a guest that is shut off: how they are held, read, sent, received, verified and put in their place.
+//!
+//! ```text
+//!  source                                              destination
+//!  image, QEMU's lock held ──▶ blocks ══ drover-data/1 ══▶ NAME.drover-partial-ID ──▶ fsync ──▶ read again
+//!                                 │ ◀─ which blocks are there already ─│                            │
+//!                                 │ ◀──────────────── verified ────────────────────────────────────┘
+//! ```
+//!
+//! Promises: a file is copied byte for byte, whatever is in it; nobody can write to it meanwhile; what is said to be
+//! verified was read back after it had reached the disk; nothing outside of the allowed directories is touched, and
+//! nothing that was there before is overwritten. Who may start the guest is the journal's business (`jobs/`).
+
+pub mod blocks;
+pub mod image;
+pub mod image_lock;
+pub mod outgoing;
+pub mod partial;
+pub mod places;
+pub mod receive;
+pub mod send;
+pub mod sink;
+pub mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+
+use drover_proto::failure::{Failure, Reason};
+use serde::{Deserialize, Serialize};
+
+/// What is hashed, sent and repeated at once, in bytes.
+pub const BLOCK: usize = 1 << 20;
+
+/// A file that is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSpec {
+    /// Absolute, the same on both hosts.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes that it takes on the source's disk.
+    pub allocated: u64,
+    pub mode: u32,
+}
+
+/// Why a file cannot be held, read, written or put in its place.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("{path} is no plain absolute path", path = .0.display())]
+    Path(PathBuf),
+    #[error("{path} is not in one of this agent's storage_directories", path = .0.display())]
+    Outside(PathBuf),
+    #[error("{path} leads through a symbolic link or out of its storage directory", path = .0.display())]
+    Link(PathBuf),
+    #[error("{path} is not there", path = .0.display())]
+    Absent(PathBuf),
+    #[error("{path} is there already", path = .0.display())]
+    Exists(PathBuf),
+    #[error("{path} is not a regular file", path = .0.display())]
+    Kind(PathBuf),
+    #[error("{path} is in use by another process", path = .0.display())]
+    InUse(PathBuf),
+    #[error("{path} has a backing file or a data file ({what})", path = path.display())]
+    Chain { path: PathBuf, what: String },
+    #[error("there is no space for {path}: {needed} bytes are needed, {free} are free", path = path.display())]
+    Space { path: PathBuf, needed: u64, free: u64 },
+    #[error("the agent may not use {path}: {source}", path = path.display())]
+    Denied { path: PathBuf, source: io::Error },
+    #[error("{path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl FileError {
+    pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        let path = path.into();
+        match source.raw_os_error() {
+            Some(libc::ENOENT) => Self::Absent(path),
+            Some(libc::EEXIST) => Self::Exists(path),
+            Some(libc::EPERM | libc::EACCES | libc::EROFS) => Self::Denied { path, source },
+            Some(libc::ELOOP | libc::EXDEV) => Self::Link(path),
+            Some(_) | None => Self::Io { path, source },
+        }
+    }
+
+    /// What a person can do about it.
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Path(_) | Self::Kind(_) => "give the guest's disks plain files by their absolute paths",
+            Self::Outside(_) => "add its directory to storage_directories in agent.toml, on both hosts",
+            Self::Link(_) => "name the directory that it really lies in, in the guest's definition and in agent.toml",
+            Self::Absent(_) => "see whether its storage is mounted",
+            Self::Exists(_) => "move what is there out of the way, if nobody needs it",
+            Self::InUse(_) => "end what uses it (a guest, qemu-nbd, a backup), then try again",
+            Self::Chain { .. } => "flatten it while the guest is off: `qemu-img convert`, or `qemu-img rebase -b ''`",
+            Self::Space { .. } => "make room, or choose another destination",
+            Self::Denied { .. } => "give the agent's user the right to it; docs/operating.md tells which it needs",
+            Self::Io { .. } => "see the system log of that host",
+        }
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        let reason = match &error {
+            FileError::InUse(_) => Reason::GuestBusy,
+            FileError::Space { .. } => Reason::NoSpace,
+            FileError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Reason::NoSpace,
+            FileError::Path(_)
+            | FileError::Outside(_)
+            | FileError::Link(_)
+            | FileError::Absent(_)
+            | FileError::Exists(_)
+            | FileError::Kind(_)
+            | FileError::Chain { .. }
+            | FileError::Denied { .. }
+            | FileError::Io { .. } => Reason::StorageUnusable,
+        };
+        Self::new(reason, error.to_string()).with_remedy(error.remedy())
+    }
+}

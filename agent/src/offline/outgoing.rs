@@ -1,0 +1,208 @@
+//! A guest that is shut off, as it leaves: its images, held from Begin until the destination has it.
+//!
+//! It takes the place of libvirt's job: `perform` copies and returns when the destination has verified everything; a
+//! connection that is cut is made again. Dropping it lets go of the images.
+
+use std::fs::File;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use drover_proto::failure::Failure;
+use tokio_util::sync::CancellationToken;
+
+use super::image::{Image, Mark};
+use super::send::{Progress, SendError, send};
+use super::{FileError, FileSpec};
+use crate::hypervisor::{Begun, Cookie, ErrorClass, HypervisorError, JobStats, Outgoing, PerformRequest, Result};
+use crate::tunnel::{Carrier, Pace, TunnelError};
+
+/// Without any progress it is tried again for so long.
+const PATIENCE: Duration = Duration::from_secs(150);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A block that is damaged again and again is no accident of the network.
+const MOST_REPEATS: u32 = 5;
+
+/// What the destination or the disk says, and no other try changes.
+pub const NO_SPACE: &str = "NO_SPACE";
+pub const FILES: &str = "FILES";
+
+/// One leaving guest.
+#[derive(Debug)]
+pub struct OfflineOutgoing {
+    begun: Begun,
+    held: Mutex<Held>,
+    target: OnceLock<(Carrier, Pace)>,
+    progress: Progress,
+    started: OnceLock<Instant>,
+    cut: CancellationToken,
+}
+
+/// Everything that keeps others from starting the guest.
+#[derive(Debug, Default)]
+struct Held {
+    images: Vec<Arc<Image>>,
+    /// Those that stay where they are: their locks are what counts.
+    _others: Vec<File>,
+}
+
+impl OfflineOutgoing {
+    pub fn new(images: Vec<Image>, others: Vec<File>) -> Self {
+        Self {
+            begun: Begun::default(),
+            held: Mutex::new(Held {
+                images: images.into_iter().map(Arc::new).collect(),
+                _others: others,
+            }),
+            target: OnceLock::new(),
+            progress: Progress::default(),
+            started: OnceLock::new(),
+            cut: CancellationToken::new(),
+        }
+    }
+
+    fn images(&self) -> Vec<Arc<Image>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).images.clone()
+    }
+
+    /// What is sent, in order.
+    pub fn files(&self) -> Vec<FileSpec> {
+        self.images().iter().map(|image| image.spec.clone()).collect()
+    }
+
+    /// What the images are now. Blocks for a moment.
+    pub fn marks(&self) -> std::result::Result<Vec<Mark>, FileError> {
+        self.images().iter().map(|image| image.mark()).collect()
+    }
+
+    /// Where to; the first word counts.
+    pub fn aim(&self, carrier: Carrier, pace: Pace) {
+        let _ = self.target.set((carrier, pace));
+    }
+
+    /// Lets go of the images.
+    pub fn release(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Held::default();
+    }
+
+    pub fn wire_bytes(&self) -> u64 {
+        self.progress.wire.load(Ordering::Relaxed)
+    }
+
+    async fn copy(&self, images: &[Arc<Image>]) -> Result<()> {
+        let Some((carrier, pace)) = self.target.get() else {
+            return Err(error(
+                ErrorClass::UserMustAct,
+                FILES,
+                "nobody has said where the guest goes",
+            ));
+        };
+        let (mut pause, mut repeats) = (FIRST_PAUSE, 0);
+        let (mut moved_at, mut moved) = (Instant::now(), self.wire_bytes());
+        loop {
+            let why = match carrier.deliver_files().await {
+                Ok(stream) => match send(stream, images, pace, &self.progress).await {
+                    Ok(()) => return Ok(()),
+                    Err(SendError::Refused { again: true, why, .. }) if repeats < MOST_REPEATS => {
+                        repeats += 1;
+                        why
+                    }
+                    Err(SendError::Refused { space, why, .. }) => {
+                        return Err(error(
+                            ErrorClass::UserMustAct,
+                            if space { NO_SPACE } else { FILES },
+                            &why,
+                        ));
+                    }
+                    Err(read @ SendError::Read { .. }) => return Err(error(ErrorClass::UserMustAct, FILES, &read)),
+                    Err(SendError::Cut(cut)) => cut.to_string(),
+                },
+                Err(TunnelError::Refused { refusal, .. }) if refusal.is_ticket() => {
+                    return Err(error(ErrorClass::UserMustAct, FILES, &refusal));
+                }
+                Err(other) => other.to_string(),
+            };
+            if self.wire_bytes() > moved {
+                (moved_at, moved, pause) = (Instant::now(), self.wire_bytes(), FIRST_PAUSE);
+            }
+            if moved_at.elapsed() > PATIENCE {
+                return Err(error(ErrorClass::Unavailable, FILES, &why));
+            }
+            tracing::warn!("the copy of the guest's files was interrupted and goes on: {why}");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+fn error(class: ErrorClass, code: &str, message: &(impl ToString + ?Sized)) -> HypervisorError {
+    HypervisorError {
+        class,
+        code: code.to_owned(),
+        message: message.to_string(),
+    }
+}
+
+impl From<FileError> for HypervisorError {
+    fn from(file: FileError) -> Self {
+        error(ErrorClass::UserMustAct, FILES, &Failure::from(file))
+    }
+}
+
+#[async_trait]
+impl Outgoing for OfflineOutgoing {
+    fn begun(&self) -> &Begun {
+        &self.begun
+    }
+
+    async fn perform(&self, _: PerformRequest) -> Result<Cookie> {
+        self.started.get_or_init(Instant::now);
+        let images = self.images();
+        let copied = self.cut.run_until_cancelled(self.copy(&images)).await;
+        copied.unwrap_or_else(|| Err(error(ErrorClass::Aborted, "ABORTED", "the copy was stopped")))?;
+        Ok(Cookie::default())
+    }
+
+    async fn abort(&self) -> Result<()> {
+        self.cut.cancel();
+        Ok(())
+    }
+
+    async fn job(&self) -> Result<Option<JobStats>> {
+        let read = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
+        let elapsed = self.started.get().map(Instant::elapsed).unwrap_or_default();
+        let sent = self.wire_bytes();
+        Ok(Some(JobStats {
+            elapsed,
+            bandwidth: (sent as f64 / elapsed.as_secs_f64().max(0.001)) as u64,
+            disk_total: read(&self.progress.total),
+            disk_processed: sent,
+            disk_remaining: read(&self.progress.left),
+            ..JobStats::default()
+        }))
+    }
+
+    async fn completed_job(&self) -> Result<Option<JobStats>> {
+        self.job().await
+    }
+
+    async fn set_max_downtime(&self, _: Duration) -> Result<()> {
+        Ok(())
+    }
+
+    async fn set_bandwidth(&self, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    async fn confirm_moved(&self, _: &Cookie) -> Result<()> {
+        self.release();
+        Ok(())
+    }
+
+    async fn confirm_cancelled(&self) -> Result<()> {
+        self.release();
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! A file at its destination, before it has its name: made, filled block by block, verified, put in its place, removed.
+//! All functions block.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown};
+use std::path::Path;
+
+use drover_proto::ids::MigrationId;
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedMutexGuard;
+
+use super::blocks::{Blocks, Hash, Whole, count, is_zero, length};
+use super::places::{Allowed, Identity, Place};
+use super::{BLOCK, FileError, FileSpec};
+
+/// What is all zeros within a block stays a hole in pieces of this size.
+const PIECE: usize = 4096;
+
+/// A file that arrives, as the journal has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arriving {
+    pub spec: FileSpec,
+    /// Of what was made for it here: under its own name only that one is ours.
+    pub identity: Option<Identity>,
+}
+
+/// An open file that is being filled.
+#[derive(Debug)]
+pub struct Partial {
+    file: File,
+    place: Place,
+    spec: FileSpec,
+    /// Of each block that is there; none where the file was made now.
+    pub known: Option<Vec<Hash>>,
+    /// Nobody else writes while this is open.
+    _turn: OwnedMutexGuard<()>,
+}
+
+fn suffix(migration: MigrationId) -> String {
+    format!(".drover-partial-{migration}")
+}
+
+fn places(allowed: &Allowed, path: &Path, migration: MigrationId) -> Result<(Place, Place), FileError> {
+    let place = allowed.find(path)?;
+    let partial = place.beside(&suffix(migration))?;
+    Ok((place, partial))
+}
+
+/// Refuses what could not be received: a name that is taken, a directory that may not be written to, too little space.
+pub fn check_room(allowed: &Allowed, files: &[Arriving], migration: MigrationId) -> Result<(), FileError> {
+    let mut needs: Vec<(u64, u64, Place)> = Vec::new();
+    for Arriving { spec, .. } in files {
+        let (place, partial) = places(allowed, &spec.path, migration)?;
+        place.may_change()?;
+        if place.look()?.is_some() {
+            return Err(FileError::Exists(spec.path.clone()));
+        }
+        let there = match partial.look()? {
+            Some(_) => partial
+                .open_to_read()?
+                .metadata()
+                .map_or(0, |found| found.blocks() * 512),
+            None => 0,
+        };
+        let (device, needed) = (place.device()?, spec.allocated.saturating_sub(there));
+        match needs.iter_mut().find(|(known, _, _)| *known == device) {
+            Some((_, sum, _)) => *sum += needed,
+            None => needs.push((device, needed, place)),
+        }
+    }
+    for (_, needed, place) in needs {
+        let free = place.free()?;
+        if free < needed {
+            let path = place.path().to_owned();
+            return Err(FileError::Space { path, needed, free });
+        }
+    }
+    Ok(())
+}
+
+impl Partial {
+    /// Makes it, or goes on with what an earlier connection left: all of that is read again.
+    pub fn open(
+        allowed: &Allowed,
+        spec: &FileSpec,
+        migration: MigrationId,
+        group: Option<u32>,
+        turn: OwnedMutexGuard<()>,
+    ) -> Result<Self, FileError> {
+        let (_, place) = places(allowed, &spec.path, migration)?;
+        let error = |source| FileError::io(place.path(), source);
+        let (file, is_new) = match place.create(0o600) {
+            Ok(file) => (file, true),
+            Err(FileError::Exists(_)) => (place.open_to_write()?, false),
+            Err(other) => return Err(other),
+        };
+        file.set_len(spec.size).map_err(error)?;
+        if is_new {
+            if let Some(group) = group
+                && let Err(error) = fchown(&file, None, Some(group))
+            {
+                tracing::debug!(%error, "a new image keeps the agent's group");
+            }
+            // What was there for everybody at the source is not, here: libvirt gives it to QEMU.
+            let mode = PermissionsExt::from_mode(spec.mode | 0o600);
+            file.set_permissions(mode).map_err(error)?;
+            place.sync()?;
+        }
+        let known = if is_new {
+            None
+        } else {
+            Some(hashes(&file, spec.size).map_err(error)?)
+        };
+        Ok(Self {
+            file,
+            place,
+            spec: spec.clone(),
+            known,
+            _turn: turn,
+        })
+    }
+
+    /// Puts a block's bytes where they belong. What is zeros stays or becomes a hole.
+    pub fn write(&mut self, block: u64, bytes: &[u8]) -> Result<(), FileError> {
+        let written = self.write_pieces(block, bytes);
+        written.map_err(|source| FileError::io(self.place.path(), source))
+    }
+
+    /// A block of zeros.
+    pub fn clear(&mut self, block: u64) -> Result<(), FileError> {
+        let cleared = self.punch(block, length(self.spec.size, block));
+        cleared.map_err(|source| FileError::io(self.place.path(), source))
+    }
+
+    fn write_pieces(&self, block: u64, bytes: &[u8]) -> io::Result<()> {
+        let start = block * BLOCK as u64;
+        if self.known.is_some() {
+            self.punch(block, bytes.len())?;
+        }
+        let mut at = 0;
+        while at < bytes.len() {
+            let zero = |at: usize| is_zero(&bytes[at..bytes.len().min(at + PIECE)]);
+            if zero(at) {
+                at += PIECE;
+                continue;
+            }
+            let mut end = at + PIECE;
+            while end < bytes.len() && !zero(end) {
+                end += PIECE;
+            }
+            let end = end.min(bytes.len());
+            self.file.write_all_at(&bytes[at..end], start + at as u64)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn punch(&self, block: u64, length: usize) -> io::Result<()> {
+        let start = block * BLOCK as u64;
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let (from, bytes) = (i64::try_from(start), i64::try_from(length));
+        let (Ok(from), Ok(bytes)) = (from, bytes) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if bytes == 0 || fallocate(self.file.as_fd(), hole, from, bytes).is_ok() {
+            return Ok(());
+        }
+        // A file system that cannot make holes.
+        self.file.write_all_at(&vec![0; length], start)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.spec.path
+    }
+
+    pub fn length(&self, block: u64) -> usize {
+        length(self.spec.size, block)
+    }
+
+    pub fn blocks(&self) -> u64 {
+        count(self.spec.size)
+    }
+
+    /// Waits until all of it has reached the disk, then reads it again from there.
+    pub fn verify(&self) -> Result<(Hash, Identity), FileError> {
+        let error = |source| FileError::io(self.place.path(), source);
+        self.file.sync_all().map_err(error)?;
+        // What the page cache holds was never on the disk for all that it shows.
+        if let Err(errno) = posix_fadvise(self.file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
+            tracing::debug!(%errno, "a file that was received is read from the page cache");
+        }
+        let mut whole = Whole::new(self.spec.size);
+        for hash in hashes(&self.file, self.spec.size).map_err(error)? {
+            whole.add(&hash);
+        }
+        let identity = Identity::of(&self.file).map_err(error)?;
+        Ok((whole.hash(), identity))
+    }
+}
+
+fn hashes(file: &File, size: u64) -> io::Result<Vec<Hash>> {
+    let mut blocks = Blocks::new(file, size);
+    (0..count(size)).map(|block| Ok(blocks.read(block)?.1)).collect()
+}
+
+/// Gives what was verified its name. A repeat finds it there.
+pub fn put_in_place(allowed: &Allowed, arriving: &Arriving, migration: MigrationId) -> Result<(), FileError> {
+    let (place, partial) = places(allowed, &arriving.spec.path, migration)?;
+    let ours = arriving.identity;
+    if ours.is_some() && place.look()? == ours {
+        return Ok(());
+    }
+    match partial.look()? {
+        Some(found) if Some(found) == ours => partial.rename_to(&place),
+        Some(_) | None => Err(FileError::Absent(partial.path().to_owned())),
+    }
+}
+
+/// Removes what this migration made here, whatever its name is by now. Absent is done.
+pub fn remove(allowed: &Allowed, arriving: &Arriving, migration: MigrationId) -> Result<(), FileError> {
+    let found = places(allowed, &arriving.spec.path, migration);
+    let (place, partial) = match found {
+        Ok(places) => places,
+        // Nothing can have been made where nothing may be.
+        Err(FileError::Absent(_) | FileError::Outside(_) | FileError::Path(_) | FileError::Link(_)) => return Ok(()),
+        Err(other) => return Err(other),
+    };
+    partial.remove()?;
+    if arriving.identity.is_some() && place.look().ok().flatten() == arriving.identity {
+        place.remove()?;
+    }
+    Ok(())
+}

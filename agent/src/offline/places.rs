@@ -1,0 +1,248 @@
+//! Where the agent may read, make, rename and remove files of guests: only beneath directories that its configuration
+//! names, and never through a symbolic link.
+//!
+//! Promise: a path is resolved once, by the kernel, beneath its allowed directory; everything after happens in the
+//! directory that was found, whatever its path leads to by then. All functions block.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
+use nix::sys::stat::{Mode, SFlag, fstatat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, linkat, unlinkat};
+
+use super::FileError;
+
+/// The directories in which files of guests may be used.
+#[derive(Clone, Debug, Default)]
+pub struct Allowed {
+    directories: Arc<Vec<PathBuf>>,
+    /// Where all of them lie; none: `/`.
+    root: Option<Arc<PathBuf>>,
+}
+
+/// A name in a directory that was found beneath an allowed one.
+#[derive(Debug)]
+pub struct Place {
+    parent: OwnedFd,
+    name: OsString,
+    path: PathBuf,
+}
+
+/// One file, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Identity {
+    pub device: u64,
+    pub inode: u64,
+}
+
+impl Identity {
+    pub fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        Ok(Self {
+            device: found.dev(),
+            inode: found.ino(),
+        })
+    }
+}
+
+impl Allowed {
+    pub fn new(directories: Vec<PathBuf>) -> Self {
+        Self {
+            directories: Arc::new(directories),
+            root: None,
+        }
+    }
+
+    /// The same, with this folder in place of `/`: two hosts in one file system have a root each.
+    pub fn beneath(root: PathBuf, directories: Vec<PathBuf>) -> Self {
+        Self {
+            root: Some(Arc::new(root)),
+            ..Self::new(directories)
+        }
+    }
+
+    /// Where an allowed directory really is.
+    fn open(&self, directory: &Path) -> Result<File, FileError> {
+        let real = match (&self.root, directory.strip_prefix("/")) {
+            (Some(root), Ok(rest)) => root.join(rest),
+            (Some(_), Err(_)) | (None, _) => directory.to_owned(),
+        };
+        File::open(real).map_err(|source| FileError::io(directory, source))
+    }
+
+    /// Finds the directory of a path. The file itself need not be there.
+    pub fn find(&self, path: &Path) -> Result<Place, FileError> {
+        let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+        let spelled: PathBuf = path.components().collect();
+        let same = spelled.as_os_str() == path.as_os_str();
+        let name = path.file_name().filter(|_| path.is_absolute() && same);
+        let Some(name) = name.filter(|_| path.components().all(plain)) else {
+            return Err(FileError::Path(path.to_owned()));
+        };
+        let beneath = self
+            .directories
+            .iter()
+            .filter_map(|root| Some((root, path.strip_prefix(root).ok()?)));
+        // The deepest one: what lies between it and another one may be a link there.
+        let Some((root, rest)) = beneath.max_by_key(|(root, _)| root.components().count()) else {
+            return Err(FileError::Outside(path.to_owned()));
+        };
+        let error = |errno: Errno| FileError::io(path, errno.into());
+        let folder = self.open(root)?;
+        let between = rest.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let how = how(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        let parent = openat2(folder.as_fd(), between.unwrap_or(Path::new(".")), how).map_err(error)?;
+        Ok(Place {
+            parent,
+            name: name.to_owned(),
+            path: path.to_owned(),
+        })
+    }
+}
+
+fn how(flags: OFlag) -> OpenHow {
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    // A pipe or a device is not waited for.
+    OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .resolve(resolve)
+}
+
+impl Place {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Another name in the same directory.
+    pub fn beside(&self, suffix: &str) -> Result<Self, FileError> {
+        let parent = self
+            .parent
+            .try_clone()
+            .map_err(|source| FileError::io(&self.path, source))?;
+        let with = |text: &OsStr| {
+            let mut longer = text.to_owned();
+            longer.push(suffix);
+            longer
+        };
+        Ok(Self {
+            parent,
+            name: with(&self.name),
+            path: PathBuf::from(with(self.path.as_os_str())),
+        })
+    }
+
+    fn open(&self, how: OpenHow) -> Result<File, FileError> {
+        let file = openat2(self.parent.as_fd(), self.name.as_os_str(), how);
+        let file = File::from(file.map_err(|errno| self.error(errno))?);
+        let kind = file.metadata().map_err(|source| FileError::io(&self.path, source))?;
+        if !kind.is_file() {
+            return Err(FileError::Kind(self.path.clone()));
+        }
+        Ok(file)
+    }
+
+    pub fn open_to_read(&self) -> Result<File, FileError> {
+        self.open(how(OFlag::O_RDONLY))
+    }
+
+    pub fn open_to_write(&self) -> Result<File, FileError> {
+        self.open(how(OFlag::O_RDWR))
+    }
+
+    /// A new file; `Exists` where something is there.
+    pub fn create(&self, mode: u32) -> Result<File, FileError> {
+        let how = how(OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL);
+        self.open(how.mode(Mode::from_bits_truncate(mode & 0o777)))
+    }
+
+    /// What has this name now; none where nothing has it.
+    pub fn look(&self) -> Result<Option<Identity>, FileError> {
+        match fstatat(self.parent.as_fd(), self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) if SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFLNK => {
+                Err(FileError::Link(self.path.clone()))
+            }
+            Ok(found) => Ok(Some(Identity {
+                device: found.st_dev,
+                inode: found.st_ino,
+            })),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(self.error(errno)),
+        }
+    }
+
+    /// Gives the file the other name, in the same directory, where nothing has it yet. Done when both directory entries
+    /// have reached the disk.
+    pub fn rename_to(&self, other: &Self) -> Result<(), FileError> {
+        let (from, to) = (self.name.as_os_str(), other.name.as_os_str());
+        let renamed = renameat2(
+            self.parent.as_fd(),
+            from,
+            other.parent.as_fd(),
+            to,
+            RenameFlags::RENAME_NOREPLACE,
+        );
+        match renamed {
+            // A file system that cannot do that in one step: a link fails where something is there, too.
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
+                let linked = linkat(self.parent.as_fd(), from, other.parent.as_fd(), to, AtFlags::empty());
+                linked.map_err(|errno| other.error(errno))?;
+                self.remove()?;
+            }
+            Err(Errno::EEXIST) => return Err(FileError::Exists(other.path.clone())),
+            renamed => renamed.map_err(|errno| self.error(errno))?,
+        }
+        self.sync()
+    }
+
+    /// Absent is done.
+    pub fn remove(&self) -> Result<(), FileError> {
+        match unlinkat(self.parent.as_fd(), self.name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) => self.sync(),
+            Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(self.error(errno)),
+        }
+    }
+
+    /// Waits until the directory's entries have reached the disk.
+    pub fn sync(&self) -> Result<(), FileError> {
+        let folder = self.parent.try_clone().map(File::from);
+        folder
+            .and_then(|folder| folder.sync_all())
+            .map_err(|source| FileError::io(&self.path, source))
+    }
+
+    /// Whether files may be made, renamed and removed here.
+    pub fn may_change(&self) -> Result<(), FileError> {
+        let wanted = AccessFlags::W_OK | AccessFlags::X_OK;
+        faccessat(self.parent.as_fd(), ".", wanted, AtFlags::AT_EACCESS).map_err(|errno| {
+            let folder = self.path.parent().unwrap_or(&self.path);
+            FileError::io(folder, errno.into())
+        })
+    }
+
+    /// Bytes that may still be written here.
+    pub fn free(&self) -> Result<u64, FileError> {
+        let found = nix::sys::statvfs::fstatvfs(self.parent.as_fd()).map_err(|errno| self.error(errno))?;
+        // Both are C types whose width differs between platforms.
+        #[allow(clippy::useless_conversion)]
+        let (blocks, size) = (u64::from(found.blocks_available()), u64::from(found.fragment_size()));
+        Ok(blocks.saturating_mul(size))
+    }
+
+    /// Of the file system: files on the same one share its space.
+    pub fn device(&self) -> Result<u64, FileError> {
+        let found = nix::sys::stat::fstat(self.parent.as_fd()).map_err(|errno| self.error(errno))?;
+        Ok(found.st_dev)
+    }
+
+    fn error(&self, errno: Errno) -> FileError {
+        FileError::io(&self.path, errno.into())
+    }
+}

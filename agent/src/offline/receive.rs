@@ -1,0 +1,203 @@
+//! Destination: receives files over one connection, each into its partial file, and reads each again from the disk.
+
+use std::io;
+use std::sync::Arc;
+
+use drover_proto::ids::MigrationId;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::time::{interval, timeout};
+
+use super::blocks::{Hash, hash, unpack};
+use super::partial::Partial;
+use super::places::{Allowed, Identity};
+use super::send::{BUSY, SILENCE};
+use super::wire::{self, Frame, MOST_HASHES};
+use super::{FileError, FileSpec};
+
+/// Blocks that wait for the disk.
+const AHEAD: usize = 8;
+
+/// What is to come, and where it goes.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub migration: MigrationId,
+    pub allowed: Allowed,
+    pub files: Vec<FileSpec>,
+    /// QEMU's group; `None` leaves the agent's own.
+    pub group: Option<u32>,
+    /// Held while a file is written: a connection that was cut may not have come to its end.
+    pub writing: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Why a connection came to its end too early.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    #[error("the connection was cut: {0}")]
+    Cut(#[from] io::Error),
+    /// What came is not what was announced.
+    #[error("block {block} of {path} was damaged on its way", path = path.display())]
+    Damaged { path: std::path::PathBuf, block: u64 },
+    #[error("{path} is not what was sent, now that it was read back from the disk", path = .0.display())]
+    Unlike(std::path::PathBuf),
+    #[error("the source does not keep to the protocol: {0}")]
+    Protocol(&'static str),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("it could not be written down: {0}")]
+    Journal(String),
+}
+
+impl ReceiveError {
+    /// What the source is told; nothing where it cannot hear it.
+    pub fn frame(&self) -> Option<Frame> {
+        let (again, space) = match self {
+            Self::Cut(_) => return None,
+            Self::Damaged { .. } | Self::Unlike(_) | Self::Journal(_) => (true, false),
+            Self::Protocol(_) => (false, false),
+            Self::File(FileError::Space { .. }) => (false, true),
+            Self::File(FileError::Io { source, .. }) => (false, source.kind() == io::ErrorKind::StorageFull),
+            Self::File(_) => (false, false),
+        };
+        let why = self.to_string();
+        Some(Frame::Refused { again, space, why })
+    }
+}
+
+async fn next(stream: &mut (impl AsyncRead + Unpin)) -> Result<Frame, ReceiveError> {
+    loop {
+        let heard = timeout(SILENCE, wire::read(stream)).await;
+        match heard.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
+            Some(Frame::Busy) => {}
+            Some(frame) => return Ok(frame),
+            None => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        }
+    }
+}
+
+/// Works off the async threads, and tells the source now and then that it does.
+async fn busy<T: Send + 'static>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ReceiveError> {
+    let mut working = tokio::task::spawn_blocking(work);
+    let mut tick = interval(BUSY);
+    tick.tick().await;
+    loop {
+        tokio::select! {
+            done = &mut working => return done.map_err(|error| io::Error::other(error).into()),
+            _ = tick.tick() => {
+                wire::write(stream, &Frame::Busy).await?;
+            }
+        }
+    }
+}
+
+/// Receives all files. When this returns, each has reached the disk and was read back; they have no name yet.
+pub async fn receive<S>(stream: &mut S, expected: &Expected) -> Result<Vec<Identity>, ReceiveError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut received = Vec::new();
+    loop {
+        let frame = next(stream).await?;
+        if frame == Frame::Done && received.len() == expected.files.len() {
+            return Ok(received);
+        }
+        let Frame::File { index, size } = frame else {
+            return Err(ReceiveError::Protocol("a frame out of order"));
+        };
+        let spec = expected.files.get(received.len());
+        let right = usize::try_from(index) == Ok(received.len());
+        let Some(spec) = spec.filter(|spec| right && spec.size == size) else {
+            return Err(ReceiveError::Protocol("another file than was announced"));
+        };
+        received.push(receive_file(stream, expected, spec).await?);
+    }
+}
+
+async fn receive_file<S>(stream: &mut S, expected: &Expected, spec: &FileSpec) -> Result<Identity, ReceiveError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let Expected {
+        migration,
+        allowed,
+        group,
+        writing,
+        ..
+    } = expected.clone();
+    let turn = writing.lock_owned().await;
+    let announced = spec.clone();
+    let opened = busy(stream, move || {
+        Partial::open(&allowed, &announced, migration, group, turn)
+    });
+    let partial = opened.await??;
+    for hashes in partial.known.iter().flat_map(|known| known.chunks(MOST_HASHES)) {
+        wire::write(stream, &Frame::Known(hashes.to_vec())).await?;
+    }
+    wire::write(stream, &Frame::Known(Vec::new())).await?;
+
+    let (came, blocks) = mpsc::channel(AHEAD);
+    let writing = tokio::task::spawn_blocking(move || write_blocks(partial, blocks));
+    let whole = loop {
+        let frame = next(stream).await?;
+        if let Frame::End { whole } = frame {
+            break Some(whole);
+        }
+        // A writer that has come to an end before its time says why.
+        if came.send(frame).await.is_err() {
+            break None;
+        }
+    };
+    drop(came);
+    let partial = Arc::new(writing.await.map_err(io::Error::other)??);
+    let Some(whole) = whole else {
+        return Err(ReceiveError::Protocol("the writer ended before its time"));
+    };
+    let verifying = Arc::clone(&partial);
+    let (found, identity) = busy(stream, move || verifying.verify()).await??;
+    if found != whole {
+        return Err(ReceiveError::Unlike(spec.path.clone()));
+    }
+    wire::write(stream, &Frame::Verified).await?;
+    Ok(identity)
+}
+
+/// Until the sender is gone. Blocks.
+fn write_blocks(mut partial: Partial, mut blocks: mpsc::Receiver<Frame>) -> Result<Partial, ReceiveError> {
+    while let Some(frame) = blocks.blocking_recv() {
+        let (block, announced, bytes) = match frame {
+            Frame::Zeros { block } if block < partial.blocks() => {
+                partial.clear(block)?;
+                continue;
+            }
+            Frame::Bytes { block, hash, bytes } => (block, hash, Some(bytes)),
+            Frame::Packed { block, hash, bytes } => (block, hash, unpack(&bytes, partial.length(block)).ok()),
+            Frame::Zeros { .. } => return Err(ReceiveError::Protocol("a block that the file does not have")),
+            Frame::File { .. }
+            | Frame::Known(_)
+            | Frame::End { .. }
+            | Frame::Verified
+            | Frame::Done
+            | Frame::AllVerified
+            | Frame::Busy
+            | Frame::Refused { .. } => return Err(ReceiveError::Protocol("a frame out of order")),
+        };
+        let length = partial.length(block);
+        let intact = |bytes: &Vec<u8>| bytes.len() == length && is(bytes, &announced);
+        if block >= partial.blocks() {
+            return Err(ReceiveError::Protocol("a block that the file does not have"));
+        }
+        let Some(bytes) = bytes.filter(intact) else {
+            let path = partial.path().to_owned();
+            return Err(ReceiveError::Damaged { path, block });
+        };
+        partial.write(block, &bytes)?;
+    }
+    Ok(partial)
+}
+
+fn is(bytes: &[u8], announced: &Hash) -> bool {
+    hash(bytes) == *announced
+}

@@ -1,0 +1,281 @@
+//! Source: sends the blocks of held images that the destination does not have, over one connection.
+//!
+//! Every block is read and hashed here in any case, also where an earlier connection has sent it: what the destination
+//! has is compared with what is here now. If the connection is cut, the next one begins with what arrived.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::blocks::{Blocks, Content, Hash, Whole, count, pack};
+use super::image::Image;
+use super::wire::{self, Frame};
+use crate::tunnel::Pace;
+
+/// Whoever says nothing for so long is gone: a side that reads its disk says so.
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
+/// How often it says so.
+pub(super) const BUSY: Duration = Duration::from_secs(5);
+/// Blocks that are read ahead of the connection.
+const AHEAD: usize = 8;
+
+/// How far the copy is. Bytes.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// All data in the images, holes left out.
+    pub total: AtomicU64,
+    /// What is still to be sent or compared.
+    pub left: AtomicU64,
+    /// What crossed the network, of all connections together.
+    pub wire: AtomicU64,
+}
+
+impl Progress {
+    fn sent(&self, bytes: usize) {
+        self.wire.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn done(&self, bytes: u64) {
+        let less = |left: u64| Some(left.saturating_sub(bytes));
+        // The closure always gives a value.
+        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    pub fn begin(&self, images: &[Arc<Image>]) {
+        let total = images
+            .iter()
+            .map(|image| image.spec.allocated.min(image.spec.size))
+            .sum();
+        self.total.store(total, Ordering::Relaxed);
+        self.left.store(total, Ordering::Relaxed);
+    }
+}
+
+/// Why a connection came to its end too early.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// Another one may go on.
+    #[error("the connection to the destination was cut: {0}")]
+    Cut(io::Error),
+    #[error("the destination says: {why}")]
+    Refused { again: bool, space: bool, why: String },
+    #[error("cannot read {path}: {source}", path = path.display())]
+    Read {
+        path: std::path::PathBuf,
+        source: io::Error,
+    },
+}
+
+/// The other side's answers, read by a task of their own: a refusal comes while blocks are being sent.
+struct Answers {
+    frames: mpsc::Receiver<io::Result<Frame>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Answers {
+    fn listen(input: impl AsyncRead + Send + Unpin + 'static) -> Self {
+        let (heard, frames) = mpsc::channel(AHEAD);
+        let mut input = BufReader::new(input);
+        let task = async move {
+            loop {
+                let frame = match wire::read(&mut input).await {
+                    Ok(Some(frame)) => Ok(frame),
+                    Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) => Err(error),
+                };
+                let last = frame.is_err();
+                if heard.send(frame).await.is_err() || last {
+                    return;
+                }
+            }
+        };
+        Self {
+            frames,
+            task: tokio::spawn(task),
+        }
+    }
+
+    /// The next one that is not about patience.
+    async fn next(&mut self) -> Result<Frame, SendError> {
+        loop {
+            let heard = timeout(SILENCE, self.frames.recv()).await;
+            let frame = heard.map_err(|_| SendError::Cut(io::ErrorKind::TimedOut.into()))?;
+            match frame.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into())) {
+                Ok(Frame::Busy) => {}
+                Ok(Frame::Refused { again, space, why }) => return Err(SendError::Refused { again, space, why }),
+                Ok(frame) => return Ok(frame),
+                Err(error) => return Err(SendError::Cut(error)),
+            }
+        }
+    }
+}
+
+fn unexpected(frame: &Frame) -> SendError {
+    let kind = match frame {
+        Frame::Known(_) => "known",
+        Frame::Verified => "verified",
+        Frame::AllVerified => "all verified",
+        Frame::File { .. }
+        | Frame::Bytes { .. }
+        | Frame::Packed { .. }
+        | Frame::Zeros { .. }
+        | Frame::End { .. }
+        | Frame::Done
+        | Frame::Busy
+        | Frame::Refused { .. } => "something of a source",
+    };
+    SendError::Cut(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("it said {kind} out of order"),
+    ))
+}
+
+/// Sends all images; `Ok` means that the destination has read all of them again and has written that down.
+pub async fn send<S>(stream: S, images: &[Arc<Image>], pace: &Pace, progress: &Progress) -> Result<(), SendError>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    progress.begin(images);
+    let (input, mut output) = tokio::io::split(stream);
+    let mut answers = Answers::listen(input);
+    for (index, image) in (0..).zip(images) {
+        let size = image.spec.size;
+        write(&mut output, &Frame::File { index, size }, progress).await?;
+        let mut known = Vec::new();
+        loop {
+            let answer = answers.next().await?;
+            let room = count(size) - known.len() as u64;
+            let Frame::Known(hashes) = &answer else {
+                return Err(unexpected(&answer));
+            };
+            if hashes.is_empty() {
+                break;
+            }
+            if hashes.len() as u64 > room {
+                return Err(unexpected(&answer));
+            }
+            known.extend_from_slice(hashes);
+        }
+        let whole = send_blocks(&mut output, &mut answers, image, known, pace, progress).await?;
+        write(&mut output, &Frame::End { whole }, progress).await?;
+        expect(&mut answers, &Frame::Verified).await?;
+    }
+    write(&mut output, &Frame::Done, progress).await?;
+    expect(&mut answers, &Frame::AllVerified).await
+}
+
+async fn expect(answers: &mut Answers, wanted: &Frame) -> Result<(), SendError> {
+    match answers.next().await? {
+        frame if frame == *wanted => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A block that is to be sent, or nothing where the destination has it.
+struct Ready {
+    frame: Option<Frame>,
+    data: u64,
+}
+
+async fn send_blocks(
+    output: &mut (impl AsyncWrite + Unpin),
+    answers: &mut Answers,
+    image: &Arc<Image>,
+    known: Vec<Hash>,
+    pace: &Pace,
+    progress: &Progress,
+) -> Result<Hash, SendError> {
+    let (read, mut ready) = mpsc::channel(AHEAD);
+    let source = Arc::clone(image);
+    let reading = tokio::task::spawn_blocking(move || read_blocks(&source, &known, &read));
+    loop {
+        tokio::select! {
+            biased;
+            heard = answers.frames.recv() => match heard {
+                Some(Ok(Frame::Busy)) => {}
+                Some(Ok(Frame::Refused { again, space, why })) => return Err(SendError::Refused { again, space, why }),
+                Some(Ok(other)) => return Err(unexpected(&other)),
+                Some(Err(error)) => return Err(SendError::Cut(error)),
+                None => return Err(SendError::Cut(io::ErrorKind::UnexpectedEof.into())),
+            },
+            block = timeout(BUSY, ready.recv()) => match block {
+                Ok(Some(Ready { frame, data })) => {
+                    if let Some(frame) = frame {
+                        let wire = frame.encode();
+                        pace.take(wire.len()).await;
+                        write_wire(output, &wire, progress).await?;
+                    }
+                    progress.done(data);
+                }
+                Ok(None) => break,
+                Err(_) => write(output, &Frame::Busy, progress).await?,
+            },
+        }
+    }
+    let failed = |source| SendError::Read {
+        path: image.spec.path.clone(),
+        source,
+    };
+    reading
+        .await
+        .map_err(|error| failed(io::Error::other(error)))?
+        .map_err(failed)
+}
+
+/// Until the file's end, or until nobody wants more. Blocks.
+fn read_blocks(image: &Image, known: &[Hash], ready: &mpsc::Sender<Ready>) -> io::Result<Hash> {
+    let size = image.spec.size;
+    let (mut blocks, mut whole) = (Blocks::new(&image.file, size), Whole::new(size));
+    for block in 0..count(size) {
+        let (content, hash) = blocks.read(block)?;
+        whole.add(&hash);
+        let there = usize::try_from(block).ok().and_then(|at| known.get(at));
+        let data = match &content {
+            Content::Zeros => 0,
+            Content::Bytes(bytes) => bytes.len() as u64,
+        };
+        let frame = match content {
+            _ if there == Some(&hash) => None,
+            // A new file is a hole as yet.
+            Content::Zeros if there.is_none() => None,
+            Content::Zeros => Some(Frame::Zeros { block }),
+            Content::Bytes(bytes) => Some(match pack(&bytes) {
+                Some(bytes) => Frame::Packed { block, hash, bytes },
+                None => Frame::Bytes { block, hash, bytes },
+            }),
+        };
+        if ready.blocking_send(Ready { frame, data }).is_err() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+    }
+    Ok(whole.hash())
+}
+
+async fn write(output: &mut (impl AsyncWrite + Unpin), frame: &Frame, progress: &Progress) -> Result<(), SendError> {
+    write_wire(output, &frame.encode(), progress).await
+}
+
+async fn write_wire(output: &mut (impl AsyncWrite + Unpin), wire: &[u8], progress: &Progress) -> Result<(), SendError> {
+    use tokio::io::AsyncWriteExt;
+    let sent = async {
+        output.write_all(wire).await?;
+        output.flush().await
+    };
+    match timeout(SILENCE, sent).await {
+        Ok(Ok(())) => progress.sent(wire.len()),
+        Ok(Err(error)) => return Err(SendError::Cut(error)),
+        Err(_) => return Err(SendError::Cut(io::ErrorKind::TimedOut.into())),
+    }
+    Ok(())
+}

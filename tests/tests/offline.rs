@@ -1,0 +1,167 @@
+//! A guest that is shut off moves with its local disks, and starts at the destination with what it had.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use drover_tests::cluster::{Cluster, Expected, Run};
+use drover_tests::{Disk, Guest, GuestSpec, Host, Lab, wait_until};
+
+/// Refused by a check before anything was touched.
+const REFUSED: i32 = 3;
+
+const RAW: &str = "/srv/local/data.raw";
+const QCOW2: &str = "/srv/local/web.qcow2";
+
+/// A guest with a local qcow2 that it writes to and a local raw disk of random data and holes, shut off on host-a.
+fn scene() -> Result<(Lab, Guest)> {
+    let mut lab = Lab::builder().start()?;
+    let random =
+        format!("dd if=/dev/urandom of={RAW} bs=1M count=24 status=none && truncate -s 64M {RAW} && chmod 644 {RAW}");
+    lab.host("host-a").run("sh", &["-c", &random])?;
+    let local = Disk::Local {
+        format: "qcow2",
+        size_mib: 64,
+    };
+    let second = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{RAW}'/>\
+         <target dev='vdb' bus='virtio'/></disk>"
+    );
+    let spec = GuestSpec::new("web").disk(local).autostart().devices(&second);
+    let guest = lab.start_guest("host-a", &spec)?;
+    guest.verify()?;
+    lab.host("host-a").virsh(&["destroy", "web"])?;
+    Ok((lab, guest))
+}
+
+fn sums(host: &Host) -> Result<Vec<String>> {
+    let read = |path: &str| Ok(host.run("sha256sum", &[path])?.stdout.chars().take(64).collect());
+    [RAW, QCOW2].into_iter().map(read).collect()
+}
+
+fn expect(run: &Run, code: i32, says: &[&str]) -> Result<()> {
+    let said = format!("{}{}", run.stdout, run.stderr);
+    ensure!(run.code == code, "exit code {} instead of {code}: {said}", run.code);
+    for word in says {
+        ensure!(said.contains(word), "it does not say {word:?}: {said}");
+    }
+    Ok(())
+}
+
+fn starts_at(cluster: &Cluster<'_>, guest: &Guest, host: &str) -> Result<()> {
+    cluster.host(host).virsh(&["start", "web"])?;
+    guest.wait_until_it_answers()?;
+    cluster.check(&[Expected::Runs(guest, host)])
+}
+
+#[test]
+fn a_guest_that_is_shut_off_moves_with_its_local_disks() -> Result<()> {
+    let (lab, guest) = scene()?;
+    let cluster = Cluster::start(&lab)?;
+    let (a, b) = (lab.host("host-a"), lab.host("host-b"));
+    let before = sums(a)?;
+    let definition = a.virsh(&["dumpxml", "--inactive", "web"])?;
+
+    expect(
+        &cluster.drover(&["migrate", "web", "--to", "host-b"])?,
+        REFUSED,
+        &["--offline"],
+    )?;
+    let check = cluster.drover(&["check", "web", "--to", "host-b", "--offline"])?;
+    expect(&check, 0, &["storage-copy", QCOW2, RAW])?;
+
+    let moved = cluster.drover(&["migrate", "web", "--to", "host-b", "--mode", "auto"])?;
+    expect(&moved, 0, &["web moved from host-a to host-b"])?;
+    ensure!(sums(b)? == before, "the files are not the same");
+    ensure!(b.virsh(&["dumpxml", "--inactive", "web"])? == definition);
+    ensure!(b.virsh(&["dominfo", "web"])?.contains("Autostart:      enable"));
+    ensure!(
+        !a.virsh(&["list", "--all", "--name"])?.contains("web"),
+        "it is still defined at the source"
+    );
+    let left = a.run("ls", &["/srv/local"])?.stdout;
+    let names: Vec<&str> = left.split_whitespace().collect();
+    ensure!(
+        names.len() == 2 && names.iter().all(|name| name.contains(".moved-")),
+        "{left}"
+    );
+    let blocks: u64 = b.run("stat", &["-c", "%b", RAW])?.stdout.trim().parse()?;
+    ensure!(blocks * 512 < 26 << 20, "holes were filled: {blocks} blocks");
+    starts_at(&cluster, &guest, "host-b")
+}
+
+#[test]
+fn a_copy_goes_on_after_the_death_of_each_process() -> Result<()> {
+    let (lab, guest) = scene()?;
+    let mut cluster = Cluster::start(&lab)?;
+    let before = sums(lab.host("host-a"))?;
+    let slow = ["--offline", "--bandwidth", "4MiB/s"];
+    let migration = cluster.begin_with(&guest, "host-b", &slow)?;
+    let id = migration.id().to_string();
+    for (dies, least_kib) in [("destination", 3 << 10), ("source", 8 << 10), ("controller", 13 << 10)] {
+        wait_until("some of it to arrive", Duration::from_secs(60), || {
+            let there = lab.host("host-b").run("du", &["-sk", "/srv/local"])?.stdout;
+            let kib: u64 = there.split_whitespace().next().unwrap_or_default().parse()?;
+            Ok((kib > least_kib).then_some(()))
+        })?;
+        match dies {
+            "destination" => {
+                cluster.kill_agent("host-b")?;
+                cluster.start_agent("host-b")?;
+            }
+            "source" => {
+                cluster.kill_agent("host-a")?;
+                cluster.start_agent("host-a")?;
+            }
+            _ => {
+                cluster.kill_controller()?;
+                cluster.start_controller()?;
+            }
+        }
+        ensure!(
+            !cluster.migration(&id)?.at_rest(),
+            "it ended with the {dies}: {}",
+            cluster.migration(&id)?.0
+        );
+    }
+    let end = cluster.wait_for_rest(&id)?;
+    ensure!(end.state() == "SUCCEEDED", "{}", end.0);
+    ensure!(sums(lab.host("host-b"))? == before, "the files are not the same");
+    starts_at(&cluster, &guest, "host-b")
+}
+
+#[test]
+fn what_stands_in_the_way_is_told_and_the_guest_stays() -> Result<()> {
+    let (lab, guest) = scene()?;
+    let cluster = Cluster::start(&lab)?;
+    let (a, b) = (lab.host("host-a"), lab.host("host-b"));
+    let offline = ["migrate", "web", "--to", "host-b", "--offline"];
+    // A file of that name is there.
+    b.run("touch", &[RAW])?;
+    expect(&cluster.drover(&offline)?, REFUSED, &["storage-path", RAW])?;
+    b.run("rm", &[RAW])?;
+    // Somebody has the image open for writing.
+    let nbd = [
+        "-c",
+        &format!("qemu-nbd --persistent --fork --pid-file=/run/nbd.pid -k /run/nbd.sock -f raw {RAW}"),
+    ];
+    a.run("sh", &nbd)?;
+    expect(&cluster.drover(&offline)?, 1, &["in use"])?;
+    a.run("sh", &["-c", "kill $(cat /run/nbd.pid)"])?;
+    wait_until("the image to be free", Duration::from_secs(10), || {
+        let held = "ls -l /proc/$(cat /run/nbd.pid)/fd 2>/dev/null | grep -q data.raw && echo held || echo free";
+        let free = a.run("sh", &["-c", held])?;
+        Ok(free.stdout.contains("free").then_some(()))
+    })?;
+    // It lies on another file.
+    a.run("sh", &["-c", &format!("mv {QCOW2} /srv/local/base.qcow2")])?;
+    let overlay = ["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", QCOW2];
+    a.run("qemu-img", &overlay)?;
+    expect(&cluster.drover(&offline)?, 1, &["backing file", "base.qcow2"])?;
+    a.run("sh", &["-c", &format!("mv /srv/local/base.qcow2 {QCOW2}")])?;
+    ensure!(
+        b.run("ls", &["/srv/local"])?.stdout.trim().is_empty(),
+        "something is left at the destination"
+    );
+    ensure!(a.virsh(&["dominfo", "web"])?.contains("Autostart:      enable"));
+    starts_at(&cluster, &guest, "host-a")
+}
