@@ -88,6 +88,9 @@ pub(crate) fn make_centre(node: &Node, network: Network) -> Result<()> {
 /// Joins a node to a network by a pair of interfaces.
 pub(crate) fn join(centre: &Node, node: &Node, network: Network, number: u8) -> Result<()> {
     let (port, inside, bridge) = (network.port(number), network.interface(), network.bridge());
+    // The kernel removes the link of a node that died in its own time, which may be after the node is started again.
+    // Fails when there is none, which is what is wanted.
+    let _ = centre.run("ip", &["link", "delete", &port]);
     ip_batch(
         centre,
         &[
