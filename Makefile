@@ -1,7 +1,7 @@
 # Drover. `make help` lists what there is. Needs root where real hosts are made (demo, tests, lab).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo check test test-unit test-lab test-all fuzz chaos failures-table lab-up lab-down lab-shell bench clean
+.PHONY: help setup build demo check test test-unit test-lab test-all fuzz chaos failures-table lab-up lab-down lab-shell bench bench-storage clean
 
 CARGO ?= cargo
 HOST ?= host-a
@@ -60,6 +60,10 @@ failures-table: build ## What the faults on real hosts came to, as the table of 
 
 bench: build $(VENV)/.ready ## Figures: Drover against virsh, interleaved (root)
 	@target/debug/drover-bench
+
+bench-storage: build $(VENV)/.ready ## Figures: disks moved by Drover, rsync, qemu-img and virsh, interleaved (root)
+	@scripts/install-packages rsync openssh-server
+	@target/debug/drover-bench-storage
 
 lab-up: build ## Bring up two hosts and leave them (root)
 	@target/debug/drover-lab up --guest

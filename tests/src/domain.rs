@@ -16,7 +16,8 @@ pub enum Disk {
     Shared { format: &'static str, size_mib: u64 },
     /// A file that only one host has (`/srv/local`).
     Local { format: &'static str, size_mib: u64 },
-    /// A raw file on the lab's NFS server, opened by QEMU itself.
+    /// A raw file on the lab's NFS server: mounted by every host at the same path where the kernel can do that, else
+    /// opened by QEMU itself.
     Nfs { size_mib: u64 },
 }
 
@@ -45,6 +46,7 @@ impl Disk {
         let folder = match self {
             Disk::Shared { .. } => "/srv/shared",
             Disk::Local { .. } => "/srv/local",
+            Disk::Nfs { .. } if storage::kernel_mounts_nfs() => Lab::NFS_FOLDER,
             Disk::Nfs { .. } => {
                 return format!(
                     "<disk type='network' device='disk'>{driver}\

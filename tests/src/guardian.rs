@@ -114,6 +114,7 @@ pub(crate) fn make_folder(layout: &Layout, record: &LabRecord) -> Result<()> {
         fs::create_dir(folder)?;
     }
     crate::storage::open_to_agent(&layout.shared())?;
+    crate::storage::open_to_agent(&layout.nfs_export())?;
     let mut names = String::from("127.0.0.1 localhost\n");
     let centre = |network: Network| (network.address(1), network.centre());
     let fixed = [centre(Network::Management), centre(Network::Guests)];

@@ -188,7 +188,11 @@ impl Lab {
             starts
                 .into_iter()
                 .try_for_each(|start| start.join().unwrap_or_else(|_| bail!("a start panicked")))
-        })
+        })?;
+        if self.record.nfs && storage::kernel_mounts_nfs() {
+            self.hosts.iter().try_for_each(storage::mount_nfs)?;
+        }
+        Ok(())
     }
 
     pub fn id(&self) -> &str {

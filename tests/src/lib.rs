@@ -14,6 +14,7 @@ mod accelerator;
 pub mod cluster;
 mod domain;
 pub mod faults;
+pub mod figures;
 pub mod foreign;
 mod guardian;
 mod guest;
@@ -32,6 +33,7 @@ mod peer;
 mod process;
 mod qemu_tls;
 mod storage;
+pub mod storage_bench;
 pub mod trace;
 pub mod watch;
 

@@ -13,6 +13,8 @@ use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// What QEMU runs as; NFS has no ownership that libvirt could change, so the image belongs to it from the start.
@@ -76,6 +78,25 @@ pub(crate) fn start_nfs(layout: &Layout) -> Result<()> {
             Ok((known.contains(" 2049") && known.contains("mountd")).then_some(()))
         },
     )
+}
+
+/// Whether this machine's kernel mounts NFS; where it does not, QEMU's libnfs opens the images.
+pub(crate) fn kernel_mounts_nfs() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        // Fails where there is no such module, which is an answer too.
+        let _ = crate::process::run_any(Command::new("modprobe").args(["-q", "nfsv4"]), Duration::from_secs(10));
+        let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        known.split_whitespace().any(|name| name == "nfs4")
+    })
+}
+
+/// Mounts the server's folder on a host, at the path that it has on every other. [`Host::power_on`] does not.
+pub(crate) fn mount_nfs(host: &Host) -> Result<()> {
+    let source = format!("{}:{}", Lab::NFS_SERVER, Lab::NFS_FOLDER);
+    host.run("mkdir", &["-p", Lab::NFS_FOLDER])?;
+    let how = ["-t", "nfs", "-o", "vers=4.2,hard", &source, Lab::NFS_FOLDER];
+    host.run("mount", &how).map(|_| ())
 }
 
 /// Makes the image behind a guest's disk where the disk's kind says.

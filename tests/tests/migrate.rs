@@ -1,8 +1,10 @@
 //! Running guests move between real hosts, watched from outside all the time.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use drover_tests::cluster::{Cluster, Expected};
-use drover_tests::{Disk, GuestSpec, Lab};
+use drover_tests::{Disk, GuestSpec, Lab, wait_until};
 
 const THERE_AND_BACK: usize = 10;
 
@@ -45,15 +47,26 @@ fn a_busy_guest_with_a_disk_goes_there_and_back_ten_times() -> Result<()> {
     there_and_back(&GuestSpec::new("busy").fill_mib(128).dirty_mib_per_second(10).disk(disk))
 }
 
+/// Two hosts, a storage server, the same path on both. The kernel mounts it where it can, else QEMU opens it.
 #[test]
-fn a_guest_on_nfs_moves() -> Result<()> {
+fn a_guest_that_runs_from_an_nfs_server_moves_while_a_client_talks_to_it() -> Result<()> {
     let mut lab = Lab::builder().nfs().start()?;
     let guest = lab.start_guest("host-a", &GuestSpec::new("on-nfs").disk(Disk::Nfs { size_mib: 16 }))?;
     let cluster = Cluster::start(&lab)?;
+    let check = cluster.drover(&["check", "on-nfs", "--to", "host-b"])?;
+    ensure!(check.code == 0 && check.stdout.contains("storage-shared"), "{check:?}");
     let watch = lab.watch(&[&guest])?;
-    cluster.migrate(&guest, "host-b")?;
-    cluster.check(&[Expected::Runs(&guest, "host-b")])?;
-    watch.finish()?.check_path(guest.name(), &["host-a", "host-b"])
+    for to in ["host-b", "host-a"] {
+        cluster.migrate(&guest, to)?;
+        let before = guest.status()?.disk_writes;
+        wait_until("the guest to write on", Duration::from_secs(20), || {
+            Ok((guest.status()?.disk_writes > before).then_some(()))
+        })?;
+        cluster.check(&[Expected::Runs(&guest, to)])?;
+    }
+    let report = watch.finish()?;
+    println!("{} lines echoed", report.guest("on-nfs").session.lines);
+    report.check_path(guest.name(), &["host-a", "host-b", "host-a"])
 }
 
 #[test]

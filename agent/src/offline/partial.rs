@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
+use std::time::Instant;
 
 use drover_proto::ids::MigrationId;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
@@ -187,7 +188,9 @@ impl Partial {
     /// Waits until all of it has reached the disk, then reads it again from there.
     pub fn verify(&self) -> Result<(Hash, Identity), FileError> {
         let error = |source| FileError::io(self.place.path(), source);
+        let began = Instant::now();
         self.file.sync_all().map_err(error)?;
+        let flushed = began.elapsed();
         // What the page cache holds was never on the disk for all that it shows.
         if let Err(errno) = posix_fadvise(self.file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
             tracing::debug!(%errno, "a file that was received is read from the page cache");
@@ -197,6 +200,9 @@ impl Partial {
             whole.add(&hash);
         }
         let identity = Identity::of(&self.file).map_err(error)?;
+        let (flush_ms, read_back_ms) = (flushed.as_millis(), (began.elapsed() - flushed).as_millis());
+        let path = self.place.path().display();
+        tracing::info!(%path, flush_ms, read_back_ms, "a file has reached the disk and was read back");
         Ok((whole.hash(), identity))
     }
 }

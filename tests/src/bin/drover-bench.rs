@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use drover_tests::cluster::{Cluster, ClusterOptions};
+use drover_tests::figures::quartiles;
 use drover_tests::trace::{Collector, Trace};
 use drover_tests::{Disk, Guest, GuestSpec, Lab};
 
@@ -280,17 +281,6 @@ fn report(what: &str, samples: &[Vec<Sample>; 3], value: impl Fn(&Sample) -> f64
             all[0].1 / middle
         );
     }
-}
-
-/// First quartile, median, third quartile.
-fn quartiles(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    let at = |share: f64| {
-        values
-            .get(((values.len().saturating_sub(1)) as f64 * share).round() as usize)
-            .copied()
-    };
-    (at(0.25).unwrap_or(0.0), at(0.5).unwrap_or(0.0), at(0.75).unwrap_or(0.0))
 }
 
 fn print_memory(cluster: &mut Cluster<'_>, when: &str) -> Result<()> {
