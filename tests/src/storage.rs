@@ -95,7 +95,9 @@ pub(crate) fn kernel_mounts_nfs() -> bool {
 pub(crate) fn mount_nfs(host: &Host) -> Result<()> {
     let source = format!("{}:{}", Lab::NFS_SERVER, Lab::NFS_FOLDER);
     host.run("mkdir", &["-p", Lab::NFS_FOLDER])?;
-    let how = ["-t", "nfs", "-o", "vers=4.2,hard", &source, Lab::NFS_FOLDER];
+    // As docs/nfs.md has it: sizes are asked for each time, so that an image that grows is not taken for another one.
+    let options = "vers=4.2,hard,acregmin=0,acregmax=0";
+    let how = ["-t", "nfs", "-o", options, &source, Lab::NFS_FOLDER];
     host.run("mount", &how).map(|_| ())
 }
 
