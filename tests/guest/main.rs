@@ -5,6 +5,7 @@
 //! What it does is set on the kernel's command line (`drover.KEY=VALUE`) and by commands over the network (`server.rs`).
 
 mod beat;
+mod button;
 mod disk;
 mod memory;
 mod server;
@@ -83,6 +84,7 @@ fn main() {
     if disk != "none" {
         disk::start(&disk, Arc::clone(&counters));
     }
+    button::start();
     server::start(settings.text("name", "guest"), Arc::clone(&counters));
     println!("drover-guest: ready");
     loop {

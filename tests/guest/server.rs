@@ -3,7 +3,7 @@
 //! `status` → one JSON line · `verify` → the same after a complete check of the memory · `dirty KIB_PER_SECOND [MIB]`
 //! · `reset-gap` · `poweroff` · anything else comes back as it is.
 
-use crate::{Counters, give_up};
+use crate::{Counters, button, give_up};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -74,9 +74,7 @@ fn answer(name: &str, line: &str, counters: &Counters) -> String {
             std::thread::spawn(|| {
                 // The answer leaves first.
                 std::thread::sleep(Duration::from_millis(50));
-                let _ = std::process::Command::new("/bin/busybox")
-                    .args(["poweroff", "-f"])
-                    .status();
+                button::power_off();
             });
             status(name, counters)
         }

@@ -56,6 +56,11 @@ impl Guest {
         self.record.uuid
     }
 
+    /// Whether it has to be started with its host, wherever it is.
+    pub fn autostart(&self) -> bool {
+        self.record.autostart
+    }
+
     /// Its address on the guest network.
     pub fn address(&self) -> Ipv4Addr {
         Network::Guests.address(self.record.number)

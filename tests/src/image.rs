@@ -16,7 +16,7 @@ const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guest");
 const BUSYBOX: &str = "/bin/busybox";
 
 /// In the order in which they must be loaded.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 12] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
@@ -27,6 +27,8 @@ const MODULES: [&str; 10] = [
     "drivers/net/virtio_net.ko",
     "drivers/block/virtio_blk.ko",
     "drivers/char/hw_random/virtio-rng.ko",
+    "drivers/input/evdev.ko",
+    "drivers/acpi/button.ko",
 ];
 
 /// A kernel and its initrd, readable by QEMU.

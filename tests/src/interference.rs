@@ -53,7 +53,7 @@ pub enum End {
     Stayed,
     /// It runs nowhere; its definition is on one host.
     Ended,
-    /// Back at the source by its user's hand; the record only knows that it is not at the destination any more.
+    /// Back at the source by its user's hand, and the record says so.
     BroughtBack,
 }
 
@@ -112,7 +112,8 @@ impl Case {
     fn at_destination(self) -> &'static [End] {
         let arrived = self.moment > Moment::AllSent;
         match self.deed {
-            Deed::Destroy if arrived => &[End::Ended],
+            // libvirt has no running guest to shut down before.
+            Deed::Destroy | Deed::Shutdown if arrived => &[End::Ended],
             Deed::Destroy if self.moment == Moment::Preparing => &[End::Moved, End::Stayed],
             Deed::Destroy => &[End::Stayed],
             Deed::Suspend if arrived => &[End::MovedPaused],
@@ -153,6 +154,7 @@ impl fmt::Display for Case {
     }
 }
 
+mod explained;
 mod play;
 
 pub use play::{Seen, run_all};

@@ -257,6 +257,7 @@ impl Lab {
         let record = GuestRecord {
             uuid: spec.uuid,
             number: self.next_guest,
+            autostart: spec.autostart && !spec.transient,
         };
         self.next_guest += 1;
         self.record.guests.insert(spec.name.clone(), record.clone());

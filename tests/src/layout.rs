@@ -33,6 +33,9 @@ pub struct GuestRecord {
     pub uuid: uuid::Uuid,
     /// Last byte of its address and of its MAC.
     pub number: u8,
+    /// Whether it is started with its host, wherever it is defined.
+    #[serde(default)]
+    pub autostart: bool,
 }
 
 impl Layout {

@@ -1,4 +1,4 @@
-//! Somebody works on the guest with virsh while it moves: the deeds that matter most. All of them at every moment:
+//! Somebody works on the guest with virsh while it moves: every deed at least once. All of them at every moment:
 //! `long_interference`.
 
 use anyhow::{Result, ensure};
@@ -18,6 +18,10 @@ fn what_is_done_by_virsh_on_the_way_ends_right() -> Result<()> {
         case(Deed::Destroy, Destination, Moment::AllSent),
         case(Deed::Suspend, Destination, Moment::Confirming),
         case(Deed::Destroy, Source, Moment::EarlyTransfer),
+        case(Deed::Resume, Destination, Moment::AllSent),
+        case(Deed::Rename, Destination, Moment::Finalizing),
+        case(Deed::Migrate, Destination, Moment::Finalizing),
+        case(Deed::Shutdown, Destination, Moment::Finalizing),
     ];
     let mut failed = Vec::new();
     run_all(&cases, |_, seen| match seen {

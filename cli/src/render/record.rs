@@ -145,6 +145,9 @@ fn headline(migration: &Migration) -> String {
     let source = words::id_or_dash(&migration.source_host);
     let destination = words::id_or_dash(&migration.destination_host);
     match migration.state() {
+        MigrationState::Succeeded if migration.guest_host == migration.source_host => {
+            format!("{guest} moved from {source} to {destination}, and was moved back by hand")
+        }
         MigrationState::Succeeded => format!("{guest} moved from {source} to {destination}"),
         MigrationState::Failed => format!("{guest} did not move: it is at {source} as before"),
         MigrationState::Cancelled => format!("{guest} did not move, as asked: it is at {source} as before"),
@@ -329,6 +332,19 @@ mod tests {
             record(&moved()).contains("  phase       validate #1  done in 120 ms: 9 checks"),
             "{}",
             record(&moved())
+        );
+    }
+
+    #[test]
+    fn a_guest_that_was_moved_back_by_hand_is_said_to_be_there() {
+        let back = Migration {
+            guest_host: "hosts/host-a".to_owned(),
+            ..moved()
+        };
+        let text = summary(&back);
+        assert!(
+            text.starts_with("demo moved from host-a to host-b, and was moved back by hand\n"),
+            "{text}"
         );
     }
 

@@ -1,9 +1,14 @@
 //! Finalize: definition and autostart are right at the destination, and nothing is left over on either host.
+//!
+//! A guest that is not at its destination any more has ended there, or somebody has moved it back by hand meanwhile:
+//! the source is asked again before anything is said of it.
 
-use drover_proto::agent::v1::{CloseMigrationRequest, DefinitionNews, MigrationStatus, SettleIncomingRequest, Verdict};
+use drover_proto::agent::v1::{
+    CloseMigrationRequest, DefinitionNews, GuestFacts, LibvirtState, MigrationStatus, SettleIncomingRequest, Verdict,
+};
 use drover_proto::failure::Failure;
 
-use super::{Report, Work, look};
+use super::{Learned, Report, Work, look};
 use crate::agents::Agent;
 use crate::saga::Guest;
 use crate::seen;
@@ -22,15 +27,43 @@ pub(super) async fn run(work: &Work) -> Report {
         Ok(status) => {
             let mut learned = learned;
             learned.add(&status, &work.record.destination);
-            let detail = |what: &str| format!("{what}{}", told(news.as_ref(), &status));
-            // What was seen as Ran and is not there any more has ended there by itself.
+            let changed = told(news.as_ref(), &status);
             if seen::lives(&status) {
-                Report::done(Guest::Lives, detail("the source has forgotten the guest"), learned)
+                let what = format!("the source has forgotten the guest{}{changed}", stillness(&status));
+                Report::done(Guest::Lives, what, learned)
             } else {
-                Report::done(Guest::Ended, detail("the guest ended at the destination"), learned)
+                not_there(work, learned, &changed).await
             }
         }
         Err(failure) => Report::of(&failure, learned),
+    }
+}
+
+/// It ran at the destination and is not there any more.
+async fn not_there(work: &Work, learned: Learned, changed: &str) -> Report {
+    let ended = format!("the guest ended at the destination{changed}");
+    let (source, destination) = (&work.record.source, &work.record.destination);
+    match look::at_source(work).await {
+        Ok(status) if seen::lives(&status) && !status.same_incarnation => {
+            let what = format!(
+                "the guest ran at {destination}, and was moved back by hand since: it is at {source}; autostart does \
+                 not come along with such a move"
+            );
+            Report::done(Guest::Lives, what, learned.with_guest_at(source))
+        }
+        Ok(_) => Report::done(Guest::Ended, ended, learned),
+        // On a fenced source nothing runs.
+        Err(failure) if work.goes_without(Side::Source, &failure) => Report::done(Guest::Ended, ended, learned),
+        Err(failure) => Report::unknown(&failure, learned),
+    }
+}
+
+/// That it does not run is no fault of the move.
+fn stillness(status: &MigrationStatus) -> &'static str {
+    if status.guest.as_ref().map(GuestFacts::state) == Some(LibvirtState::Paused) {
+        "; it stands still there, as its user left it"
+    } else {
+        ""
     }
 }
 

@@ -37,6 +37,11 @@ pub(super) async fn both(work: &Work) -> Look {
     look
 }
 
+/// Asks the source alone.
+pub(super) async fn at_source(work: &Work) -> Result<MigrationStatus, Failure> {
+    ask(work, work.source()).await
+}
+
 async fn ask(work: &Work, agent: impl Future<Output = Result<Agent, Failure>>) -> Result<MigrationStatus, Failure> {
     let request = GetMigrationStatusRequest {
         migration: Some(work.reference()),

@@ -1,6 +1,7 @@
 //! The whole controller, asked over its API, with agents that the test controls.
 
 mod adjust;
+mod afterwards;
 mod agent;
 mod api;
 mod checks;

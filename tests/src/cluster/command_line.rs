@@ -50,6 +50,29 @@ impl Migration {
         self.0["error"]["reason"].as_str().unwrap_or_default()
     }
 
+    /// What its error says; empty where there is none.
+    pub fn message(&self) -> &str {
+        self.0["error"]["message"].as_str().unwrap_or_default()
+    }
+
+    fn last(&self, field: &str) -> &str {
+        let phases = self.0["phases"].as_array().map(Vec::as_slice).unwrap_or_default();
+        phases
+            .last()
+            .and_then(|phase| phase[field].as_str())
+            .unwrap_or_default()
+    }
+
+    /// The phase that was tried last.
+    pub fn last_phase(&self) -> &str {
+        self.last("phase")
+    }
+
+    /// What was found or done in it.
+    pub fn last_detail(&self) -> &str {
+        self.last("detail")
+    }
+
     /// What was changed on the way: name, value, who.
     pub fn actions(&self) -> Vec<(&str, &str, &str)> {
         let actions = self.0["actions"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -20,8 +20,8 @@ pub enum Expected<'guest> {
 }
 
 impl Cluster<'_> {
-    /// The invariants at rest: one copy and no more, memory and disk right, nothing left behind, no migration
-    /// unfinished, and the store tells what the hosts show.
+    /// The invariants at rest: one copy and no more, memory and disk right, its autostart as it was, nothing left
+    /// behind, no migration unfinished, and the store tells what the hosts show.
     pub fn check(&self, expected: &[Expected<'_>]) -> Result<()> {
         self.check_store(expected)?;
         for guest in expected {
@@ -69,6 +69,16 @@ impl Cluster<'_> {
         let domains = self.lab().domains()?;
         let guest = expected.guest();
         let copies: Vec<&Domain> = domains.iter().filter(|domain| domain.uuid == guest.uuid()).collect();
+        // The source's agent takes it off while a guest moves.
+        let wrong = copies
+            .iter()
+            .find(|copy| copy.persistent && copy.autostart != guest.autostart());
+        ensure!(
+            wrong.is_none(),
+            "autostart of {} must be {}: {copies:#?}",
+            guest.name(),
+            guest.autostart()
+        );
         match expected {
             Expected::Runs(_, host) => {
                 let right = matches!(copies[..], [copy] if copy.host == *host && copy.state == "running");

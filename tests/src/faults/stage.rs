@@ -51,13 +51,17 @@ pub struct Stage<'lab> {
 }
 
 impl<'lab> Stage<'lab> {
-    /// A guest that checks its memory and its disk.
+    /// A guest that checks its memory and its disk, and is started with its host.
     pub fn guest() -> GuestSpec {
         let disk = Disk::Shared {
             format: "qcow2",
             size_mib: 16,
         };
-        GuestSpec::new("moved").fill_mib(96).dirty_mib_per_second(2).disk(disk)
+        GuestSpec::new("moved")
+            .fill_mib(96)
+            .dirty_mib_per_second(2)
+            .disk(disk)
+            .autostart()
     }
 
     /// Starts Drover with fault points and small disks, around a guest on `host-a`.

@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::explained::explained;
 use super::{Case, Deed, End};
 use crate::cluster::{Expected, Migration};
 use crate::faults::Stage;
-use crate::{Domain, Host, Lab};
+use crate::{Domain, Host, Lab, wait_until};
 
 /// What waits for a job lock that is held gives up after 30 s.
 const VIRSH: Duration = Duration::from_secs(60);
+/// A guest that was asked to shut down has done so by then.
+const SHUTDOWN: Duration = Duration::from_secs(30);
 /// By then libvirt has done what it will do at once.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
@@ -98,6 +101,7 @@ fn play(stage: &mut Stage<'_>, case: Case) -> Result<Seen> {
         "{end:?} is not among {right:?}; virsh: {virsh:?}; {}",
         record.0
     );
+    explained(case, end, &record)?;
     let record = format!("{} {}", record.state(), record.reason());
     Ok(Seen {
         case,
@@ -115,7 +119,12 @@ fn do_it(deed: Deed, here: &Host, there: &Host, name: &str, edited: &str, stage:
     let virsh = |arguments: &[&str]| here.virsh_within(VIRSH, arguments).map(|_| ());
     match deed {
         Deed::Destroy => virsh(&["destroy", name]),
-        Deed::Shutdown => virsh(&["shutdown", name]),
+        Deed::Shutdown => {
+            virsh(&["shutdown", name])?;
+            wait_until("the guest to shut down", SHUTDOWN, || {
+                Ok((here.virsh(&["domstate", name])? == "shut off").then_some(()))
+            })
+        }
         Deed::Suspend => virsh(&["suspend", name]),
         Deed::Resume => virsh(&["resume", name]),
         Deed::Undefine => virsh(&["undefine", name]),
@@ -175,7 +184,7 @@ fn settle(stage: &mut Stage<'_>, case: Case, record: &Migration, before: &str) -
     let inactive = host.virsh(&["dumpxml", "--inactive", &name])?;
     let edited = inactive.contains("edited on the way");
     let end = match (moved, record.state()) {
-        (false, "GUEST_ENDED") if case.deed == Deed::Migrate => End::BroughtBack,
+        (false, "SUCCEEDED") if case.deed == Deed::Migrate => End::BroughtBack,
         (false, "FAILED") if !paused => End::Stayed,
         (true, "SUCCEEDED") if !copy.persistent => End::MovedTransient,
         (true, "SUCCEEDED") if edited => End::MovedEdited,
@@ -183,10 +192,13 @@ fn settle(stage: &mut Stage<'_>, case: Case, record: &Migration, before: &str) -
         (true, "SUCCEEDED") => End::Moved,
         _ => bail!("no right end: from {source} to {destination}, now {copies:#?}"),
     };
+    // libvirt never takes it along.
+    if end == End::BroughtBack {
+        host.virsh(&["autostart", &name])?;
+    }
     match end {
-        End::BroughtBack => {}
         End::MovedPaused => stage.cluster.check(&[Expected::Paused(&stage.guest, &copy.host)])?,
-        End::Moved | End::MovedTransient | End::MovedEdited | End::Stayed | End::Ended => {
+        End::Moved | End::MovedTransient | End::MovedEdited | End::Stayed | End::Ended | End::BroughtBack => {
             stage.cluster.check(&[Expected::Runs(&stage.guest, &copy.host)])?;
         }
     }
