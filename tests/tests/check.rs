@@ -4,6 +4,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
+use drover_proto::agent::v1::agent_service_client::AgentServiceClient;
+use drover_proto::agent::v1::{CheckIncomingRequest, GuestFacts, HostFacts, HugePages};
+use drover_proto::identity::{Identity, TrustDomain};
+use drover_proto::tls::{Tls, TlsFiles};
+use drover_proto::v1::{Check, CheckResult};
 use drover_tests::cluster::{AGENT_PORT, Cluster, Expected};
 use drover_tests::{Disk, GuestSpec, Lab, Network};
 use serde_json::Value;
@@ -177,4 +182,93 @@ fn an_image_that_is_only_read_may_be_a_copy_of_the_same_content() -> Result<()> 
     passes(&cluster, "web", "host-b")?;
     cluster.migrate(&guest, "host-b")?;
     cluster.check(&[Expected::Runs(&guest, "host-b")])
+}
+
+/// What the agent of host-b says of a guest that no host of the lab could start, asked as the controller asks.
+fn asked_as_the_controller(cluster: &Cluster<'_>, guest: GuestFacts) -> Result<Vec<Check>> {
+    let folder = cluster.pki().join("controller");
+    let files = TlsFiles {
+        certificate: folder.join("tls.crt"),
+        key: folder.join("tls.key"),
+        ca: cluster.pki().join("ca.crt"),
+    };
+    let domain: TrustDomain = "drover.local".parse()?;
+    let tls = Tls::load(files, domain)?;
+    let agent = Identity::Agent("host-b".parse()?);
+    let address = format!("{}:{AGENT_PORT}", cluster.host("host-b").address());
+    cluster.lab().control().in_network(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(async {
+                let channel = drover_proto::channel::channel(&tls, &address, agent)?;
+                let request = CheckIncomingRequest {
+                    guest: Some(guest),
+                    source: Some(HostFacts::default()),
+                };
+                let answer = AgentServiceClient::new(channel).check_incoming(request).await?;
+                Ok(answer.into_inner().checks)
+            })
+    })
+}
+
+#[test]
+fn what_a_host_cannot_give_a_guest_is_named() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &GuestSpec::new("web"))?;
+    let cluster = Cluster::start(&lab)?;
+    let ordinary = GuestFacts {
+        guest_uuid: uuid::Uuid::new_v4().to_string(),
+        name: "demanding".to_owned(),
+        domain_type: "qemu".to_owned(),
+        arch: "x86_64".to_owned(),
+        machine: "pc-q35-7.2".to_owned(),
+        cpu_xml: "<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model></cpu>".to_owned(),
+        memory_bytes: 64 << 20,
+        ..GuestFacts::default()
+    };
+    let modern = GuestFacts {
+        // An emulated CPU has no AVX-512, whatever the machine has.
+        cpu_xml: "<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model>\
+                  <feature policy='require' name='avx512f'/></cpu>"
+            .to_owned(),
+        ..ordinary.clone()
+    };
+    let demanding = GuestFacts {
+        machine: "pc-q35-99.0".to_owned(),
+        memory_bytes: 1 << 50,
+        huge_pages: vec![HugePages {
+            page_bytes: 1 << 30,
+            total_bytes: 1 << 40,
+        }],
+        numa_nodes: vec![63],
+        ..ordinary.clone()
+    };
+    let good = asked_as_the_controller(&cluster, ordinary)?;
+    let of = |checks: &[Check], id: &str| {
+        let found = checks.iter().find(|check| check.id == id).cloned();
+        found.with_context(|| format!("no check {id}: {checks:#?}"))
+    };
+    for (guest, lacks) in [
+        (modern, &[("cpu", "avx512f")][..]),
+        (
+            demanding,
+            &[
+                ("machine-type", "pc-q35-99.0"),
+                ("memory", ""),
+                ("huge-pages", ""),
+                ("numa", "63"),
+            ],
+        ),
+    ] {
+        let bad = asked_as_the_controller(&cluster, guest)?;
+        for (id, says) in lacks {
+            let (passed, failed) = (of(&good, id)?, of(&bad, id)?);
+            ensure!(passed.result() == CheckResult::Passed, "{passed:?}");
+            let named = failed.found.contains(says) && !failed.remedy.is_empty();
+            ensure!(failed.result() == CheckResult::Failed && named, "{failed:?}");
+            println!("{id}: {}", failed.found);
+        }
+    }
+    cluster.check(&[Expected::Runs(&guest, "host-a")])
 }

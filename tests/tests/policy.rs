@@ -216,7 +216,10 @@ fn qemu_is_given_a_longer_blackout_once_rounds_stop_shrinking_and_what_is_adjust
     // 128 MiB at 30 MiB/s do not fit into any of it.
     ensure!(steps == ["400 ms"], "{steps:?}");
     ensure!(in_qemu()? == 400, "{}", in_qemu()?);
+    let began = Instant::now();
     let adjusted = cluster.adjust(&id, &["--max-downtime", "123ms"])?;
+    // With the command's start, in a node of its own.
+    println!("adjusted, and in force, after {} ms", began.elapsed().as_millis());
     ensure!(in_qemu()? == 123, "{}", in_qemu()?);
     ensure!(adjusted.0["policy"]["max_downtime"] == 0.123, "{}", adjusted.0);
     cluster.drover(&["migration", "cancel", &id])?;

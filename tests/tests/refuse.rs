@@ -50,27 +50,49 @@ fn unknown_names_are_refused_with_a_next_step() -> Result<()> {
     cluster.check(&[Expected::Runs(&guest, "host-a")])
 }
 
+/// Either refused at once, or it waits for the host and says so; then cancelling it is the way out.
+fn is_no_destination(cluster: &Cluster<'_>, guest: &Guest) -> Result<()> {
+    let Ok(migration) = cluster.begin(guest, "host-b") else {
+        return Ok(());
+    };
+    let id = migration.id().to_string();
+    cluster.wait_for(&id, "to name the host that is away", |now| {
+        now.at_rest() || now.0["waiting_for"]["host"] == "hosts/host-b"
+    })?;
+    if !cluster.migration(&id)?.at_rest() {
+        let cancel = cluster.drover(&["migration", "cancel", &id])?;
+        ensure!(cancel.code == 0, "{cancel:?}");
+    }
+    let end = cluster.wait_for_rest(&id)?;
+    ensure!(["CANCELLED", "FAILED"].contains(&end.state()), "{}", end.0);
+    Ok(())
+}
+
 #[test]
 fn a_host_whose_agent_is_away_is_no_destination() -> Result<()> {
     let (lab, guest) = lab_with(&GuestSpec::new("web"))?;
     let mut cluster = Cluster::start(&lab)?;
     cluster.kill_agent("host-b")?;
-    let started = cluster.begin(&guest, "host-b");
-    // Either refused at once, or it waits for the host and says so; then cancelling it is the way out.
-    if let Ok(migration) = started {
-        let id = migration.id().to_string();
-        cluster.wait_for(&id, "to name the host that is away", |now| {
-            now.at_rest() || now.0["waiting_for"]["host"] == "hosts/host-b"
-        })?;
-        if !cluster.migration(&id)?.at_rest() {
-            let cancel = cluster.drover(&["migration", "cancel", &id])?;
-            ensure!(cancel.code == 0, "{cancel:?}");
-        }
-        let end = cluster.wait_for_rest(&id)?;
-        ensure!(["CANCELLED", "FAILED"].contains(&end.state()), "{}", end.0);
-    }
+    is_no_destination(&cluster, &guest)?;
     cluster.start_agent("host-b")?;
     cluster.check(&[Expected::Runs(&guest, "host-a")])
+}
+
+#[test]
+fn a_host_that_is_off_is_no_destination_and_is_one_when_it_is_back() -> Result<()> {
+    let (lab, guest) = lab_with(&GuestSpec::new("web"))?;
+    let mut cluster = Cluster::start(&lab)?;
+    cluster.host("host-b").power_off()?;
+    let mut watch = lab.watch(&[&guest])?;
+    is_no_destination(&cluster, &guest)?;
+    ensure!(lab.running_copies(&guest)?.len() == 1, "the guest noticed");
+    cluster.host("host-b").power_on()?;
+    watch.include(cluster.host("host-b"))?;
+    cluster.start_agent("host-b")?;
+    cluster.check(&[Expected::Runs(&guest, "host-a")])?;
+    watch.finish()?.check_path("web", &["host-a"])?;
+    cluster.migrate(&guest, "host-b")?;
+    cluster.check(&[Expected::Runs(&guest, "host-b")])
 }
 
 #[test]

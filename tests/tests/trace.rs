@@ -33,6 +33,10 @@ fn one_migration_is_one_trace_across_controller_and_both_agents() -> Result<()> 
     );
     let trace = collector.wait_for_trace(caller.0)?;
     println!("{}", trace.tree());
+    ensure!(
+        one(&trace, "migration")?.parent == caller.1,
+        "the root is no child of the caller's span"
+    );
     check_phases(&trace)?;
     check_calls(&trace)?;
     check_figures(&trace, &migration)
@@ -113,7 +117,7 @@ fn check_phases(trace: &Trace) -> Result<()> {
     Ok(())
 }
 
-/// The five calls, each on its own side, the RPCs, and the rounds.
+/// The five calls and the RPCs, each on its own side, and the rounds.
 fn check_calls(trace: &Trace) -> Result<()> {
     let calls = [
         ("libvirt.begin", "host-a"),
@@ -131,10 +135,20 @@ fn check_calls(trace: &Trace) -> Result<()> {
         );
     }
     one(trace, "iteration")?;
-    for rpc in ["BeginOutgoing", "PrepareIncoming", "StartMigrate", "HandOverGuest"] {
+    let calls = [
+        ("BeginOutgoing", "host-a"),
+        ("PrepareIncoming", "host-b"),
+        ("StartMigrate", "host-a"),
+        ("HandOverGuest", "host-b"),
+        ("SettleOutgoing", "host-a"),
+        ("SettleIncoming", "host-b"),
+    ];
+    for (rpc, host) in calls {
+        let spans = trace.spans.iter().filter(|span| span.name.ends_with(rpc));
+        let services: Vec<&str> = spans.map(|span| span.service.as_str()).collect();
         ensure!(
-            trace.spans.iter().any(|span| span.name.ends_with(rpc)),
-            "no span of {rpc}"
+            services.iter().any(|service| service.contains(host)),
+            "{rpc} was not answered by {host}: {services:?}"
         );
     }
     Ok(())
