@@ -1,7 +1,7 @@
 # Drover. `make help` lists what there is. Needs root where real hosts are made (demo, tests, lab).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo check test test-unit test-lab test-all fuzz chaos failures-table lab-up lab-down lab-shell bench bench-storage clean
+.PHONY: help setup build demo check test test-unit test-lab test-all fuzz chaos failures-table lab-up lab-down lab-shell bench bench-storage bench-convergence clean
 
 CARGO ?= cargo
 HOST ?= host-a
@@ -64,6 +64,15 @@ bench: build $(VENV)/.ready ## Figures: Drover against virsh, interleaved (root)
 bench-storage: build $(VENV)/.ready ## Figures: disks moved by Drover, rsync, qemu-img and virsh, interleaved (root)
 	@scripts/install-packages rsync openssh-server
 	@target/debug/drover-bench-storage
+
+bench-convergence: build $(VENV)/.plots ## Figures: busy guests by virsh and by Drover: make bench-convergence ARGS="--runs 1 --loads idle" (root)
+	@target/debug/drover-convergence $(ARGS)
+	@$(VENV)/bin/python scripts/plot-convergence
+
+# Only who wants pictures waits for these.
+$(VENV)/.plots: $(VENV)/.ready scripts/requirements-plots.txt
+	@scripts/quietly "Installing plotting tools" $(VENV)/bin/pip install --quiet --disable-pip-version-check -r scripts/requirements-plots.txt
+	@touch $@
 
 lab-up: build ## Bring up two hosts and leave them (root)
 	@target/debug/drover-lab up --guest

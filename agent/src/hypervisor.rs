@@ -45,6 +45,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Targets of the guest's disks on which a block job runs.
     async fn block_jobs(&self, guest: GuestId) -> Result<Vec<String>>;
 
+    /// How much of a running guest's memory changes within a window (whole seconds, 1 to 60), by looking at a part of its
+    /// pages before and after. Nothing is changed, and where nobody waits for the answer it ends by itself. One that
+    /// somebody else has begun is waited for, and counts.
+    async fn sample_writes(&self, guest: GuestId, window: Duration) -> Result<WriteSample>;
+
     /// The statistics of the guest's migration that completed last: on the destination after Finish, with the
     /// blackout as libvirt measured it (to the end of Finish, before `resume`). The source has them only as
     /// [`Happened::JobCompleted`], which comes with Confirm.
@@ -202,6 +207,16 @@ pub struct PerformRequest {
 pub struct Throttle {
     pub initial: u32,
     pub increment: u32,
+}
+
+/// What a guest wrote while it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteSample {
+    pub window: Duration,
+    /// Bytes that were different at the end of the window.
+    pub changed: u64,
+    /// Bytes of the host's memory that its process takes; none where libvirt does not say.
+    pub resident: Option<u64>,
 }
 
 /// Progress of a job. Zero where the hypervisor does not say.

@@ -6,10 +6,12 @@ mod convert;
 mod images;
 mod inspect;
 mod limits;
+mod link;
 mod peer;
 mod probes;
 mod reach;
 pub(crate) mod report;
+mod sample;
 mod watch;
 
 use std::path::PathBuf;
@@ -30,7 +32,7 @@ use crate::jobs::begin::BeginOrder;
 use crate::jobs::fence::Reference;
 use crate::jobs::prepare::PrepareOrder;
 use crate::jobs::resolve::By;
-use crate::jobs::transfer::StartOrder;
+use crate::jobs::transfer::{Expected, StartOrder};
 use crate::journal::Delivery;
 use crate::probe::Probes;
 
@@ -176,6 +178,12 @@ impl AgentService for AgentServer {
         Ok(Response::new(reach::probe(&self.jobs.tls, request.into_inner()).await?))
     }
 
+    async fn sample_guest(&self, request: Request<agent::SampleGuestRequest>) -> Reply<agent::GuestSample> {
+        Ok(Response::new(
+            sample::take(&self.jobs, &request.into_inner().guest_uuid).await?,
+        ))
+    }
+
     async fn begin_outgoing(
         &self,
         request: Request<agent::BeginOutgoingRequest>,
@@ -257,6 +265,10 @@ impl AgentService for AgentServer {
                 .as_ref()
                 .map(|now| convert::limits(Some(now)))
                 .transpose()?,
+            expected: Expected {
+                dirty_rate: request.dirty_bytes_per_second,
+                link: request.link_bytes_per_second,
+            },
         };
         let jobs = Arc::clone(&self.jobs);
         self.jobs

@@ -147,6 +147,7 @@ calls! {
     read_storage_probes, "ReadStorageProbes", ReadStorageProbesRequest -> ReadStorageProbesResponse, PROBE;
     remove_storage_probes, "RemoveStorageProbes", RemoveStorageProbesRequest -> RemoveStorageProbesResponse, PROBE;
     probe_peer, "ProbePeer", ProbePeerRequest -> ProbePeerResponse, LOOK;
+    sample_guest, "SampleGuest", SampleGuestRequest -> GuestSample, LOOK;
     begin_outgoing, "BeginOutgoing", BeginOutgoingRequest -> BeginOutgoingResponse, ACT;
     prepare_incoming, "PrepareIncoming", PrepareIncomingRequest -> PrepareIncomingResponse, ACT;
     start_migrate, "StartMigrate", StartMigrateRequest -> StartMigrateResponse, ACT;

@@ -43,6 +43,10 @@ pub struct Config {
     /// What counts where a request leaves it open.
     #[serde(default)]
     pub policy: PolicyDefaults,
+    /// What a migration can use of the network between two hosts of which nothing was learnt yet: `10Gbit/s`. Only
+    /// estimates are made from it.
+    #[serde(default, deserialize_with = "crate::policy::rate")]
+    pub link_speed: u64,
     /// How often agents say that they are there.
     #[serde(default = "default_heartbeat")]
     pub heartbeat_interval_seconds: u32,
@@ -173,7 +177,7 @@ mod tests {
     fn a_small_file_is_enough_and_flags_win() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("controller.toml");
-        let text = "listen = \"127.0.0.1:1\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"a\"\n[roles]\nadmin = [\"alice\"]\n\
+        let text = "listen = \"127.0.0.1:1\"\nlink_speed = \"10Gbit/s\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"a\"\n[roles]\nadmin = [\"alice\"]\n\
             [policy]\nmax_downtime = \"200ms\"\nbandwidth = \"800Mbit/s\"\non_deadline = \"pause-and-finish\"\n";
         std::fs::write(&file, text).unwrap();
         let flags = Flags {
@@ -186,6 +190,7 @@ mod tests {
         assert_eq!(config.trust_domain.as_str(), "drover.local");
         assert_eq!(config.policy.max_downtime, Some(Duration::from_millis(200)));
         assert_eq!(config.policy.bandwidth, 100_000_000);
+        assert_eq!(config.link_speed, 1_250_000_000);
         assert!(config.roles.has("alice", drover_proto::roles::Role::Admin));
 
         for bad in [

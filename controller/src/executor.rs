@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::agents::Agents;
+use crate::estimates::Estimates;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::office::Office;
@@ -45,6 +46,7 @@ pub struct Executor(Arc<Inner>);
 struct Inner {
     ledger: Ledger,
     agents: Arc<Agents>,
+    estimates: Arc<Estimates>,
     office: Arc<Office>,
     metrics: Arc<Metrics>,
     running: Mutex<HashMap<MigrationId, Arc<Running>>>,
@@ -72,10 +74,17 @@ enum Next {
 }
 
 impl Executor {
-    pub fn new(ledger: Ledger, agents: Arc<Agents>, office: Arc<Office>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        ledger: Ledger,
+        agents: Arc<Agents>,
+        estimates: Arc<Estimates>,
+        office: Arc<Office>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self(Arc::new(Inner {
             ledger,
             agents,
+            estimates,
             office,
             metrics,
             running: Mutex::default(),
@@ -243,6 +252,7 @@ impl Inner {
             record,
             agents: Arc::clone(&self.agents),
             ledger: self.ledger.clone(),
+            estimates: Arc::clone(&self.estimates),
         };
         let went = self.run(phase, &work, running).instrument(span.clone()).await;
         fault_points::reach_one_of(&point::CONTROLLER_OVER, phase as usize).await;

@@ -42,7 +42,7 @@ fn time<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Erro
     units::duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
-fn rate<'de, D: Deserializer<'de>>(value: D) -> Result<u64, D::Error> {
+pub(crate) fn rate<'de, D: Deserializer<'de>>(value: D) -> Result<u64, D::Error> {
     let text = String::deserialize(value)?;
     units::bytes_per_second(&text).map_err(serde::de::Error::custom)
 }

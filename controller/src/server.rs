@@ -24,6 +24,7 @@ use tonic::transport::Server;
 
 use crate::agents::Agents;
 use crate::config::Config;
+use crate::estimates::Estimates;
 use crate::executor::Executor;
 use crate::hub::Hub;
 use crate::ledger::Ledger;
@@ -110,9 +111,11 @@ impl Controller {
         };
         let metrics = Arc::new(Metrics::default());
         let registry = Arc::new(Registry::new(config.heartbeat()));
+        let estimates = Arc::new(Estimates::new(Arc::clone(&store), config.link_speed));
         let executor = Executor::new(
             ledger.clone(),
             Arc::clone(&agents),
+            Arc::clone(&estimates),
             Arc::clone(&office),
             Arc::clone(&metrics),
         );
@@ -132,6 +135,7 @@ impl Controller {
         let api = Api {
             ledger,
             agents,
+            estimates,
             office,
             executor: executor.clone(),
             registry,

@@ -1,7 +1,7 @@
 //! A record as the API shows it.
 
 use drover_proto::ids::HostId;
-use drover_proto::time::timestamp;
+use drover_proto::time::{std_duration, timestamp};
 use drover_proto::v1;
 
 use crate::saga::{Phase, Position};
@@ -40,6 +40,7 @@ pub fn migration(record: &Record, steps: &[Step]) -> v1::Migration {
         cancel_request_time: record.cancel_requested.map(timestamp),
         cancelled_too_late: record.too_late,
         resolution: record.resolution.as_ref().map(resolution),
+        estimate_error: estimate_error(record),
         ..record.details.message()
     }
 }
@@ -58,6 +59,25 @@ pub fn guest_host(record: &Record) -> Option<&HostId> {
         reasons.iter().any(|reason| reason.name() == wait.reason)
     });
     record.guest_host.as_ref().filter(|_| !(undecided && waits))
+}
+
+/// By which part of the real duration the expected one was too long, or too short where it is negative.
+fn estimate_error(record: &Record) -> Option<f64> {
+    let expected = record
+        .details
+        .estimate
+        .as_ref()?
+        .duration
+        .as_ref()
+        .and_then(std_duration)?;
+    let real = record
+        .details
+        .summary
+        .as_ref()?
+        .duration
+        .as_ref()
+        .and_then(std_duration)?;
+    (!real.is_zero()).then(|| expected.as_secs_f64() / real.as_secs_f64() - 1.0)
 }
 
 /// An operator's word, also as the store keeps it.

@@ -78,6 +78,7 @@ pub const TABLE: &[(&str, &[Caller])] = &[
     ("/drover.agent.v1.AgentService/ReadStorageProbes", CONTROLLER),
     ("/drover.agent.v1.AgentService/RemoveStorageProbes", CONTROLLER),
     ("/drover.agent.v1.AgentService/ProbePeer", CONTROLLER),
+    ("/drover.agent.v1.AgentService/SampleGuest", CONTROLLER),
     ("/drover.agent.v1.AgentService/BeginOutgoing", CONTROLLER),
     ("/drover.agent.v1.AgentService/PrepareIncoming", CONTROLLER),
     ("/drover.agent.v1.AgentService/StartMigrate", CONTROLLER),
@@ -93,6 +94,7 @@ pub const TABLE: &[(&str, &[Caller])] = &[
     ("/drover.agent.v1.AgentService/CloseMigration", CONTROLLER),
     // The service also compares the caller's host with the one that the ticket was made for.
     ("/drover.agent.v1.PeerService/HandOverGuest", AGENTS),
+    ("/drover.agent.v1.PeerService/MeasureLink", AGENTS),
     ("/grpc.health.v1.Health/Check", ANYBODY),
     ("/grpc.health.v1.Health/Watch", ANYBODY),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", USERS),
@@ -320,9 +322,9 @@ mod tests {
     const HEALTH: [&str; 2] = ["Check", "Watch"];
 
     #[test]
-    fn the_key_of_a_host_registers_it_and_hands_guests_over_and_nothing_else() {
+    fn the_key_of_a_host_registers_it_hands_guests_over_measures_its_links_and_nothing_else() {
         let agent = Identity::Agent("host-1".parse().unwrap());
-        let mine = ["RegisterHost", "HandOverGuest"];
+        let mine = ["RegisterHost", "HandOverGuest", "MeasureLink"];
         assert_eq!(allowed(&agent), [&mine[..], &HEALTH].concat());
     }
 

@@ -21,7 +21,16 @@ pub struct Row {
 }
 
 /// Calls that no scenario is sure to reach, and who looks at them instead.
-pub const UNMET: [(&str, &str); 8] = [
+pub const UNMET: [(&str, &str); 11] = [
+    (
+        "/drover.agent.v1.AgentService/SampleGuest",
+        "reads only, for estimates: in a check, or where a policy has a deadline: agents::checks, controller::estimates",
+    ),
+    (
+        "/drover.agent.v1.PeerService/MeasureLink",
+        "reads only, as SampleGuest, where no migration has used the link: agents::checks",
+    ),
+    ("libvirt.sample", "as SampleGuest"),
     (
         "/drover.agent.v1.AgentService/AdjustOutgoing",
         "only when somebody changes a policy on the way: agents::policy, agents::every_call, controller::adjust",

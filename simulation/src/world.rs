@@ -389,6 +389,7 @@ fn config(address: Ipv4Addr) -> Config {
         identities: PatternLists::default(),
         policy: PolicyDefaults::default(),
         roles: Roles::default().with("operator", Role::Admin),
+        link_speed: 0,
         heartbeat_interval_seconds: 1,
         log_format: LogFormat::Human,
         log_filter: "info".to_owned(),

@@ -28,6 +28,8 @@ pub struct Counters {
     /// Wanted dirty rate in KiB/s and the number of MiB it is spread over.
     pub dirty_kib_per_second: AtomicU64,
     pub dirty_set_mib: AtomicU64,
+    /// In which order it is written: `memory::Pattern` as a number.
+    pub dirty_pattern: AtomicU64,
     /// While above zero the memory is checked at full speed.
     pub hurry: AtomicU64,
     pub disk_writes: AtomicU64,
@@ -71,6 +73,8 @@ fn main() {
         .dirty_kib_per_second
         .store(settings.number("dirty", 0) * 1024, Relaxed);
     counters.dirty_set_mib.store(settings.number("set", fill_mib), Relaxed);
+    let pattern = memory::Pattern::named(&settings.text("pattern", "uniform"));
+    counters.dirty_pattern.store(pattern as u64, Relaxed);
 
     let started = Instant::now();
     let memory = memory::Memory::fill(fill_mib);

@@ -1,8 +1,9 @@
 //! What a guest answers: commands and an echo, line by line over TCP or one datagram over UDP.
 //!
-//! `status` → one JSON line · `verify` → the same after a complete check of the memory · `dirty KIB_PER_SECOND [MIB]`
-//! · `reset-gap` · `poweroff` · anything else comes back as it is.
+//! `status` → one JSON line · `verify` → the same after a complete check of the memory · `dirty KIB_PER_SECOND [MIB
+//! [PATTERN]]` · `reset-gap` · `poweroff` · anything else comes back as it is.
 
+use crate::memory::Pattern;
 use crate::{Counters, button, give_up};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -63,6 +64,9 @@ fn answer(name: &str, line: &str, counters: &Counters) -> String {
             counters.dirty_kib_per_second.store(rate.parse().unwrap_or(0), Relaxed);
             if let Some(set) = rest.first().and_then(|set| set.parse().ok()) {
                 counters.dirty_set_mib.store(set, Relaxed);
+            }
+            if let Some(pattern) = rest.get(1) {
+                counters.dirty_pattern.store(Pattern::named(pattern) as u64, Relaxed);
             }
             status(name, counters)
         }

@@ -31,6 +31,34 @@ pub struct GuestStatus {
     pub disk_errors: u64,
 }
 
+/// In which order a guest writes to its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    Uniform,
+    /// One page after the other, and again from the start.
+    Sweep,
+    /// Four times as fast for half a second, then not at all for one and a half.
+    Bursts,
+}
+
+impl Pattern {
+    fn name(self) -> &'static str {
+        match self {
+            Pattern::Uniform => "uniform",
+            Pattern::Sweep => "sweep",
+            Pattern::Bursts => "bursts",
+        }
+    }
+}
+
+/// What a guest writes: so much, over a set of so many MiB of its filled memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    pub kib_per_second: u64,
+    pub set_mib: u64,
+    pub pattern: Pattern,
+}
+
 /// A guest that the lab started, wherever it runs now.
 #[derive(Debug, Clone)]
 pub struct Guest {
@@ -135,6 +163,24 @@ impl Guest {
             Duration::from_millis(500),
             Duration::from_secs(10),
         )?;
+        Ok(())
+    }
+
+    /// Gives it a load from now on.
+    pub fn load(&self, load: Load) -> Result<()> {
+        let Load {
+            kib_per_second,
+            set_mib,
+            pattern,
+        } = load;
+        let command = format!("dirty {kib_per_second} {set_mib} {}", pattern.name());
+        self.insist(&command, Duration::from_millis(500), Duration::from_secs(10))?;
+        Ok(())
+    }
+
+    /// The longest pause that it feels is counted anew from now on.
+    pub fn reset_gap(&self) -> Result<()> {
+        self.insist("reset-gap", Duration::from_millis(500), Duration::from_secs(10))?;
         Ok(())
     }
 

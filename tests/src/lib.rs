@@ -38,7 +38,7 @@ pub mod trace;
 pub mod watch;
 
 pub use domain::{Disk, GuestSpec};
-pub use guest::{Guest, GuestStatus};
+pub use guest::{Guest, GuestStatus, Load, Pattern};
 pub use host::{Daemon, Host};
 pub use inspect::Domain;
 pub use lab::{Lab, LabBuilder};

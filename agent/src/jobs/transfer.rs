@@ -20,7 +20,7 @@ use super::progress::{Problem, What};
 use super::watching::Watching;
 use super::ways::Ways;
 use super::{Jobs, control};
-use crate::hypervisor::{Cookie, Outgoing, PerformRequest};
+use crate::hypervisor::{Cookie, Outgoing, PerformRequest, Throttle};
 use crate::journal::{Delivery, Forbidden, Limits, Record, SourceState};
 use crate::peer::PeerClient;
 
@@ -33,6 +33,26 @@ pub struct StartOrder {
     pub cookie: Cookie,
     /// As they are now; none: as in Begin, or as ordered since.
     pub limits: Option<Limits>,
+    pub expected: Expected,
+}
+
+/// What was seen of guest and link before, in bytes/s; 0 where nobody looked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Expected {
+    pub dirty_rate: u64,
+    pub link: u64,
+}
+
+impl Expected {
+    /// How far the guest is slowed down, where it may be.
+    fn throttle(self, limit: u64) -> Throttle {
+        let bandwidth = match (self.link, limit) {
+            (link, 0) => link,
+            (0, limit) => limit,
+            (link, limit) => link.min(limit),
+        };
+        control::throttle(self.dirty_rate, bandwidth)
+    }
 }
 
 impl StartOrder {
@@ -82,6 +102,7 @@ impl Jobs {
         let Some(part) = record.source() else {
             return Err(not_begun("this host is not the source"));
         };
+        let limit = part.limits.bandwidth;
         let max_downtime = job.steering.start(part.limits, part.flags.clone()).await;
         job.claimed.cancel();
         let under_way = job.under_way(TransferStep::Performing);
@@ -94,6 +115,7 @@ impl Jobs {
             started: Instant::now(),
             under_way,
             max_downtime,
+            throttle: order.expected.throttle(limit),
         };
         let under = tracing::info_span!("transfer", drover.migration.id = %migration, drover.host.id = %self.host);
         tokio::spawn(transfer.run(order.cookie).instrument(under));
@@ -125,6 +147,7 @@ struct Transfer {
     under_way: UnderWay,
     /// What QEMU may use at first.
     max_downtime: Duration,
+    throttle: Throttle,
 }
 
 impl Transfer {
@@ -158,7 +181,7 @@ impl Transfer {
             ways,
             record,
             started,
-            max_downtime: _,
+            ..
         } = self;
         drop(handle);
         let bytes = || match job.offline() {
@@ -206,8 +229,7 @@ impl Transfer {
             // The tunnel keeps the limit: QEMU does not keep it over several channels, nor in the blackout.
             bandwidth: 0,
             max_downtime: Some(self.max_downtime),
-            // How fast it writes is not known before it is sent.
-            throttle: control::throttle(0, part.limits.bandwidth),
+            throttle: self.throttle,
         };
         let performed = self
             .job

@@ -13,6 +13,7 @@
 mod access;
 mod capabilities;
 mod cpu;
+mod dirty_rate;
 mod flags;
 mod guest;
 mod host;
@@ -30,6 +31,7 @@ mod threads;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use drover_proto::ids::GuestId;
@@ -43,7 +45,7 @@ use self::raw::{Connection, Domain, FiveCalls, five_calls, own_error};
 use self::threads::{Pool, blocking, on_own_thread};
 use crate::hypervisor::{
     BeginRequest, CpuAnswer, CpuQuestion, ErrorClass, GuestEvent, GuestFacts, HostFacts, Hypervisor, Incoming,
-    JobStats, Outgoing, PrepareRequest, Result,
+    JobStats, Outgoing, PrepareRequest, Result, WriteSample,
 };
 
 /// The system's libvirtd on this host.
@@ -138,6 +140,10 @@ impl Hypervisor for Libvirt {
         self.looks
             .call(move |connection| guest::block_jobs(&Domain::get(connection, guest)?))
             .await
+    }
+
+    async fn sample_writes(&self, guest: GuestId, window: Duration) -> Result<WriteSample> {
+        dirty_rate::sample(&self.looks, guest, window).await
     }
 
     async fn completed_job(&self, guest: GuestId) -> Result<Option<JobStats>> {

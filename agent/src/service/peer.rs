@@ -1,18 +1,18 @@
-//! What another agent may ask of this one: to take a guest over, by ticket.
+//! What another agent may ask of this one: to take a guest over, by ticket; and how fast its data arrives.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use drover_proto::agent::v1::peer_service_server::PeerService;
-use drover_proto::agent::v1::{HandOverGuestRequest, HandOverGuestResponse};
+use drover_proto::agent::v1::{HandOverGuestRequest, HandOverGuestResponse, MeasureLinkRequest, MeasureLinkResponse};
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::identity::Identity;
 use drover_proto::ids::Attempt;
 use drover_proto::time::proto_duration;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tracing::Span;
 
-use super::{convert, report};
+use super::{convert, link, report};
 use crate::hypervisor::Cookie;
 use crate::jobs::Jobs;
 use crate::jobs::arrive::HandOverOrder;
@@ -58,5 +58,12 @@ impl PeerService for PeerServer {
             elapsed: taken.elapsed.map(proto_duration),
             calls: taken.calls.into_iter().map(report::call).collect(),
         }))
+    }
+
+    async fn measure_link(
+        &self,
+        request: Request<Streaming<MeasureLinkRequest>>,
+    ) -> Result<Response<MeasureLinkResponse>, Status> {
+        Ok(Response::new(link::take(request.into_inner()).await?))
     }
 }

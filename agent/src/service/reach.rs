@@ -7,6 +7,7 @@ use drover_proto::agent::v1::{PeerProbe, ProbePeerRequest, ProbePeerResponse};
 use drover_proto::channel::channel;
 use drover_proto::failure::{Failure, sources};
 use drover_proto::identity::Identity;
+use drover_proto::ids::HostId;
 use drover_proto::time::proto_duration;
 use drover_proto::tls::Tls;
 use drover_proto::trace::TraceInterceptor;
@@ -14,7 +15,7 @@ use futures::future::join_all;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::convert;
+use super::{convert, link};
 
 /// More addresses than any host has for migrations.
 const MOST_ADDRESSES: usize = 8;
@@ -42,11 +43,27 @@ pub(super) async fn probe(tls: &Tls, request: ProbePeerRequest) -> Result<ProbeP
                 reachable: problem.is_none(),
                 elapsed: problem.is_none().then(|| proto_duration(elapsed)),
                 problem: problem.unwrap_or_default(),
+                bytes_per_second: 0,
             }
         }
     });
-    Ok(ProbePeerResponse {
-        probes: join_all(tries).await,
+    let mut probes = join_all(tries).await;
+    if request.measure
+        && let Some(first) = probes.iter_mut().find(|probe| probe.reachable)
+    {
+        first.bytes_per_second = measured(tls, &first.address, host).await;
+    }
+    Ok(ProbePeerResponse { probes })
+}
+
+/// 0 where it cannot be measured: an agent of an older version does not know how.
+async fn measured(tls: &Tls, address: &str, host: HostId) -> u64 {
+    let Ok(channel) = channel(tls, address, Identity::Agent(host)) else {
+        return 0;
+    };
+    link::measure(channel).await.unwrap_or_else(|status| {
+        tracing::debug!(address, "the link was not measured: {status}");
+        0
     })
 }
 

@@ -1,5 +1,7 @@
 //! The seam: [`Hypervisor`] for a simulated host.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use drover_proto::ids::GuestId;
 use tokio::sync::broadcast;
@@ -11,7 +13,7 @@ use super::incoming::SimIncoming;
 use super::outgoing::SimOutgoing;
 use crate::hypervisor::{
     BeginRequest, CpuAnswer, CpuQuestion, GuestEvent, GuestFacts, HostFacts, Hypervisor, Incoming, JobStats, Outgoing,
-    PrepareRequest, Result,
+    PrepareRequest, Result, WriteSample,
 };
 
 #[async_trait]
@@ -53,6 +55,11 @@ impl Hypervisor for SimHost {
 
     async fn block_jobs(&self, guest: GuestId) -> Result<Vec<String>> {
         self.call(Call::Look, async { Ok(self.lock().find(guest)?.block_jobs.clone()) })
+            .await
+    }
+
+    async fn sample_writes(&self, guest: GuestId, window: Duration) -> Result<WriteSample> {
+        self.call(Call::Sample, async { self.lock().find(guest)?.sample_writes(window) })
             .await
     }
 

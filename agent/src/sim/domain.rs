@@ -7,7 +7,7 @@ use roxmltree::{Document, Node};
 use tokio_util::sync::CancellationToken;
 
 use super::error::bad_xml;
-use crate::hypervisor::{GuestFacts, GuestState, HypervisorError, Incarnation, JobStats};
+use crate::hypervisor::{GuestFacts, GuestState, HypervisorError, Incarnation, JobStats, WriteSample};
 
 /// Namespace of what only the simulation reads in a guest's XML.
 pub(super) const NAMESPACE: &str = "urn:drover:sim";
@@ -135,6 +135,19 @@ impl Domain {
             job: None,
             completed: None,
         }
+    }
+
+    /// It writes to one new page after the other, and takes no time to be looked at.
+    pub(super) fn sample_writes(&self, window: Duration) -> Result<WriteSample, HypervisorError> {
+        if !self.state.runs() {
+            return Err(super::error::failed("the guest does not run".to_owned()));
+        }
+        let written = u128::from(self.spec.dirty_rate) * window.as_millis() / 1000;
+        Ok(WriteSample {
+            window,
+            changed: u64::try_from(written).unwrap_or(u64::MAX).min(self.spec.memory),
+            resident: None,
+        })
     }
 
     pub(super) fn facts(&self) -> GuestFacts {

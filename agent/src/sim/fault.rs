@@ -33,11 +33,13 @@ pub enum Call {
     SetAutostart,
     Define,
     Undefine,
+    /// Looks at what a guest writes, which takes its time.
+    Sample,
 }
 
 impl Call {
     /// Every call. A test below proves that none is missing.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Look,
         Self::Begin,
         Self::Prepare,
@@ -58,6 +60,7 @@ impl Call {
         Self::Undefine,
         Self::Start,
         Self::Copying,
+        Self::Sample,
     ];
 
     /// What a [`crate::gate::Gate`] is asked with.
@@ -83,6 +86,7 @@ impl Call {
             Self::SetAutostart => "libvirt.set-autostart",
             Self::Define => "libvirt.define",
             Self::Undefine => "libvirt.undefine",
+            Self::Sample => "libvirt.sample",
         }
     }
 
@@ -109,6 +113,7 @@ impl Call {
             Self::Undefine => 17,
             Self::Start => 18,
             Self::Copying => 19,
+            Self::Sample => 20,
         }
     }
 }

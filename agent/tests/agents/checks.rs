@@ -1,6 +1,6 @@
 //! What a controller asks before anything is touched: facts, checks, the way to the other agent, proofs of storage.
 
-use drover_agent::sim::SimGuest;
+use drover_agent::sim::{Call, Fault, SimGuest};
 use drover_proto::agent::v1::*;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::v1::CheckResult;
@@ -19,6 +19,7 @@ async fn probe(scene: &Scene, host: &str, addresses: &[String]) -> Result<Vec<Pe
     let request = ProbePeerRequest {
         peer_host: format!("hosts/{host}"),
         addresses: addresses.to_vec(),
+        measure: false,
     };
     let answer = scene.ask_a().probe_peer(request).await?;
     Ok(answer.into_inner().probes)
@@ -50,6 +51,75 @@ async fn the_other_agent_is_reached_only_where_it_is() {
     for many in [vec![], vec![there; 9]] {
         assert_eq!(reason(probe(&scene, "b", &many).await), Reason::InvalidArgument);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_link_is_measured_where_that_is_asked_for() {
+    let scene = Scene::new(SimGuest::named("web")).await;
+    let addresses = vec!["127.0.0.1:1".to_owned(), scene.b.address()];
+    let ask = async |measure| {
+        let request = ProbePeerRequest {
+            peer_host: "hosts/b".to_owned(),
+            addresses: addresses.clone(),
+            measure,
+        };
+        let answer = scene.ask_a().probe_peer(request).await.unwrap().into_inner();
+        answer
+            .probes
+            .iter()
+            .map(|probe| probe.bytes_per_second)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ask(false).await, [0, 0]);
+    let [nobody, there] = ask(true).await.try_into().unwrap();
+    assert_eq!(nobody, 0);
+    assert!(there > 1 << 20, "{there} bytes/s within one machine");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_guest_writes_is_looked_at_twice_where_it_is_much() {
+    let sample = async |guest: SimGuest| {
+        let scene = Scene::new(guest).await;
+        let request = SampleGuestRequest {
+            guest_uuid: scene.guest.to_string(),
+        };
+        let sample = scene.ask_a().sample_guest(request).await.unwrap().into_inner();
+        assert!(sample.time.is_some());
+        let windows = sample.windows.into_iter();
+        windows
+            .map(|window| (window.duration.unwrap().seconds, window.changed_bytes >> 20))
+            .collect::<Vec<_>>()
+    };
+    let writing = |dirty_mib_per_second| SimGuest {
+        dirty_mib_per_second,
+        ..SimGuest::named("web")
+    };
+    assert_eq!(sample(writing(0)).await, [(1, 0)]);
+    assert_eq!(sample(writing(10)).await, [(1, 10)]);
+    assert_eq!(sample(writing(20)).await, [(1, 20), (2, 40)]);
+    let paused = SimGuest {
+        paused: true,
+        ..writing(20)
+    };
+    assert_eq!(sample(paused).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_cannot_be_looked_at_is_refused_with_why() {
+    let scene = Scene::new(SimGuest::named("web")).await;
+    let ask = async |guest_uuid: String| {
+        let answer = scene.ask_a().sample_guest(SampleGuestRequest { guest_uuid }).await;
+        reason(answer.map_err(Failure::from))
+    };
+    let nobody = "0190a1b2-0000-7000-8000-00000000dead".to_owned();
+    assert_eq!(ask(nobody).await, Reason::GuestNotFound);
+    assert_eq!(ask("web".to_owned()).await, Reason::InvalidArgument);
+    // libvirt does not answer, and nothing stays: the next one is answered.
+    scene.a.host.script(Call::Sample, Fault::LoseAnswer);
+    assert_eq!(ask(scene.guest.to_string()).await, Reason::LibvirtFailed);
+    // A migration has the job: it would be waited for.
+    scene.begin().await.unwrap();
+    assert_eq!(ask(scene.guest.to_string()).await, Reason::GuestBusy);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,7 @@ const ALL: [Step; 17] = [
 ];
 
 /// Calls that change nothing.
-const READING: [&str; 9] = [
+const READING: [&str; 11] = [
     "AgentService/GetAgentStatus",
     "AgentService/InspectHost",
     "AgentService/ListGuests",
@@ -60,6 +60,8 @@ const READING: [&str; 9] = [
     "AgentService/CheckIncoming",
     "AgentService/ReadStorageProbes",
     "AgentService/ProbePeer",
+    "AgentService/SampleGuest",
+    "PeerService/MeasureLink",
     "AgentService/WatchOutgoing",
     "AgentService/GetMigrationStatus",
 ];

@@ -229,6 +229,7 @@ impl Scene {
             destination_addresses: addresses,
             destination_management_address: management,
             policy: None,
+            ..StartMigrateRequest::default()
         };
         self.ask_a().start_migrate(request).await?;
         Ok(())

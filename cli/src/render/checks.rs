@@ -2,7 +2,7 @@
 
 use drover_proto::v1::{Check, CheckResult, DestinationChecks, DiskAction, DiskPlan};
 
-use super::{units, words};
+use super::{estimate, units, words};
 
 /// Lines are never longer, however wide the terminal: the output is the same when it is piped.
 const WIDTH: usize = 80;
@@ -29,12 +29,16 @@ pub(crate) fn all(headline: Headline<'_>, destinations: &[DestinationChecks], ev
     summary(headline, destinations)
 }
 
-/// One line for each destination, with what is in the way.
+/// One line for each destination, with what it would cost or what is in the way.
 fn summary(headline: Headline<'_>, destinations: &[DestinationChecks]) -> String {
     let rows = destinations.iter().map(|destination| {
         let word = if destination.acceptable { "yes" } else { "no" };
         let obstacle = first_obstacle(destination);
-        let text = obstacle.map_or_else(|| "-".to_owned(), |check| format!("{}: {}", check.id, check.found));
+        let text = match (obstacle, &destination.estimate) {
+            (Some(check), _) => format!("{}: {}", check.id, check.found),
+            (None, Some(expected)) => estimate::short(expected),
+            (None, None) => "-".to_owned(),
+        };
         [
             words::id(&destination.destination_host).to_owned(),
             word.to_owned(),
@@ -45,7 +49,10 @@ fn summary(headline: Headline<'_>, destinations: &[DestinationChecks]) -> String
         format!("{} on {}", words::one_line(headline.guest), headline.source),
         String::new(),
     ];
-    lines.extend(columns(["HOST", "ACCEPTABLE", "FIRST OBSTACLE"], rows.collect()));
+    lines.extend(columns(
+        ["HOST", "ACCEPTABLE", "ESTIMATE, OR FIRST OBSTACLE"],
+        rows.collect(),
+    ));
     if destinations.iter().any(|destination| !destination.acceptable) {
         lines.push(String::new());
         lines.push("--to HOST shows every check of a host, and what to do".to_owned());
@@ -89,6 +96,10 @@ fn table(headline: Headline<'_>, destination: &DestinationChecks) -> String {
         lines.push(String::new());
         lines.extend(columns(["DISK", "PLAN", "WHAT IT IS"], disks(&destination.disks)));
     }
+    if let Some(expected) = &destination.estimate {
+        lines.push(String::new());
+        lines.extend(estimate::table(expected));
+    }
     lines.join("\n")
 }
 
@@ -128,7 +139,7 @@ fn disks(disks: &[DiskPlan]) -> Vec<[String; 3]> {
 }
 
 /// Two narrow columns, and one that is wrapped in what is left of the line. A line break begins a new line there.
-fn columns(header: [&str; 3], rows: Vec<[String; 3]>) -> Vec<String> {
+pub(super) fn columns(header: [&str; 3], rows: Vec<[String; 3]>) -> Vec<String> {
     let widest = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([header[column].len()]).max().unwrap_or(0)
@@ -238,7 +249,7 @@ mod tests {
             all(HEADLINE, &two(), false),
             "web-1 on host-a\n\
              \n\
-             HOST    ACCEPTABLE  FIRST OBSTACLE\n\
+             HOST    ACCEPTABLE  ESTIMATE, OR FIRST OBSTACLE\n\
              host-b  yes         -\n\
              host-c  no          storage-shared: vda (/srv/shared/web-1.qcow2):\n\
              \x20                   /srv/shared/.drover-probe-6b8f79be-5c29-48c6-86ea-4cc6a4dc2f\n\

@@ -5,7 +5,7 @@ use drover_proto::v1::{
 };
 
 use super::table::table;
-use super::{units, words};
+use super::{estimate, units, words};
 
 /// The outcome in a few lines: blackout, total time, bytes, rounds, trace.
 pub(crate) fn summary(migration: &Migration) -> String {
@@ -53,6 +53,10 @@ pub(crate) fn checks(migration: &Migration) -> String {
         .filter(|check| check.result() != CheckResult::Passed);
     let remedies = failed.filter(|check| !check.remedy.is_empty());
     lines.extend(remedies.map(|check| format!("  {}: {}", check.id, words::one_line(&check.remedy))));
+    if let Some(expected) = &migration.estimate {
+        lines.push(String::new());
+        lines.extend(estimate::table(expected));
+    }
     lines.join("\n")
 }
 
@@ -133,7 +137,13 @@ fn cost(migration: &Migration) -> Vec<Fact> {
     let blackout = summary.blackout.map(|blackout| ("blackout", units::duration(blackout)));
     let total = total_time(migration).map(|total| ("total time", total));
     let sent = ("sent", format!("{memory} of memory in {} {rounds}", summary.iterations));
-    blackout.into_iter().chain(total).chain([sent]).collect()
+    let expected = estimate::against(migration).map(|text| ("expected", text));
+    blackout
+        .into_iter()
+        .chain(total)
+        .chain([sent])
+        .chain(expected)
+        .collect()
 }
 
 fn remedy(remedy: &str) -> Option<Fact> {

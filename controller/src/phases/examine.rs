@@ -11,7 +11,7 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::GuestId;
 use drover_proto::overrides::Overrides;
 use drover_proto::time::system_time;
-use drover_proto::v1::{Check, DiskPlan, MigrationPolicy, OfflinePlan};
+use drover_proto::v1::{Check, DiskPlan, Estimate, MigrationPolicy, OfflinePlan};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(25);
 
 /// A guest at its source, with what can be said without any destination.
 pub struct Source {
-    agent: Agent,
+    pub(super) agent: Agent,
     pub guest: GuestFacts,
     /// As it will be at the destination.
     there: GuestFacts,
@@ -36,8 +36,8 @@ pub struct Source {
     status: AgentStatus,
     clock: Option<Clock>,
     /// What the caller wants, and what follows from it for a guest in this state.
-    policy: MigrationPolicy,
-    way: Way,
+    pub(super) policy: MigrationPolicy,
+    pub(super) way: Way,
     checks: Vec<Check>,
 }
 
@@ -72,6 +72,8 @@ pub struct Examined {
     pub refusal: Option<Failure>,
     /// What is copied of a guest that is shut off.
     pub offline_plan: Option<OfflinePlan>,
+    /// What the move would cost, where somebody asked and it can be said.
+    pub estimate: Option<Estimate>,
 }
 
 impl Source {
@@ -105,6 +107,11 @@ impl Source {
         }))
     }
 
+    /// Whether nothing of the guest itself stands in the way.
+    pub(super) fn may_move(&self) -> bool {
+        checks::acceptable(&self.checks)
+    }
+
     /// Makes every check of every destination. An error in place of an answer is a missing answer, or an agent that
     /// refuses to answer.
     pub async fn examine(&self, destinations: Vec<Agent>) -> Vec<Result<Examined, Failure>> {
@@ -133,6 +140,7 @@ impl Source {
                     checks,
                     disks,
                     offline_plan,
+                    estimate: None,
                 })
             })
             .collect()
@@ -192,7 +200,7 @@ impl Source {
     /// One set of probe files for all destinations.
     async fn prove_storage(&self, destinations: &[Agent], answers: &mut [Result<Answer, Failure>]) {
         // A guest that cannot move anyway needs no probe files.
-        if !checks::acceptable(&self.checks) {
+        if !self.may_move() {
             for answer in answers.iter_mut().flatten() {
                 answer
                     .checks
@@ -261,6 +269,7 @@ pub fn absent(guest: GuestId, source: &Agent) -> Examined {
         checks,
         disks: Vec::new(),
         offline_plan: None,
+        estimate: None,
     }
 }
 
@@ -292,6 +301,7 @@ async fn reach(from: &Agent, to: &Agent) -> Result<Vec<PeerProbe>, Failure> {
     let request = ProbePeerRequest {
         peer_host: to.host.resource_name(),
         addresses: to.migration_addresses.clone(),
+        measure: false,
     };
     Ok(from.probe_peer(request).await?.probes)
 }

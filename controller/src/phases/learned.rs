@@ -4,7 +4,7 @@
 use drover_proto::agent::v1::{Incarnation, MigrationStatus};
 use drover_proto::ids::HostId;
 use drover_proto::v1::{
-    ActionRecord, CallRecord, Check, DiskPlan, IterationRecord, OfflinePlan, Progress, TransferSummary,
+    ActionRecord, CallRecord, Check, DiskPlan, Estimate, IterationRecord, OfflinePlan, Progress, TransferSummary,
 };
 
 use crate::store::{Prepared, Record};
@@ -27,6 +27,8 @@ pub struct Learned {
     pub disks: Option<Vec<DiskPlan>>,
     /// How a guest that is shut off moves.
     pub offline_plan: Option<OfflinePlan>,
+    /// What is expected of the transfer.
+    pub estimate: Option<Estimate>,
     pub incarnation: Option<Incarnation>,
     pub prepared: Option<Prepared>,
     pub guest_host: Option<Whereabouts>,
@@ -99,6 +101,7 @@ impl Learned {
             details.disks.clone_from(disks);
         }
         details.offline_plan = self.offline_plan.clone().or(details.offline_plan.take());
+        details.estimate = self.estimate.clone().or(details.estimate.take());
         details.progress = self.progress.or(details.progress);
         details.summary = merge_summaries(details.summary, self.summary);
         merge_calls(&mut details.calls, &self.calls);

@@ -7,6 +7,7 @@ mod abort;
 mod answer;
 mod checks;
 mod discard;
+mod estimate;
 mod examine;
 mod finalize;
 mod learned;
@@ -29,12 +30,14 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::HostId;
 
 use crate::agents::{Agent, Agents};
+use crate::estimates::Estimates;
 use crate::ledger::Ledger;
 use crate::saga::Phase;
 use crate::store::Record;
 use crate::verdict::Side;
 
 pub use answer::{Answer, Report, Wait};
+pub use estimate::Thorough;
 pub use examine::{Examined, Source, Wanted, absent, find};
 pub use learned::Learned;
 pub(crate) use learned::merge_actions;
@@ -48,6 +51,7 @@ pub struct Work {
     pub record: Record,
     pub agents: Arc<Agents>,
     pub ledger: Ledger,
+    pub estimates: Arc<Estimates>,
 }
 
 impl Work {

@@ -10,7 +10,7 @@ use drover_proto::agent::v1::{
     FinishIncomingRequest, HandOverRequest, StartMigrateRequest, WatchOutgoingRequest, WatchOutgoingResponse,
 };
 use drover_proto::failure::{Failure, Reason};
-use drover_proto::v1::{TransferStage, TransferSummary};
+use drover_proto::v1::{Estimate, LinkKnowledge, TransferStage, TransferSummary};
 use tonic::Streaming;
 
 use super::look::{self, Look};
@@ -130,6 +130,10 @@ async fn start_if_held(work: &Work, record: &Record, look: &Look) -> Result<bool
         prepare::again(work).await?;
     }
     let (source, destination) = (work.source().await?, work.destination().await?);
+    let seen = |what: fn(&Estimate) -> i64| {
+        let estimate = record.details.estimate.as_ref();
+        estimate.map_or(0, |estimate| u64::try_from(what(estimate)).unwrap_or(0))
+    };
     let request = StartMigrateRequest {
         fence: source.fence()?,
         migration: Some(work.reference()),
@@ -138,6 +142,14 @@ async fn start_if_held(work: &Work, record: &Record, look: &Look) -> Result<bool
         destination_addresses: destination.migration_addresses,
         destination_management_address: destination.management_address,
         policy: Some(transfer_policy(record)),
+        dirty_bytes_per_second: seen(|estimate| estimate.dirty_bytes_per_second),
+        // A limit alone is in the policy anyway.
+        link_bytes_per_second: seen(|estimate| match estimate.link_knowledge() {
+            LinkKnowledge::Learnt | LinkKnowledge::Measured | LinkKnowledge::Configured => {
+                estimate.bandwidth_bytes_per_second
+            }
+            LinkKnowledge::Limit | LinkKnowledge::Unspecified => 0,
+        }),
     };
     source.start_migrate(request).await?;
     Ok(true)

@@ -4,6 +4,7 @@ use drover_proto::agent::v1::Incarnation;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::v1::CheckResult;
 
+use super::estimate::Thorough;
 use super::examine::{Examined, Source, Wanted, absent};
 use super::{Learned, Report, Work, overrides};
 use crate::saga::Guest;
@@ -29,7 +30,10 @@ async fn look(work: &Work, learned: &mut Learned) -> Result<(Examined, Option<In
         ..Learned::default()
     }
     .with_guest_at(&work.record.source);
-    let mut examined = source.examine(vec![work.destination().await?]).await;
+    let destination = vec![work.destination().await?];
+    let mut examined = source
+        .estimated(destination, &work.estimates, Thorough::of(&source.policy))
+        .await;
     let only = examined
         .pop()
         .unwrap_or_else(|| Err(Failure::internal("no destination was asked")));
@@ -50,6 +54,7 @@ fn report(work: &Work, examined: Examined, incarnation: Option<Incarnation>, gue
         checks: Some(examined.checks),
         disks: Some(examined.disks),
         offline_plan: examined.offline_plan,
+        estimate: examined.estimate,
         incarnation,
         ..Learned::default()
     };

@@ -11,7 +11,7 @@ use drover_proto::v1::{
 use super::validation::Fields;
 use super::{Api, to_the_end};
 use crate::agents::Agent;
-use crate::phases::{Examined, Source, Wanted, absent, refuse_unmade};
+use crate::phases::{Examined, Source, Thorough, Wanted, absent, refuse_unmade};
 use crate::policy::with_defaults;
 
 /// At most so many destinations in one request.
@@ -141,7 +141,7 @@ impl Api {
     ) -> Result<Vec<Result<Examined, Failure>>, Failure> {
         let agent = self.agents.of(source).await?;
         match Source::look(guest, wanted, &agent).await? {
-            Some(found) => Ok(found.examine(destinations).await),
+            Some(found) => Ok(found.estimated(destinations, &self.estimates, Thorough::Looks).await),
             None => Ok(destinations.iter().map(|_| Ok(absent(guest, &agent))).collect()),
         }
     }
@@ -177,9 +177,12 @@ fn read(request: &CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Q
 
 /// One destination's table.
 fn told(host: &HostId, cordoned: bool, examined: Result<Examined, Failure>) -> DestinationChecks {
-    let (mut checks, disks, refused) = match examined {
-        Ok(examined) => (examined.checks, examined.disks, examined.refusal.is_some()),
-        Err(failure) => (vec![unanswered(host, &failure)], Vec::new(), true),
+    let (mut checks, disks, estimate, refused) = match examined {
+        Ok(examined) => {
+            let refused = examined.refusal.is_some();
+            (examined.checks, examined.disks, examined.estimate, refused)
+        }
+        Err(failure) => (vec![unanswered(host, &failure)], Vec::new(), None, true),
     };
     if cordoned {
         let remedy = format!("`drover host uncordon {host}`, or choose another host");
@@ -189,7 +192,7 @@ fn told(host: &HostId, cordoned: bool, examined: Result<Examined, Failure>) -> D
         destination_host: host.resource_name(),
         acceptable: !refused && !cordoned,
         checks,
-        estimate: None,
+        estimate,
         disks,
     }
 }

@@ -12,7 +12,7 @@ use prost::Message;
 use super::validation::Fields;
 use super::{Api, errors};
 use crate::inventory;
-use crate::phases::{Source, Wanted, absent, find, refuse_unmade};
+use crate::phases::{Source, Thorough, Wanted, absent, find, refuse_unmade};
 use crate::policy::with_defaults;
 use crate::saga::{Phase, Position};
 use crate::store::record::Details;
@@ -193,7 +193,7 @@ impl Api {
         let (guest_name, examined) = match Source::look(wish.guest, wanted, &from).await? {
             None => (String::new(), absent(wish.guest, &from)),
             Some(found) => {
-                let only = found.examine(vec![to]).await.pop();
+                let only = found.estimated(vec![to], &self.estimates, Thorough::Looks).await.pop();
                 let only = only.unwrap_or_else(|| Err(Failure::internal("no destination was asked")));
                 (found.guest.name, only?)
             }
@@ -209,6 +209,7 @@ impl Api {
             checks: examined.checks,
             disks: examined.disks,
             offline_plan: examined.offline_plan,
+            estimate: examined.estimate,
             error: examined.refusal.map(|refusal| v1::MigrationError {
                 reason: refusal.reason.name().to_owned(),
                 message: refusal.message,

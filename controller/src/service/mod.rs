@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::agents::Agents;
+use crate::estimates::Estimates;
 use crate::executor::Executor;
 use crate::ledger::Ledger;
 use crate::office::Office;
@@ -40,6 +41,7 @@ const ALL_HOSTS: u32 = u32::MAX;
 pub struct Api {
     pub ledger: Ledger,
     pub agents: Arc<Agents>,
+    pub estimates: Arc<Estimates>,
     pub office: Arc<Office>,
     pub executor: Executor,
     pub registry: Arc<Registry>,

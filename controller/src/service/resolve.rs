@@ -39,6 +39,7 @@ impl Api {
             record: before,
             agents: std::sync::Arc::clone(&self.agents),
             ledger: self.ledger.clone(),
+            estimates: std::sync::Arc::clone(&self.estimates),
         };
         needs_word(&work, fenced).await?;
         let record = self.write_word(work.record, fenced, operator).await?;

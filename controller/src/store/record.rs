@@ -90,6 +90,8 @@ pub struct Details {
     pub pause_and_finish_requested: Option<prost_types::Timestamp>,
     /// Set by Validate where the guest is shut off and moves so.
     pub offline_plan: Option<v1::OfflinePlan>,
+    /// What was expected of the transfer before it began.
+    pub estimate: Option<v1::Estimate>,
 }
 
 impl Details {
@@ -110,6 +112,7 @@ impl Details {
             disks: own.disks,
             pause_and_finish_request_time: own.pause_and_finish_requested,
             offline_plan: own.offline_plan,
+            estimate: own.estimate,
             ..v1::Migration::default()
         }
     }
@@ -129,6 +132,7 @@ impl Details {
             disks: message.disks,
             pause_and_finish_requested: message.pause_and_finish_request_time,
             offline_plan: message.offline_plan,
+            estimate: message.estimate,
         }
     }
 }

@@ -14,7 +14,7 @@ use drover_proto::authorization::Authorize;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::roles::Roles;
 use drover_proto::serve::{GrpcStream, accept};
-use drover_proto::time::now;
+use drover_proto::time::{now, proto_duration};
 use drover_proto::tls::{ALPN_H2, Tls};
 use drover_proto::v1::{Check, CheckResult, DestinationOverrides};
 use futures::StreamExt;
@@ -187,6 +187,10 @@ impl AgentService for Agent {
 
     async fn probe_peer(&self, request: Request<ProbePeerRequest>) -> Result<Response<ProbePeerResponse>, Status> {
         self.do_probe_peer(request).await
+    }
+
+    async fn sample_guest(&self, request: Request<SampleGuestRequest>) -> Result<Response<GuestSample>, Status> {
+        self.do_sample_guest(request).await
     }
 
     async fn begin_outgoing(

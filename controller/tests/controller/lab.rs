@@ -80,6 +80,7 @@ impl Lab {
             identities: PatternLists::default(),
             policy: self.policy.clone(),
             roles: Roles::default().with("alice", Role::Admin).with("vera", Role::Viewer),
+            link_speed: 0,
             heartbeat_interval_seconds: 10,
             log_format: LogFormat::Human,
             log_filter: "info".to_owned(),

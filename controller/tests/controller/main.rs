@@ -5,6 +5,7 @@ mod afterwards;
 mod agent;
 mod api;
 mod checks;
+mod estimates;
 mod faults;
 mod identities;
 mod lab;

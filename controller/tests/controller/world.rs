@@ -42,6 +42,8 @@ pub(crate) struct Journal {
     pub(crate) calls: Vec<CallRecord>,
     /// As ordered last.
     pub(crate) policy: Option<TransferPolicy>,
+    /// Dirty rate and link at the start, bytes/s.
+    pub(crate) expected: (u64, u64),
     pub(crate) actions: Vec<ActionRecord>,
     pub(crate) error: Option<MigrationError>,
 }
@@ -84,6 +86,10 @@ pub(crate) struct State {
     pub(crate) begun_with: Vec<Option<DestinationOverrides>>,
     /// Paths at the destination in the probes that were looked for.
     pub(crate) looked_for: Vec<String>,
+    /// Bytes that the guest writes within one second, two, …
+    pub(crate) writes: Vec<u64>,
+    /// Bytes/s that a measurement finds.
+    pub(crate) link: u64,
     next_pid: u32,
 }
 
@@ -376,6 +382,8 @@ impl State {
             switch_time: Some(now()),
             blackout: Some(proto_duration(Duration::from_millis(42))),
             memory_sent_bytes: 1000,
+            tunnel_bytes: 1000 << 20,
+            duration: Some(proto_duration(Duration::from_millis(10_150))),
             iterations: 2,
             ..TransferSummary::default()
         });

@@ -9,6 +9,7 @@
 mod callbacks;
 mod connection;
 mod cpu;
+mod dirty_rate;
 mod domain;
 mod error;
 mod five_calls;

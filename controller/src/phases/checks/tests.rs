@@ -175,6 +175,7 @@ fn the_port_has_to_be_open_in_both_directions() {
             "timed out".to_owned()
         },
         elapsed: None,
+        bytes_per_second: 0,
     };
     let both = |there: &[PeerProbe], back: &[PeerProbe]| {
         let direction = |from, to, probes| Direction { from, to, probes };

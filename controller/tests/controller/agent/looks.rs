@@ -140,13 +140,33 @@ impl Agent {
         self.call("ProbePeer", None, move |state| {
             let peer = request.peer_host.trim_start_matches("hosts/");
             let reachable = !state.host(&host).cut_off_from.contains(peer);
+            let bytes_per_second = if request.measure { state.link } else { 0 };
             let probe = |address| PeerProbe {
                 address,
                 reachable,
+                bytes_per_second,
                 ..PeerProbe::default()
             };
             Ok(ProbePeerResponse {
                 probes: request.addresses.into_iter().map(probe).collect(),
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn do_sample_guest(
+        &self,
+        _: Request<SampleGuestRequest>,
+    ) -> Result<Response<GuestSample>, Status> {
+        self.call("SampleGuest", None, move |state| {
+            let window = |(seconds, changed_bytes): (u64, u64)| WriteWindow {
+                duration: Some(proto_duration(Duration::from_secs(seconds))),
+                changed_bytes,
+            };
+            Ok(GuestSample {
+                time: Some(now()),
+                windows: (1..).zip(state.writes.clone()).map(window).collect(),
+                resident_bytes: None,
             })
         })
         .await

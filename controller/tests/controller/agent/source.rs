@@ -73,6 +73,7 @@ impl Agent {
             }
             (journal.performing, journal.in_flight) = (true, true);
             journal.policy = request.policy;
+            journal.expected = (request.dirty_bytes_per_second, request.link_bytes_per_second);
             if let Some(deadline) = request.policy.and_then(|policy| policy.deadline) {
                 let (world, name, id) = (world.clone(), name.clone(), id.clone());
                 tokio::spawn(async move {
