@@ -68,6 +68,26 @@ pub struct Interface {
     pub source: String,
 }
 
+/// Whose definition it is; empty where it does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    pub uuid: String,
+    pub name: String,
+}
+
+/// Reads whose definition it is.
+pub fn named(xml: &str) -> Result<Named, Unreadable> {
+    let document = document::parse(xml)?;
+    let text = |name| {
+        let found = child(document.root_element(), name).and_then(|node| node.text());
+        found.map(|text| text.trim().to_owned()).unwrap_or_default()
+    };
+    Ok(Named {
+        uuid: text("uuid"),
+        name: text("name"),
+    })
+}
+
 /// Reads a definition.
 pub fn read(xml: &str) -> Result<GuestShape, Unreadable> {
     let document = document::parse(xml)?;

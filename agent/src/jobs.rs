@@ -58,9 +58,9 @@ use tokio::sync::watch;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::gate::Gate;
 use crate::hypervisor::{GuestFacts, Hypervisor, Incarnation};
 use crate::journal::{Journal, OpenPage, Record, Terms};
-use crate::offline::places::Allowed;
 use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Destination;
 
@@ -81,10 +81,10 @@ pub struct Jobs {
     pub tls: Tls,
     pub tunnel: Destination,
     pub sockets: Sockets,
-    /// Where disk images may be made and removed.
+    /// Where files of guests may be read, made and removed.
     pub storage: StorageDirectories,
-    /// Where files of guests may be copied from and to.
-    pub allowed: Allowed,
+    /// Open but in a simulation.
+    pub gate: Gate,
     pub limits: Timing,
     /// Of this host since its start.
     pub boot_id: Uuid,
@@ -134,7 +134,8 @@ pub struct Parts {
     pub tunnel: Destination,
     pub sockets: Sockets,
     pub storage: StorageDirectories,
-    pub allowed: Allowed,
+    /// Open but in a simulation.
+    pub gate: Gate,
     pub limits: Timing,
     pub boot_id: Uuid,
 }
@@ -150,7 +151,7 @@ impl Jobs {
             tunnel,
             sockets,
             storage,
-            allowed,
+            gate,
             limits,
             boot_id,
         } = parts;
@@ -163,7 +164,7 @@ impl Jobs {
             tunnel,
             sockets,
             storage,
-            allowed,
+            gate,
             limits,
             boot_id,
             instance: Uuid::now_v7(),

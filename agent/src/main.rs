@@ -11,7 +11,6 @@ use drover_agent::gate::Gate;
 use drover_agent::hypervisor::Hypervisor;
 use drover_agent::jobs::Timing;
 use drover_agent::libvirt::Libvirt;
-use drover_agent::offline::places::Allowed;
 use drover_agent::server::{Agent, AgentOptions};
 use drover_agent::storage_directories::StorageDirectories;
 use drover_proto::identity::Identity;
@@ -86,7 +85,6 @@ async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
         controller: config.controller,
         state_dir: config.state_dir,
         run_dir: config.run_dir,
-        allowed: Allowed::new(config.storage_directories.clone()),
         qemu_group: group(&config.qemu_group, config.hypervisor)?,
         storage: StorageDirectories::new(config.storage_directories).context("storage_directories")?,
         tls,

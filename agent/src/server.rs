@@ -29,7 +29,6 @@ use crate::hypervisor::{HostFacts, Hypervisor};
 use crate::jobs::sockets::Sockets;
 use crate::jobs::{Jobs, Parts, Timing};
 use crate::journal::{Journal, Terms};
-use crate::offline::places::Allowed;
 use crate::port::Port;
 use crate::probe::Probes;
 use crate::registration::Registration;
@@ -57,10 +56,8 @@ pub struct AgentOptions {
     pub run_dir: PathBuf,
     /// QEMU's group; `None` leaves the agent's own.
     pub qemu_group: Option<u32>,
-    /// Where disk images may be made and removed.
+    /// Where files of guests may be read, made and removed.
     pub storage: StorageDirectories,
-    /// Where files of guests may be copied from and to.
-    pub allowed: Allowed,
     pub tls: Tls,
     pub hypervisor: Arc<dyn Hypervisor>,
     /// What this host lacks to migrate at all, for people.
@@ -99,7 +96,7 @@ impl Agent {
             tunnel: tunnel.clone(),
             sockets: Sockets::new(options.run_dir.clone(), options.qemu_group),
             storage: options.storage.clone(),
-            allowed: options.allowed.clone(),
+            gate: options.gate.clone(),
             limits: options.limits,
             boot_id: options.boot_id,
         });

@@ -159,7 +159,7 @@ impl AgentService for AgentServer {
         request: Request<agent::ReadStorageProbesRequest>,
     ) -> Reply<agent::ReadStorageProbesResponse> {
         let request = request.into_inner();
-        let mut response = probes::read_probes(limits::probes("probes", request.probes)?).await?;
+        let mut response = self.read_probes(limits::probes("probes", request.probes)?).await?;
         response.rooms = self.rooms(request.images).await?;
         Ok(Response::new(response))
     }

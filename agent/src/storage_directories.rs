@@ -1,14 +1,30 @@
-//! Where this agent may make and remove disk images: the folders that its configuration lists, and nothing else.
+//! Where this agent may read, make, rename and remove files of guests: the folders that its configuration lists, and
+//! nothing else.
 //!
 //! Beneath a listed folder no link is followed: a path leads to where it says, or it is refused. All functions block;
 //! callers keep them off the async threads.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-/// The folders of `storage_directories` in agent.toml. Empty: nothing may be made or removed.
+/// The folders of `storage_directories` in agent.toml. Empty: nothing may be used. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StorageDirectories(Vec<PathBuf>);
+pub struct StorageDirectories(Arc<Vec<Listed>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Listed {
+    path: PathBuf,
+    /// Where its files lie, where that is elsewhere.
+    real: Option<PathBuf>,
+}
+
+impl Listed {
+    fn real(&self) -> &Path {
+        self.real.as_deref().unwrap_or(&self.path)
+    }
+}
 
 /// Why a path is none of this agent's.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +60,42 @@ impl StorageDirectories {
     pub fn new(listed: Vec<PathBuf>) -> Result<Self, NotAllowed> {
         match listed.iter().find(|path| !is_plain(path)) {
             Some(bad) => Err(NotAllowed::Path(bad.clone())),
-            None => Ok(Self(listed)),
+            None => {
+                let plain = listed.into_iter().map(|path| Listed { path, real: None });
+                Ok(Self(Arc::new(plain.collect())))
+            }
+        }
+    }
+
+    /// One more, whose files lie in another folder than paths say: two hosts in one file system have one each. Only
+    /// what is found by [`find`](Self::find) or asked for by [`real`](Self::real) is found there.
+    #[must_use]
+    pub fn with_alias(self, path: PathBuf, real: PathBuf) -> Self {
+        let mut listed = Arc::unwrap_or_clone(self.0);
+        listed.push(Listed { path, real: Some(real) });
+        Self(Arc::new(listed))
+    }
+
+    /// The deepest listed folder in which a path lies, and the rest of the path: what is between it and another listed
+    /// one may be a link there.
+    fn beneath<'a>(&self, path: &'a Path) -> Option<(&Listed, &'a Path)> {
+        let beneath = self
+            .0
+            .iter()
+            .filter_map(|one| Some((one, path.strip_prefix(&one.path).ok()?)));
+        beneath.max_by_key(|(one, _)| one.path.components().count())
+    }
+
+    /// A listed folder as it is opened, and the rest of the path beneath it; none where the path is in none.
+    pub(crate) fn root<'a>(&self, path: &'a Path) -> Option<(&Path, &'a Path)> {
+        self.beneath(path).map(|(one, rest)| (one.real(), rest))
+    }
+
+    /// Where a path leads to: itself but in a simulation.
+    pub fn real<'a>(&self, path: &'a Path) -> Cow<'a, Path> {
+        match self.beneath(path) {
+            Some((Listed { real: Some(real), .. }, rest)) => Cow::Owned(real.join(rest)),
+            Some((Listed { real: None, .. }, _)) | None => Cow::Borrowed(path),
         }
     }
 
@@ -60,18 +111,14 @@ impl StorageDirectories {
             path: folder.to_owned(),
             source,
         };
-        let Some((listed, beneath)) = self
-            .0
-            .iter()
-            .find_map(|one| Some((one, folder.strip_prefix(one).ok()?)))
-        else {
+        let Some((listed, beneath)) = self.beneath(folder) else {
             return Err(NotAllowed::Outside {
                 path: path.to_owned(),
                 listed: self.words(),
             });
         };
         let real = folder.canonicalize().map_err(failed)?;
-        let expected = listed.canonicalize().map_err(failed)?.join(beneath);
+        let expected = listed.path.canonicalize().map_err(failed)?.join(beneath);
         // Joining nothing adds a slash, which does not count in a comparison.
         if real != expected {
             return Err(NotAllowed::Link {
@@ -83,7 +130,7 @@ impl StorageDirectories {
     }
 
     fn words(&self) -> String {
-        let words: Vec<_> = self.0.iter().map(|path| path.display().to_string()).collect();
+        let words: Vec<_> = self.0.iter().map(|one| one.path.display().to_string()).collect();
         words.join(", ")
     }
 }

@@ -12,8 +12,8 @@ use drover_proto::identity::Identity;
 use drover_proto::ids::MigrationId;
 use drover_proto::v1::migration_service_client::MigrationServiceClient;
 use drover_proto::v1::{
-    CancelMigrationRequest, CreateMigrationRequest, DestinationOverrides, DiskOverride, Migration, MigrationPolicy,
-    RetryMigrationRequest, StoragePolicy,
+    CancelMigrationRequest, CreateMigrationRequest, DestinationOverrides, DiskOverride, Migration, MigrationMode,
+    MigrationPolicy, RetryMigrationRequest, StoragePolicy,
 };
 use tonic::transport::Channel;
 use uuid::Uuid;
@@ -147,13 +147,13 @@ fn waits_for(record: &Record, reason: WaitReason) -> bool {
 
 /// Asked again, with the same request id, until it is answered.
 async fn create(world: &Arc<World>, scenario: Scenario, until: Instant) -> Option<MigrationId> {
-    let copied = scenario.copies();
+    let policy = scenario.copies().then(copying).or(scenario.is_offline().then(offline));
     let request = CreateMigrationRequest {
         migration: Some(Migration {
             guest_uuid: world.guest_id().to_string(),
             destination_host: format!("hosts/{}", Site::Destination.host()),
-            policy: copied.then(copying),
-            destination_overrides: copied.then(|| elsewhere(world)),
+            policy,
+            destination_overrides: scenario.copies().then(|| elsewhere(world)),
             ..Migration::default()
         }),
         request_id: Uuid::new_v4().to_string(),
@@ -182,11 +182,17 @@ fn copying() -> MigrationPolicy {
     }
 }
 
+fn offline() -> MigrationPolicy {
+    let mut policy = MigrationPolicy::default();
+    policy.set_mode(MigrationMode::Offline);
+    policy
+}
+
 fn elsewhere(world: &World) -> DestinationOverrides {
     DestinationOverrides {
         disks: vec![DiskOverride {
             target: "vdb".to_owned(),
-            source: world.local_there(),
+            source: world.folder.local_there(),
         }],
         ..DestinationOverrides::default()
     }

@@ -3,6 +3,7 @@
 //! A fault is carried out on the harness's own runtime: it may be the end of the process that has just asked.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct Director {
     notes: Mutex<Notes>,
     /// Faults that are not over yet.
     open: watch::Sender<usize>,
+    /// Whoever has the guest's definition can start it: one host at most may.
+    one_definition: AtomicBool,
 }
 
 #[derive(Default)]
@@ -40,6 +43,8 @@ struct Notes {
     seen: Vec<Point>,
     crossings: u32,
     over: bool,
+    /// Where both hosts could have started the guest.
+    twice: Vec<String>,
 }
 
 impl Director {
@@ -52,6 +57,7 @@ impl Director {
             world: OnceLock::new(),
             notes: Mutex::default(),
             open: watch::Sender::new(0),
+            one_definition: AtomicBool::new(false),
         })
     }
 
@@ -63,6 +69,27 @@ impl Director {
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on it is looked at every call whether both hosts have the guest's definition.
+    pub fn one_definition(&self) {
+        self.one_definition.store(true, Ordering::Relaxed);
+    }
+
+    /// At which calls it could be started on both hosts.
+    pub fn startable_twice(&self) -> Vec<String> {
+        self.notes().twice.clone()
+    }
+
+    fn look_for_two(&self, call: &str, moment: Moment) {
+        let Some(world) = self.world.get().and_then(Weak::upgrade) else {
+            return;
+        };
+        let has = |site| world.host(site).look(self.guest).is_some();
+        // The source again: what it has may go while the other one is looked at.
+        if has(Site::Source) && has(Site::Destination) && has(Site::Source) {
+            self.notes().twice.push(format!("{moment:?} {call}"));
+        }
     }
 
     /// What is to happen from now on.
@@ -118,6 +145,9 @@ impl Director {
     }
 
     async fn at(self: Arc<Self>, site: Site, call: String, moment: Moment) -> Pass {
+        if self.one_definition.load(Ordering::Relaxed) {
+            self.look_for_two(&call, moment);
+        }
         let phase = self.phase().await;
         let Some(event) = self.note(phase, site, &call, moment) else {
             return Pass::Go;

@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use drover_agent::hypervisor::GuestState;
 use drover_agent::journal::{DestinationState, Part};
+use drover_agent::offline::calls::FileCall;
 use drover_controller::saga::Phase;
 use drover_controller::store::Record;
 use drover_proto::v1::MigrationState;
 
 use super::fault::Fault;
-use super::plan::{Plan, Scenario};
+use super::folder::{Named, local_files};
+use super::plan::{Plan, Scenario, When};
 use super::point::Site;
-use super::world::{LOCAL, World};
+use super::world::World;
 
 /// What is known to be wrong, and why it is so still. Each is printed and counted at every run; nothing else may be.
 pub const KNOWN: [(&str, &str); 0] = [];
@@ -58,11 +60,14 @@ pub async fn check(world: &World, plan: &Plan, rest: &Rest) -> Vec<String> {
 }
 
 fn violations(world: &World) -> impl Iterator<Item = String> {
+    let twice = world.director.startable_twice().into_iter();
+    let twice = twice.map(|at| format!("VIOLATION startable on both hosts {at}"));
     world
         .sim
         .violations()
         .into_iter()
         .map(|violation| format!("VIOLATION {:?}", violation.what))
+        .chain(twice)
 }
 
 fn look(world: &World, plan: &Plan, rest: &Rest) -> Vec<String> {
@@ -146,35 +151,44 @@ fn ended(world: &World, plan: &Plan, record: &Record) -> Vec<String> {
     broken
 }
 
-/// The disk that only the source had is whole where the guest is, and nowhere else.
+/// What only the source had is whole where the guest is, and nowhere else; of a guest that is shut off the source's
+/// files are put away.
 fn local_disk(world: &World, plan: &Plan, home: Option<Site>) -> Option<String> {
-    let images = Site::BOTH.map(|site| (site, world.local_images(site)));
-    let whole = vec![("data.raw".to_owned(), LOCAL.to_vec())];
+    let images = Site::BOTH.map(|site| world.folder.local_images(site));
+    let [at_source, at_destination] = &images;
+    let whole = local_files(plan.scenario);
+    let moves = plan.scenario.copies() || plan.scenario.is_offline();
     let right = match home {
-        _ if !plan.scenario.copies() => images == [(Site::Source, whole), (Site::Destination, Vec::new())],
-        Some(home) => images.iter().all(|(site, there)| {
-            if *site == home {
-                *there == whole
-            } else {
-                there.is_empty()
-            }
-        }),
+        Some(Site::Destination) if plan.scenario.is_offline() => {
+            *at_destination == whole && are_put_away(world, at_source, &whole)
+        }
+        Some(Site::Destination) if moves => *at_destination == whole && at_source.is_empty(),
+        Some(Site::Source | Site::Destination) => *at_source == whole && at_destination.is_empty(),
+        None if !moves => *at_source == whole && at_destination.is_empty(),
         // It ended on one of them.
-        None => images.iter().any(|(_, there)| *there == whole) && images.iter().all(|(_, there)| there.len() < 2),
+        None => images.contains(&whole) && images.iter().all(|there| there.len() < 2),
     };
-    let names = |(site, there): &(Site, Vec<(String, Vec<u8>)>)| {
-        let names: Vec<_> = there
-            .iter()
-            .map(|(name, content)| format!("{name} ({})", content.len()))
-            .collect();
-        format!("{}: {names:?}", site.host())
+    let names = |there: &Vec<Named>| {
+        let name = |(name, content): &Named| format!("{name} ({})", content.len());
+        there.iter().map(name).collect::<Vec<_>>()
     };
-    (!right).then(|| {
-        format!(
-            "local disks: {}",
-            images.iter().map(names).collect::<Vec<_>>().join(", ")
-        )
-    })
+    (!right).then(|| format!("local disks: {:?}, {:?}", names(at_source), names(at_destination)))
+}
+
+/// Nobody starts from them by mistake; that one of them could not be renamed does no harm.
+fn are_put_away(world: &World, there: &[Named], whole: &[Named]) -> bool {
+    let fired = world.director.fired();
+    let may_stay = fired.iter().any(|event| match &event.when {
+        When::At(point, _) => event.fault == Fault::Refused && point.call == FileCall::PutAway.name(),
+        When::Crossing(_) => event.fault == Fault::Refused,
+    });
+    let is_of = |(name, content): &Named, (former, whole): &Named| {
+        let away = name
+            .strip_prefix(former)
+            .is_some_and(|rest| rest.starts_with(".moved-"));
+        content == whole && (away || (may_stay && name == former))
+    };
+    there.len() == whole.len() && there.iter().zip(whole).all(|(now, then)| is_of(now, then))
 }
 
 /// One copy, with what belongs to it, and nothing on the other host.
@@ -197,9 +211,10 @@ fn at_home(world: &World, plan: &Plan, home: Site) -> Vec<String> {
         Scenario::Move | Scenario::MoveTransient | Scenario::Undo | Scenario::HandOver | Scenario::Finish => {
             GuestState::Running
         }
+        Scenario::MoveOffline | Scenario::UndoOffline => GuestState::ShutOff,
     };
-    // A paused guest whose host went down and started it anew runs now.
-    let anew = plan.scenario == Scenario::MovePaused && found.state == GuestState::Running && rebooted(world);
+    // One that stood still, and whose host went down and started it anew, runs now.
+    let anew = found.state == GuestState::Running && rebooted(world);
     if found.state != expected && !anew {
         broken.push(format!("the guest is {:?} at {}", found.state, home.host()));
     }
@@ -262,7 +277,7 @@ fn nothing_left(world: &World) -> Vec<String> {
         if world.host(site).has_job(world.guest_id()) {
             broken.push(format!("{name} still holds a job lock"));
         }
-        let sockets = world.sockets(site);
+        let sockets = world.folder.sockets(site);
         if !sockets.is_empty() {
             broken.push(format!("{name} still has sockets: {sockets:?}"));
         }
@@ -283,7 +298,7 @@ fn nothing_left(world: &World) -> Vec<String> {
             }
         }
     }
-    let images = world.images();
+    let images = world.folder.images();
     if images != ["web.raw"] {
         broken.push(format!("beside the disk there is {images:?}"));
     }

@@ -15,6 +15,7 @@
 pub mod case;
 pub mod director;
 pub mod fault;
+pub mod folder;
 pub mod invariants;
 pub mod link;
 pub mod matrix;

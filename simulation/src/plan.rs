@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::fault::{Fault, Outage, SHORT};
+use drover_agent::offline::calls::FileCall;
 use drover_agent::sim::Call;
 
 use super::point::{Moment, Point, Site};
@@ -62,16 +63,22 @@ pub enum Scenario {
     HandOver,
     /// All is sent and handed over, then the source host is gone for a while: the destination finishes in its place.
     Finish,
+    /// A guest that is shut off moves with its files.
+    MoveOffline,
+    /// The same, cancelled when one of its files has come.
+    UndoOffline,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Move,
         Self::MovePaused,
         Self::MoveTransient,
         Self::Undo,
         Self::HandOver,
         Self::Finish,
+        Self::MoveOffline,
+        Self::UndoOffline,
     ];
 }
 
@@ -102,7 +109,15 @@ impl Scenario {
     pub fn copies(self) -> bool {
         match self {
             Self::Move | Self::MovePaused | Self::Undo | Self::HandOver | Self::Finish => true,
-            Self::MoveTransient => false,
+            Self::MoveTransient | Self::MoveOffline | Self::UndoOffline => false,
+        }
+    }
+
+    /// Whether the guest is shut off, and its files go with it.
+    pub fn is_offline(self) -> bool {
+        match self {
+            Self::MoveOffline | Self::UndoOffline => true,
+            Self::Move | Self::MovePaused | Self::MoveTransient | Self::Undo | Self::HandOver | Self::Finish => false,
         }
     }
 
@@ -127,7 +142,13 @@ impl Scenario {
         };
         const HAND_OVER: &str = "/drover.agent.v1.PeerService/HandOverGuest";
         match self {
-            Self::Move | Self::MovePaused | Self::MoveTransient => Vec::new(),
+            Self::Move | Self::MovePaused | Self::MoveTransient | Self::MoveOffline => Vec::new(),
+            Self::UndoOffline => vec![Event {
+                when: after_first_file(),
+                fault: Fault::Cancel,
+                outage: Duration::ZERO,
+                hold: Duration::from_millis(3000),
+            }],
             Self::Undo => vec![event(at(Call::Sending.name(), Site::Source), Fault::Cancel, 0, 3000)],
             Self::HandOver => vec![event(
                 at(HAND_OVER, Site::Destination),
@@ -138,6 +159,19 @@ impl Scenario {
             Self::Finish => vec![event(at(HAND_OVER, Site::Destination), Fault::AgentsCut, 7000, 0)],
         }
     }
+}
+
+/// The first file of a guest that is shut off has come.
+fn after_first_file() -> When {
+    When::At(
+        Point {
+            phase: "transfer",
+            site: Site::Destination,
+            call: FileCall::Receive.name().to_owned(),
+            nth: 0,
+        },
+        Moment::After,
+    )
 }
 
 impl Event {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use drover_agent::offline::calls::FileCall;
 use drover_agent::sim::Call;
 use drover_controller::saga::Position;
 use drover_proto::authorization;
@@ -72,11 +73,13 @@ pub fn phase_name(position: Option<Position>) -> &'static str {
     position.map_or(NO_PHASE, Position::name)
 }
 
-/// Every call there is: all RPCs of an agent, and all calls to the hypervisor.
+/// Every call there is: all RPCs of an agent, all calls to the hypervisor, and all work with files of guests.
 pub fn every_call() -> impl Iterator<Item = String> {
     let rpcs = authorization::TABLE
         .iter()
         .map(|(path, _)| (*path).to_owned())
         .filter(|path| path.starts_with("/drover.agent.v1."));
-    rpcs.chain(Call::ALL.map(|call| call.name().to_owned()))
+    let libvirt = Call::ALL.map(|call| call.name().to_owned());
+    let files = FileCall::ALL.map(|call| call.name().to_owned());
+    rpcs.chain(libvirt).chain(files)
 }

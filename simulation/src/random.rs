@@ -45,6 +45,8 @@ pub fn schedule(seed: u64) -> Plan {
         Scenario::MovePaused,
         Scenario::MoveTransient,
         Scenario::HandOver,
+        Scenario::MoveOffline,
+        Scenario::UndoOffline,
     ];
     let scenario = dice.one_of(&scenarios);
     let events = (0..1 + dice.below(4)).map(|_| event(&mut dice)).collect();

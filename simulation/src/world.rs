@@ -2,17 +2,14 @@
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
+use drover_agent::hypervisor::StopReason;
 use drover_agent::jobs::{Jobs, Timing};
-use drover_agent::offline::places::Allowed;
 use drover_agent::server::{Agent, AgentOptions};
 use drover_agent::sim::{SimGuest, SimHost, SimWorld};
-use drover_agent::storage_directories::StorageDirectories;
 use drover_controller::config::Config;
 use drover_controller::policy::PolicyDefaults;
 use drover_controller::server::Controller;
@@ -21,10 +18,10 @@ use drover_proto::identity_patterns::PatternLists;
 use drover_proto::ids::GuestId;
 use drover_proto::roles::{Role, Roles};
 use drover_proto::telemetry::LogFormat;
-use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::director::Director;
+use super::folder::Folder;
 use super::link::Link;
 use super::pki::Pki;
 use super::plan::Scenario;
@@ -42,9 +39,6 @@ const TIMING: Timing = Timing {
     hand_over: Duration::from_secs(2),
     probe: Duration::from_secs(3),
 };
-
-/// What the disk holds that only the source has: whole sectors.
-pub const LOCAL: [u8; 1024] = [7; 1024];
 
 type Slot<T> = Mutex<Option<Arc<Process<T>>>>;
 
@@ -72,7 +66,7 @@ pub struct World {
     source: HostUnit,
     destination: HostUnit,
     controller: Slot<Controller>,
-    folder: TempDir,
+    pub folder: Folder,
     /// No other world's: a port that a dead process had must not answer for another world, whose hosts and keys have
     /// the same names.
     address: Ipv4Addr,
@@ -81,25 +75,13 @@ pub struct World {
 impl World {
     /// Both agents and the controller are up and know each other.
     pub async fn new(scenario: Scenario) -> anyhow::Result<Arc<Self>> {
-        let folder = memory_folder()?;
-        let disk = folder.path().join("images").join("web.raw");
-        let local = folder.path().join(Site::Source.host()).join("local/data.raw");
-        for path in [
-            &disk,
-            &local,
-            &local_folder(folder.path(), Site::Destination).join("data.raw"),
-        ] {
-            std::fs::create_dir_all(path.parent().unwrap_or(path))?;
-        }
-        std::fs::write(&disk, b"disk")?;
-        std::fs::write(&local, LOCAL)?;
-        let copied = scenario.copies().then(|| local.display().to_string());
+        let folder = Folder::new(scenario)?;
         let guest = SimGuest {
             memory_mib: 1,
             persistent: scenario != Scenario::MoveTransient,
             autostart: scenario != Scenario::MoveTransient,
             paused: scenario == Scenario::MovePaused,
-            disks: [disk.display().to_string()].into_iter().chain(copied).collect(),
+            disks: folder.disks(scenario),
             ..SimGuest::named("web")
         };
         let (sim, store) = (SimWorld::new(), Arc::new(MemoryStore::default()));
@@ -119,7 +101,12 @@ impl World {
         for site in Site::BOTH {
             world.unit(site).host.set_gate(world.director.gate(site));
         }
-        world.unit(Site::Source).host.add(&world.guest)?;
+        let source = &world.unit(Site::Source).host;
+        source.add(&world.guest)?;
+        if scenario.is_offline() {
+            source.kill(world.guest_id(), StopReason::Shutdown);
+            world.director.one_definition();
+        }
         world.director.stand_in(&world);
         world.start_controller().await?;
         for site in Site::BOTH {
@@ -141,33 +128,6 @@ impl World {
 
     pub fn host(&self, site: Site) -> &SimHost {
         &self.unit(site).host
-    }
-
-    fn run_dir(&self, site: Site) -> PathBuf {
-        self.folder.path().join(site.host()).join("run")
-    }
-
-    /// Names of what lies where the guest's disk is.
-    pub fn images(&self) -> Vec<String> {
-        names(&self.folder.path().join("images"))
-    }
-
-    /// Names and contents of what a host has for itself.
-    pub fn local_images(&self, site: Site) -> Vec<(String, Vec<u8>)> {
-        let folder = local_folder(self.folder.path(), site);
-        let content = |name: String| (name.clone(), std::fs::read(folder.join(name)).unwrap_or_default());
-        names(&folder).into_iter().map(content).collect()
-    }
-
-    /// Both hosts are in one file system: where the local disk lies at the destination.
-    pub fn local_there(&self) -> String {
-        let path = local_folder(self.folder.path(), Site::Destination).join("data.raw");
-        path.display().to_string()
-    }
-
-    /// Names of the socket directories of a host's agent.
-    pub fn sockets(&self, site: Site) -> Vec<String> {
-        names(&self.run_dir(site))
     }
 
     /// The operations of an agent that is up.
@@ -211,8 +171,8 @@ impl World {
             unit.from_agent.address(),
             unit.to_controller.address(),
         );
-        let storage = StorageDirectories::new(vec![local_folder(self.folder.path(), site)]);
-        let (state_dir, run_dir) = (self.folder.path().join(site.host()).join("state"), self.run_dir(site));
+        let storage = self.folder.storage(site);
+        let (state_dir, run_dir) = (self.folder.state(site), self.folder.run(site));
         let address = self.address;
         async move {
             Agent::start(AgentOptions {
@@ -225,7 +185,6 @@ impl World {
                 run_dir,
                 qemu_group: None,
                 storage: storage?,
-                allowed: Allowed::default(),
                 tls: Pki::shared().tls(&format!("agent/{}", site.host()))?,
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),
@@ -271,7 +230,7 @@ impl World {
         unit.host.power_off();
         self.kill_agent(site).await;
         // /run does not outlive a boot. What cannot be removed is found by the invariants.
-        let _ = std::fs::remove_dir_all(self.run_dir(site));
+        let _ = std::fs::remove_dir_all(self.folder.run(site));
     }
 
     pub fn power_on(&self, site: Site) {
@@ -394,30 +353,4 @@ fn config(address: Ipv4Addr) -> Config {
         log_format: LogFormat::Human,
         log_filter: "info".to_owned(),
     }
-}
-
-/// Where fsync costs nothing, if there is such a place: what is simulated here is the death of processes.
-fn memory_folder() -> anyhow::Result<TempDir> {
-    let builder = || {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("drover-simulation-");
-        builder
-    };
-    builder()
-        .tempdir_in("/dev/shm")
-        .or_else(|_| builder().tempdir())
-        .context("no folder for a world")
-}
-
-fn local_folder(world: &std::path::Path, site: Site) -> PathBuf {
-    world.join(site.host()).join("local")
-}
-
-fn names(folder: &std::path::Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<_> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
 }

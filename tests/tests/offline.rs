@@ -165,3 +165,45 @@ fn what_stands_in_the_way_is_told_and_the_guest_stays() -> Result<()> {
     ensure!(a.virsh(&["dominfo", "web"])?.contains("Autostart:      enable"));
     starts_at(&cluster, &guest, "host-a")
 }
+
+/// The guest starts from firmware with variables of its own.
+fn give_variables(host: &Host) -> Result<()> {
+    let variables = "/srv/local/web_VARS.fd";
+    host.run(
+        "sh",
+        &[
+            "-c",
+            &format!("cp /usr/share/OVMF/OVMF_VARS_4M.fd {variables} && chmod 644 {variables}"),
+        ],
+    )?;
+    let definition = host.virsh(&["dumpxml", "--inactive", "web"])?;
+    let firmware = format!(
+        "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader><nvram>{variables}</nvram><kernel>"
+    );
+    let with = definition.replacen("<kernel>", &firmware, 1);
+    ensure!(with != definition, "{definition}");
+    let path = host.outside("/srv/local/web.xml");
+    std::fs::write(&path, with)?;
+    host.virsh(&["define", "/srv/local/web.xml"])?;
+    Ok(std::fs::remove_file(&path)?)
+}
+
+#[test]
+fn uefi_variables_go_along_and_the_sources_files_go_where_that_is_wanted() -> Result<()> {
+    let (lab, _guest) = scene()?;
+    let cluster = Cluster::start(&lab)?;
+    let (a, b) = (lab.host("host-a"), lab.host("host-b"));
+    give_variables(a)?;
+    let (before, definition) = (sums(a)?, a.virsh(&["dumpxml", "--inactive", "web"])?);
+    let variables = std::fs::read(a.outside("/srv/local/web_VARS.fd"))?;
+    let moved = cluster.drover(&["migrate", "web", "--to", "host-b", "--offline", "--delete-source"])?;
+    expect(&moved, 0, &["web moved from host-a to host-b"])?;
+    ensure!(sums(b)? == before, "the files are not the same");
+    ensure!(std::fs::read(b.outside("/srv/local/web_VARS.fd"))? == variables);
+    ensure!(b.virsh(&["dumpxml", "--inactive", "web"])? == definition);
+    let left = a.run("ls", &["-A", "/srv/local"])?.stdout;
+    ensure!(left.trim().is_empty(), "left at the source: {left}");
+    b.virsh(&["start", "web"])?;
+    ensure!(b.virsh(&["domstate", "web"])? == "running");
+    Ok(())
+}

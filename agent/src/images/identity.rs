@@ -1,6 +1,6 @@
 //! What names a file beyond its path: whoever removes a file later must find the same one there.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -25,6 +25,11 @@ impl Identity {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Of a file that is open.
+    pub fn of_open(file: &File) -> io::Result<Self> {
+        Ok(Self::from_metadata(&file.metadata()?))
     }
 
     pub fn from_metadata(found: &Metadata) -> Self {

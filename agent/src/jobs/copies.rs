@@ -115,6 +115,11 @@ impl Jobs {
         if record.verdict() != Some(Verdict::Ran) || record.closed.is_some() {
             return Ok(());
         }
+        // What ran on here is newer than what the destination has.
+        if record.adopted.as_ref().is_some_and(|adopted| adopted.copy_ran) {
+            tracing::error!(migration_id = %record.migration, "the source's images stay: the guest ran on here");
+            return Ok(());
+        }
         // It may have come back, and these may be its disks again.
         let gone = matches!(self.look(record).await?, Seen::Unknown);
         if !gone || self.has_later(record) {

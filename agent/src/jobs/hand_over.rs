@@ -144,7 +144,7 @@ impl Jobs {
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
             self.still_ours_to_ask(record)?;
-            self.keep_still(record.migration).await?;
+            self.stays_as_sent(job, record).await?;
         }
     }
 
@@ -235,6 +235,8 @@ impl Jobs {
             None => false,
         };
         let record = self.leave(&mut page, job.as_deref(), paused).await?;
+        // What was held again is in one.
+        let job = job.or_else(|| self.outgoing_job(record.migration));
         let job = job.unwrap_or_else(|| self.adopt(&record));
         let under_way = job.under_way(TransferStep::HandingOver);
         drop(page);
@@ -316,7 +318,7 @@ fn ran_on(record: &Record) -> bool {
 
 /// What was sent is older than what is here: the destination must not run it.
 pub(super) fn newer_here() -> Failure {
-    let message = "the guest was resumed here after it was handed over: its memory is newer than what was sent";
+    let message = "the guest was used here after it was handed over: what is here is newer than what was sent";
     Failure::new(Reason::MigrationState, message)
 }
 

@@ -14,11 +14,14 @@ use std::time::{Instant, SystemTime};
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::fault_points::{self, point};
 
-use super::Jobs;
 use super::arrive::{Taken, refused, taken_before, write_ran, write_state};
+use super::fence::Reference;
+use super::{Jobs, errors};
 use crate::hypervisor::Cookie;
 use crate::journal::{Arrival, Coming, DestinationPart, DestinationState, FinishStep, OpenPage, Record, Step};
+use crate::offline::calls::FileCall;
 use crate::offline::{FileError, partial};
+use crate::storage_directories::StorageDirectories;
 
 impl Jobs {
     pub(super) async fn arrive_offline(&self, page: &mut OpenPage, arrived: Instant) -> Result<Taken, Failure> {
@@ -32,19 +35,25 @@ impl Jobs {
                 return Err(Failure::new(Reason::StreamIncomplete, message));
             }
             FinishStep::Finish(next) => {
+                if let Some(why) = self.in_the_way(record.guest, &part.guest_name).await? {
+                    return self.refuse_arrival(page, &record, &why).await;
+                }
                 write_state(page, next).await?;
                 fault_points::reach(point::DESTINATION_FINISHING).await;
             }
         }
-        self.forget_incoming(record.migration);
-        if let Some(why) = self.put_files_in_place(&record, coming).await? {
-            return self.never_arrives(page, part, why).await;
-        }
-        let xml = part.inactive_xml.as_deref().unwrap_or_default();
-        if !self.define_arrived(record.guest, xml).await? {
-            return self
-                .never_arrives(page, part, "libvirt does not take its definition".to_owned())
-                .await;
+        self.end_writing(&record).await;
+        // Defined is what comes after the names: it is here already, whatever became of its files since.
+        let known = self.hypervisor.guest(record.guest).await.map_err(errors::unsure)?;
+        if known.is_none() {
+            if let Some(why) = self.put_files_in_place(&record, coming).await? {
+                return self.never_arrives(page, part, why).await;
+            }
+            let xml = part.inactive_xml.as_deref().unwrap_or_default();
+            if !self.define_arrived(record.guest, &part.guest_name, xml).await? {
+                let why = "libvirt does not take its definition".to_owned();
+                return self.never_arrives(page, part, why).await;
+            }
         }
         fault_points::reach(point::DESTINATION_FINISHED).await;
         let arrival = Arrival {
@@ -61,21 +70,44 @@ impl Jobs {
         })
     }
 
+    /// Whatever still comes is not written any more.
+    async fn end_writing(&self, record: &Record) {
+        let writing = self.incoming_job(record.migration).map(|job| Arc::clone(&job.writing));
+        self.forget_incoming(record.migration);
+        if let Some(writing) = writing {
+            drop(writing.lock().await);
+        }
+    }
+
+    /// It still waits: it is revoked, and its source has it back.
+    async fn refuse_arrival(&self, page: &mut OpenPage, record: &Record, why: &str) -> Result<Taken, Failure> {
+        let reference = Reference {
+            migration: record.migration,
+            attempt: record.attempt,
+            guest: record.guest,
+        };
+        self.revoke_waiting(page, &reference, why).await?;
+        Err(Failure::new(
+            Reason::NeverRan,
+            format!("the guest cannot be taken here: {why}"),
+        ))
+    }
+
     /// Why they never can be, where that is known. An error says nothing.
     async fn put_files_in_place(&self, record: &Arc<Record>, coming: &Coming) -> Result<Option<String>, Failure> {
-        let (allowed, files, migration) = (self.allowed.clone(), coming.files.clone(), record.migration);
-        let put = move || {
-            let mut files = files.iter();
-            files.try_for_each(|file| partial::put_in_place(&allowed, file, migration))
-        };
-        let put = tokio::task::spawn_blocking(put).await;
-        match put.map_err(|error| Failure::internal(format!("naming files broke off: {error}")))? {
-            Ok(()) => Ok(None),
-            Err(error @ (FileError::Exists(_) | FileError::Absent(_) | FileError::Link(_) | FileError::Outside(_))) => {
-                Ok(Some(error.to_string()))
+        let migration = record.migration;
+        for file in coming.files.clone() {
+            let path = file.spec.path.clone();
+            let work = move |allowed: &StorageDirectories| partial::put_in_place(allowed, &file, migration);
+            match self.with_file(FileCall::Name, path, work).await {
+                Ok(()) => {}
+                Err(
+                    error @ (FileError::Exists(_) | FileError::Absent(_) | FileError::Link(_) | FileError::Outside(_)),
+                ) => return Ok(Some(error.to_string())),
+                Err(error) => return Err(Failure::new(Reason::LibvirtUnavailable, error.to_string())),
             }
-            Err(error) => Err(Failure::new(Reason::LibvirtUnavailable, error.to_string())),
         }
+        Ok(None)
     }
 
     /// It is not defined here, and never will be by this migration: written before anybody is told.

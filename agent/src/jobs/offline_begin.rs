@@ -20,8 +20,9 @@ use crate::hypervisor::{Begun, GuestFacts, Incarnation, MigrateFlags};
 use crate::journal::{DefinitionNews, Leaving, LeavingFile, OpenPage, Part, Record, SourcePart, SourceState};
 use crate::offline::FileError;
 use crate::offline::image::{Image, lock as keep_writers_away};
+use crate::offline::image_lock::Others;
 use crate::offline::outgoing::OfflineOutgoing;
-use crate::offline::places::Allowed;
+use crate::storage_directories::StorageDirectories;
 
 /// How a guest that is shut off leaves.
 #[derive(Clone, Debug)]
@@ -192,35 +193,39 @@ impl Jobs {
     }
 
     async fn hold_images(&self, wanted: Vec<Wanted>) -> Result<(OfflineOutgoing, Vec<LeavingFile>), Failure> {
-        let allowed = self.allowed.clone();
+        let allowed = self.storage.clone();
         let held = tokio::task::spawn_blocking(move || hold_all(&allowed, &wanted)).await;
         let held = held.map_err(|error| Failure::internal(format!("the images could not be held: {error}")))?;
         let (images, others, files) = held.map_err(|error| Failure::from(error).at_host(self.host.clone()))?;
-        Ok((OfflineOutgoing::new(images, others), files))
+        Ok((OfflineOutgoing::new(images, others, self.gate.clone()), files))
     }
 }
 
 type Held = (Vec<Image>, Vec<File>, Vec<LeavingFile>);
 
 /// Those that are copied have to be held; the shared ones are held where this agent may.
-fn hold_all(allowed: &Allowed, wanted: &[Wanted]) -> Result<Held, FileError> {
+fn hold_all(allowed: &StorageDirectories, wanted: &[Wanted]) -> Result<Held, FileError> {
     let (mut images, mut others, mut files) = (Vec::new(), Vec::new(), Vec::new());
     for one in wanted {
+        if !one.copied && one.shareable {
+            // Other guests may be started with it meanwhile.
+            continue;
+        }
         if !one.copied {
-            match keep_writers_away(allowed, &one.path) {
+            match keep_writers_away(allowed, &one.path, Others::Read) {
                 Ok(file) => others.push(file),
-                Err(in_use @ FileError::InUse(_)) if !one.shareable => return Err(in_use),
+                Err(in_use @ FileError::InUse(_)) => return Err(in_use),
                 // Where it is shut off is looked at once more before it is forgotten.
                 Err(error) => tracing::debug!(%error, "a shared image is not held"),
             }
             continue;
         }
-        match Image::hold(allowed, &one.path, &one.format) {
+        match Image::hold(allowed, &one.path, &one.format, users(one.stays)) {
             Ok(image) => {
                 files.push(LeavingFile {
                     spec: image.spec.clone(),
                     format: one.format.clone(),
-                    identity: image.identity,
+                    identity: image.identity.clone(),
                     stays: one.stays,
                     mark: None,
                 });
@@ -233,6 +238,11 @@ fn hold_all(allowed: &Allowed, wanted: &[Wanted]) -> Result<Held, FileError> {
     Ok((images, others, files))
 }
 
+/// What gets another name or goes must be nobody else's: also those who only read would lose it.
+pub(super) fn users(stays: bool) -> Others {
+    if stays { Others::Read } else { Others::None }
+}
+
 /// The guest's images and its UEFI variables, as its definition says.
 fn wanted(definition: &str, order: &OfflineOrder) -> Result<Vec<Wanted>, Failure> {
     let unreadable = |error: guest_xml::Unreadable| Failure::new(Reason::ChecksFailed, error.to_string());
@@ -241,6 +251,13 @@ fn wanted(definition: &str, order: &OfflineOrder) -> Result<Vec<Wanted>, Failure
     for disk in disks {
         let path = PathBuf::from(&disk.source);
         let copied = order.images.contains(&path);
+        if copied && disk.shareable {
+            let message = format!(
+                "{} may be used by several guests at once: it is not taken from them",
+                path.display()
+            );
+            return Err(Failure::new(Reason::ChecksFailed, message).with_remedy("put it on shared storage"));
+        }
         if disk.source.is_empty() || disk.source_type != "file" || all.iter().any(|known| known.path == path) {
             continue;
         }

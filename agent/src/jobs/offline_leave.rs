@@ -1,11 +1,12 @@
 //! Source, a guest that is shut off: forgotten before the destination is told, given back, or its files put away.
 //!
 //! ```text
-//!  all verified ──▶ HandedOver (fsync) ──▶ undefined here ──▶ images let go ──▶ call
+//!  all verified ──▶ HandedOver (fsync) ──▶ undefined here ──▶ call ──▶ verdict ──▶ images let go
 //! ```
 //!
 //! Promise: no call leaves while the guest can be started here, and none leaves where an image was changed after it was
-//! sent. If the process dies in between, the guest is startable nowhere until the hand-over is repeated or given back.
+//! sent. What was sent is held until somebody has decided: whoever defines the guest here again cannot start it. If the
+//! process dies in between, the guest is startable nowhere until the hand-over is repeated or given back.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +14,17 @@ use std::sync::Arc;
 use drover_proto::failure::{Failure, Reason};
 
 use super::hand_over::newer_here;
+use super::offline_begin::users;
 use super::outgoing::OutgoingJob;
 use super::{Jobs, Seen, errors};
+use crate::hypervisor::GuestFacts;
 use crate::journal::{Decision, Leaving, LeavingFile, OpenPage, Record, SourcePart, SourceState, Step, Verdict};
 use crate::offline::FileError;
+use crate::offline::calls::FileCall;
 use crate::offline::image::{Image, Mark};
-use crate::offline::places::Allowed;
+use crate::offline::image_lock::{self, Others};
+use crate::offline::outgoing::OfflineOutgoing;
+use crate::storage_directories::StorageDirectories;
 
 impl Jobs {
     /// HandedOver, then the definition goes. A repeat finds it gone.
@@ -29,75 +35,145 @@ impl Jobs {
     ) -> Result<Arc<Record>, Failure> {
         let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
         let (part, leaving) = offline_part(&record)?;
-        let offline = job.and_then(|job| job.offline());
-        let now = match part
-            .state
-            .hand_over(record.is_tombstoned(record.attempt), record.decision)?
-        {
+        let tombstoned = record.is_tombstoned(record.attempt);
+        let now = match part.state.hand_over(tombstoned, record.decision)? {
             Step::Already => Arc::clone(&record),
             Step::Write(state) => {
-                let not_held = || Failure::new(Reason::MigrationState, "the images are not held any more");
-                let offline = Arc::clone(offline.as_ref().ok_or_else(not_held)?);
-                let Seen::ShutOff(guest) = self.look(&record).await? else {
-                    let message = "the guest was started, or removed, while its files were sent";
-                    return Err(Failure::new(Reason::GuestBusy, message));
-                };
-                let began_with = leaving.original_xml.as_ref().or(part.inactive_xml.as_ref());
-                if guest.inactive_xml.as_ref() != began_with {
-                    let message = "the guest's definition was changed while its files were sent";
-                    return Err(Failure::new(Reason::GuestBusy, message));
-                }
-                if guest.managed_save || guest.snapshots > 0 {
-                    let message = "the guest was saved, or a snapshot was made, while its files were sent";
-                    return Err(Failure::new(Reason::GuestBusy, message));
-                }
-                let marks = blocking(move || offline.marks()).await?;
+                let marks = self.still_what_was_sent(&record, job).await?;
                 page.change(|record| write_sent(record, state, &marks)).await?
             }
         };
-        match self.look(&now).await? {
-            Seen::Unknown => {}
-            Seen::ShutOff(_) => {
-                let held = self.hold_as_sent(leaving_of(&now)?, offline.is_some()).await;
-                let _held = match held {
-                    Ok(held) => held,
-                    Err(failure) => return self.stays_here(page, &failure).await,
-                };
-                self.hypervisor.undefine(record.guest).await.map_err(errors::unsure)?;
-                // Where no image could be held somebody may have been quicker.
-                if let Seen::Another(_) | Seen::Ours(_) = self.look(&record).await? {
-                    self.define_again(&record, part, leaving).await?;
-                    return self.stays_here(page, &newer_here()).await;
-                }
-            }
-            Seen::Another(_) | Seen::Ours(_) => return self.stays_here(page, &newer_here()).await,
+        let seen = self.look(&now).await?;
+        let used = match &seen {
+            Seen::Unknown => None,
+            Seen::ShutOff(guest) => unlike_begun(guest, part, leaving),
+            Seen::Another(_) | Seen::Ours(_) => Some("it was started"),
+        };
+        if let Some(how) = used {
+            return self.stays_here(page, job, how).await;
         }
-        if let Some(offline) = offline {
-            offline.release();
+        if !self.hold_as_sent(&now, job, &seen).await? {
+            return self.stays_here(page, job, "one of its images was changed").await;
+        }
+        if let Seen::ShutOff(_) = seen {
+            self.hypervisor.undefine(record.guest).await.map_err(errors::unsure)?;
+            // Where no image could be held somebody may have been quicker.
+            if let Seen::Another(_) | Seen::Ours(_) = self.look(&record).await? {
+                self.define_again(&record, part, leaving).await?;
+                return self.stays_here(page, job, "it was started").await;
+            }
+        }
+        if let Some(offline) = self.outgoing_job(record.migration).and_then(|job| job.offline()) {
+            offline.release_shared();
         }
         Ok(now)
     }
 
+    /// Before HandedOver: what the images are, where neither they nor the guest were used while they were sent.
+    async fn still_what_was_sent(&self, record: &Record, job: Option<&OutgoingJob>) -> Result<Vec<Mark>, Failure> {
+        let (part, leaving) = offline_part(record)?;
+        let busy = |why: &str| Failure::new(Reason::GuestBusy, format!("{why} while the guest's files were sent"));
+        let held = job.and_then(|job| job.offline()).filter(|offline| offline.is_held());
+        let not_held = || Failure::new(Reason::MigrationState, "the images are not held any more");
+        let offline = held.ok_or_else(not_held)?;
+        let Seen::ShutOff(guest) = self.look(record).await? else {
+            return Err(busy("it was started, or removed,"));
+        };
+        if let Some(how) = unlike_begun(&guest, part, leaving) {
+            return Err(busy(how));
+        }
+        let marks = blocking(move || offline.as_sent()).await?;
+        marks.ok_or_else(|| busy("one of its images was changed"))
+    }
+
     /// What was sent is older than what is here: it is written down that it must not be used.
-    async fn stays_here(&self, page: &mut OpenPage, why: &Failure) -> Result<Arc<Record>, Failure> {
-        tracing::error!("the guest was used here after its files were sent: it stays ({why})");
+    async fn stays_here(
+        &self,
+        page: &mut OpenPage,
+        job: Option<&OutgoingJob>,
+        how: &str,
+    ) -> Result<Arc<Record>, Failure> {
+        tracing::error!("the guest stays: {how} after its files were sent");
         page.change(|record| {
             if let Some(part) = record.source_mut() {
                 part.ran_on = true;
             }
         })
         .await?;
+        // Its user may go on with it.
+        if let Some(offline) = job.and_then(OutgoingJob::offline) {
+            offline.release();
+        }
         Err(newer_here())
     }
 
-    /// The images, held until the definition is gone: by this agent since Begin, or again and unchanged.
-    async fn hold_as_sent(&self, leaving: &Leaving, is_held: bool) -> Result<Vec<Image>, Failure> {
-        if is_held {
-            return Ok(Vec::new());
+    /// While the destination is asked: a guest that runs again is stopped; one that was shut off stays gone.
+    pub(super) async fn stays_as_sent(&self, job: &OutgoingJob, record: &Record) -> Result<(), Failure> {
+        if record.is_offline() {
+            self.stay_gone(job).await
+        } else {
+            self.keep_still(record.migration).await
         }
-        let (allowed, files) = (self.allowed.clone(), leaving.files.clone());
-        let held = blocking(move || hold_again(&allowed, &files)).await?;
-        held.ok_or_else(newer_here)
+    }
+
+    /// Whoever defines the guest here again keeps it.
+    async fn stay_gone(&self, job: &OutgoingJob) -> Result<(), Failure> {
+        let mut page = self.lock(job.migration).await?;
+        let Some(record) = page.record().filter(|record| record.verdict().is_none()) else {
+            return Ok(());
+        };
+        match self.look(&record).await {
+            Ok(Seen::ShutOff(_) | Seen::Another(_) | Seen::Ours(_)) => {
+                self.stays_here(&mut page, Some(job), "it was defined here again")
+                    .await?;
+                Ok(())
+            }
+            // A libvirt that is away shows nothing; the images are held in any case.
+            Ok(Seen::Unknown) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether the images are what was sent. They are held then: by this agent since Begin, or again from now on.
+    async fn hold_as_sent(&self, record: &Record, job: Option<&OutgoingJob>, seen: &Seen) -> Result<bool, Failure> {
+        let leaving = offline_part(record)?.1;
+        let held = job.and_then(|job| job.offline()).filter(|offline| offline.is_held());
+        if let Some(offline) = held {
+            let now = blocking(move || offline.marks()).await?;
+            return Ok(now
+                .iter()
+                .map(Some)
+                .eq(leaving.files.iter().map(|file| file.mark.as_ref())));
+        }
+        let (allowed, files) = (self.storage.clone(), leaving.files.clone());
+        let images = match blocking(move || hold_again(&allowed, &files)).await? {
+            Again::Held(images) => images,
+            Again::Used => return Ok(false),
+            // The destination has the only ones.
+            Again::Gone if matches!(seen, Seen::Unknown) => return Ok(true),
+            Again::Gone => {
+                let message = "an image of the guest is not there any more, though it is defined here";
+                return Err(Failure::new(Reason::LibvirtUnavailable, message));
+            }
+        };
+        let handle = OfflineOutgoing::new(images, Vec::new(), self.gate.clone());
+        match job {
+            Some(job) => job.hold_offline(handle),
+            None => self.adopt(record).hold_offline(handle),
+        }
+        Ok(true)
+    }
+
+    /// After a start of the agent: nobody starts the guest from what was sent, while nobody has decided.
+    pub(super) async fn hold_left_images(&self, record: &Record) -> Result<(), Failure> {
+        if self.outgoing_job(record.migration).is_some() {
+            return Ok(());
+        }
+        let seen = self.look(record).await?;
+        if let Seen::Unknown | Seen::ShutOff(_) = seen {
+            // What was changed is found again when it is to be handed over.
+            self.hold_as_sent(record, None, &Seen::Unknown).await?;
+        }
+        Ok(())
     }
 
     async fn define_again(&self, record: &Record, part: &SourcePart, leaving: &Leaving) -> Result<(), Failure> {
@@ -120,8 +196,14 @@ impl Jobs {
         job: Option<&Arc<OutgoingJob>>,
     ) -> Result<(), Failure> {
         let handed_over = part.state == SourceState::HandedOver;
-        let gone = matches!(self.look(record).await?, Seen::Unknown);
-        if gone && handed_over && !self.has_later(record) {
+        let seen = self.look(record).await?;
+        let gone = matches!(seen, Seen::Unknown);
+        // Somebody may have started it as it was undefined: then it would be gone with its end.
+        let transient = match &seen {
+            Seen::Another(guest) | Seen::Ours(guest) => !guest.persistent,
+            Seen::ShutOff(_) | Seen::Unknown => false,
+        };
+        if (gone || transient) && handed_over && !self.has_later(record) {
             self.define_again(record, part, leaving).await?;
         }
         self.restore_autostart(record, part).await?;
@@ -148,27 +230,39 @@ impl Jobs {
         if self.has_later(record) {
             return;
         }
-        let (allowed, leaving, migration) = (self.allowed.clone(), leaving.clone(), record.migration);
-        let away = move || {
-            for file in leaving.files.iter().filter(|file| !file.stays) {
-                let suffix = format!(".moved-{migration}");
-                if let Err(error) = put_away(&allowed, file, &suffix, leaving.delete_source) {
-                    let path = file.spec.path.display();
-                    tracing::error!(migration_id = %migration, %error, "{path} stays as it is, though its guest has moved");
-                }
+        // It may have come back, and these may be its images again.
+        if !matches!(self.look(record).await, Ok(Seen::Unknown)) {
+            tracing::error!(migration_id = %record.migration, "the guest's files stay as they are: this host knows it again");
+            return;
+        }
+        let (migration, delete) = (record.migration, leaving.delete_source);
+        for file in leaving.files.iter().filter(|file| !file.stays).cloned() {
+            let path = file.spec.path.clone();
+            let suffix = format!(".moved-{migration}");
+            let work = move |allowed: &StorageDirectories| put_away(allowed, &file, &suffix, delete);
+            if let Err(error) = self.with_file(FileCall::PutAway, path.clone(), work).await {
+                let path = path.display();
+                tracing::error!(migration_id = %migration, %error, "{path} stays as it is, though its guest has moved");
             }
-        };
-        if let Err(error) = tokio::task::spawn_blocking(away).await {
-            tracing::error!(migration_id = %migration, %error, "files of a guest that has moved were not put away");
         }
     }
 }
 
-fn put_away(allowed: &Allowed, file: &LeavingFile, suffix: &str, delete: bool) -> Result<(), FileError> {
+fn put_away(allowed: &StorageDirectories, file: &LeavingFile, suffix: &str, delete: bool) -> Result<(), FileError> {
     let place = allowed.find(Path::new(&file.spec.path))?;
-    // Another file of this name came later.
-    if place.look()? != Some(file.identity) {
-        return Ok(());
+    let opened = match place.open_to_read() {
+        Ok(opened) => opened,
+        Err(FileError::Absent(_)) => return Ok(()),
+        Err(other) => return Err(other),
+    };
+    let error = |source| FileError::io(&file.spec.path, source);
+    // Held until it has its other name: nobody loses what he has open.
+    if !image_lock::hold(&opened, Others::None).map_err(error)? {
+        return Err(FileError::InUse(file.spec.path.clone()));
+    }
+    // It was used again, or another file has this name now.
+    if Some(Mark::of(&opened).map_err(error)?) != file.mark {
+        return Err(FileError::Changed(file.spec.path.clone()));
     }
     if delete {
         return place.remove();
@@ -176,21 +270,39 @@ fn put_away(allowed: &Allowed, file: &LeavingFile, suffix: &str, delete: bool) -
     place.rename_to(&place.beside(suffix)?)
 }
 
-/// None where one of them was changed.
-fn hold_again(allowed: &Allowed, files: &[LeavingFile]) -> Result<Option<Vec<Image>>, FileError> {
+/// What became of images that were sent.
+enum Again {
+    /// They are as they were, and nobody else can write to them.
+    Held(Vec<Image>),
+    /// Somebody uses one of them, or has changed it.
+    Used,
+    Gone,
+}
+
+fn hold_again(allowed: &StorageDirectories, files: &[LeavingFile]) -> Result<Again, FileError> {
     let mut held = Vec::new();
     for file in files {
-        let image = match Image::hold(allowed, &file.spec.path, &file.format) {
+        let image = match Image::hold(allowed, &file.spec.path, &file.format, users(file.stays)) {
             Ok(image) => image,
-            Err(FileError::InUse(_) | FileError::Absent(_)) => return Ok(None),
+            Err(FileError::InUse(_)) => return Ok(Again::Used),
+            Err(FileError::Absent(_)) => return Ok(Again::Gone),
             Err(other) => return Err(other),
         };
         if file.mark != Some(image.mark()?) {
-            return Ok(None);
+            return Ok(Again::Used);
         }
         held.push(image);
     }
-    Ok(Some(held))
+    Ok(Again::Held(held))
+}
+
+/// What was done with the guest since Begin, where that can be seen.
+fn unlike_begun(guest: &GuestFacts, part: &SourcePart, leaving: &Leaving) -> Option<&'static str> {
+    let began_with = leaving.original_xml.as_ref().or(part.inactive_xml.as_ref());
+    if guest.inactive_xml.as_ref() != began_with {
+        return Some("its definition was changed");
+    }
+    (guest.managed_save || guest.snapshots > 0).then_some("it was saved, or a snapshot was made,")
 }
 
 fn offline_part(record: &Record) -> Result<(&SourcePart, &Leaving), Failure> {
@@ -199,16 +311,12 @@ fn offline_part(record: &Record) -> Result<(&SourcePart, &Leaving), Failure> {
         .ok_or_else(|| Failure::internal("this host is not the source of a guest that is shut off"))
 }
 
-fn leaving_of(record: &Record) -> Result<&Leaving, Failure> {
-    Ok(offline_part(record)?.1)
-}
-
 fn write_sent(record: &mut Record, state: SourceState, marks: &[Mark]) {
     let Some(part) = record.source_mut() else { return };
     part.state = state;
     if let Some(leaving) = &mut part.offline {
         for (file, mark) in leaving.files.iter_mut().zip(marks) {
-            file.mark = Some(*mark);
+            file.mark = Some(mark.clone());
         }
     }
 }

@@ -3,21 +3,26 @@
 //! Nothing is made before the first connection comes. What was received stays while the migration is open: the next
 //! connection goes on from there.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::fault_points::{self, point};
-use drover_proto::ids::MigrationId;
+use drover_proto::ids::{GuestId, MigrationId};
 
 use super::incoming::{IncomingJob, call_log};
 use super::prepare::{PrepareAnswer, part_ticket};
+use super::restart::awaits_files;
 use super::{Jobs, errors, lock};
-use crate::hypervisor::Cookie;
-use crate::journal::{Coming, DestinationState, OpenPage};
-use crate::offline::partial;
-use crate::offline::places::Identity;
+use crate::hypervisor::{Cookie, GuestFacts};
+use crate::images::Identity;
+use crate::journal::{Coming, DestinationPart, DestinationState, OpenPage};
+use crate::offline::calls::FileCall;
+use crate::offline::partial::Names;
 use crate::offline::receive::Expected;
-use crate::offline::sink::{FileSink, Verified};
+use crate::offline::sink::{Begins, FileSink, Verified};
+use crate::offline::{FileError, partial};
+use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Registration;
 
 /// A source that is started anew needs longer than one that only has to connect.
@@ -26,7 +31,7 @@ const PATIENCE: u32 = 10;
 impl Jobs {
     /// Before anything is written down: names that are free, directories that may be used, space.
     pub(super) async fn refuse_files(&self, migration: MigrationId, coming: &Coming) -> Result<(), Failure> {
-        let (allowed, files) = (self.allowed.clone(), coming.files.clone());
+        let (allowed, files) = (self.storage.clone(), coming.files.clone());
         let checked = tokio::task::spawn_blocking(move || partial::check_room(&allowed, &files, migration)).await;
         let checked = checked.map_err(|error| Failure::internal(format!("a check broke off: {error}")))?;
         checked.map_err(|error| Failure::from(error).at_host(self.host.clone()))
@@ -48,10 +53,11 @@ impl Jobs {
         let writing = Arc::new(tokio::sync::Mutex::new(()));
         let expected = Expected {
             migration: record.migration,
-            allowed: self.allowed.clone(),
+            allowed: self.storage.clone(),
             files: coming.files.iter().map(|file| file.spec.clone()).collect(),
             group: self.sockets.group(),
             writing: Arc::clone(&writing),
+            gate: self.gate.clone(),
         };
         let tunnel = self.tunnel.register(Registration {
             migration: record.migration,
@@ -60,15 +66,59 @@ impl Jobs {
             source: part.peer.clone(),
             memory_socket: self.sockets.destination(record.migration),
             disks_socket: None,
-            files: Some(FileSink::new(expected, self.write_verified(record.migration))),
+            files: Some(FileSink::new(
+                expected,
+                self.write_begins(record.migration),
+                self.write_verified(record.migration),
+            )),
             valid_for: self.limits.ticket * PATIENCE,
         })?;
         let calls = call_log(&self.host, record.calls.clone());
         let job = Arc::new(IncomingJob::of_files(record.migration, calls, tunnel, writing));
         lock(&self.incoming).insert(record.migration, Arc::clone(&job));
-        self.expire_unused(&job, &record);
+        // What is whole may be the only copy by now: it waits for whoever decides.
+        if !coming.verified {
+            self.expire_unused(&job, &record);
+        }
         fault_points::reach(point::DESTINATION_PREPARED).await;
         Ok(answer)
+    }
+
+    /// From now on files are written to: what was verified is so no more.
+    fn write_begins(self: &Arc<Self>, migration: MigrationId) -> Arc<Begins> {
+        let jobs: Weak<Self> = Arc::downgrade(self);
+        Arc::new(move || {
+            let jobs = jobs.clone();
+            Box::pin(async move {
+                let gone = || Failure::new(Reason::NotServing, "the agent is being stopped");
+                let jobs = jobs.upgrade().ok_or_else(gone)?;
+                let writer = Arc::clone(&jobs);
+                let write = async move { writer.write_incomplete(migration).await };
+                jobs.detached(write).await
+            })
+        })
+    }
+
+    async fn write_incomplete(&self, migration: MigrationId) -> Result<(), Failure> {
+        let mut page = self.lock(migration).await?;
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let part = record.destination();
+        if !part.is_some_and(|part| awaits_files(&record, part.state)) {
+            let message = format!("this host's journal says {}", record.state_name());
+            return Err(Failure::new(Reason::MigrationState, message));
+        }
+        if part
+            .and_then(|part| part.offline.as_ref())
+            .is_some_and(|coming| coming.verified)
+        {
+            page.change(|record| {
+                if let Some(coming) = record.destination_mut().and_then(|part| part.offline.as_mut()) {
+                    coming.verified = false;
+                }
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// All files were read back from the disk: that is in the journal before the source hears of it.
@@ -98,7 +148,7 @@ impl Jobs {
             let coming = record.destination_mut().and_then(|part| part.offline.as_mut());
             if let Some(coming) = coming {
                 for (file, identity) in coming.files.iter_mut().zip(received) {
-                    file.identity = Some(*identity);
+                    file.identity = Some(identity.clone());
                 }
                 coming.verified = true;
             }
@@ -107,20 +157,45 @@ impl Jobs {
         Ok(())
     }
 
-    /// Verdict NeverRan: what came goes, under whatever name it is.
-    pub(super) async fn remove_files(&self, migration: MigrationId, coming: &Coming) -> Result<(), Failure> {
-        let (allowed, files) = (self.allowed.clone(), coming.files.clone());
-        let remove = move || {
-            let mut files = files.iter();
-            files.try_for_each(|file| partial::remove(&allowed, file, migration))
+    /// Work with one file, off the async threads. It is done to its end also where nobody waits for it.
+    pub(super) async fn with_file(
+        &self,
+        call: FileCall,
+        path: PathBuf,
+        work: impl FnOnce(&StorageDirectories) -> Result<(), FileError> + Send + 'static,
+    ) -> Result<(), FileError> {
+        let (allowed, broken) = (self.storage.clone(), path.clone());
+        let done = async {
+            let done = tokio::task::spawn_blocking(move || work(&allowed)).await;
+            done.unwrap_or_else(|error| Err(FileError::io(&broken, std::io::Error::other(error))))
         };
-        let removed = tokio::task::spawn_blocking(remove).await;
-        let removed = removed.map_err(|error| Failure::internal(format!("removing files broke off: {error}")))?;
-        removed.map_err(|error| Failure::new(Reason::ResourceExhausted, error.to_string()).at_host(self.host.clone()))
+        call.through(&self.gate, |stopped| FileError::io(&path, stopped.into()), done)
+            .await
+    }
+
+    /// Verdict NeverRan: what came goes. Where the guest may have been started from it, it stays.
+    pub(super) async fn remove_files(&self, migration: MigrationId, part: &DestinationPart) -> Result<(), Failure> {
+        let Some(coming) = &part.offline else { return Ok(()) };
+        let names = match part.state {
+            DestinationState::Waiting | DestinationState::Revoked | DestinationState::Failed => Names::All,
+            DestinationState::Finishing => Names::Partial,
+            DestinationState::Resuming | DestinationState::Ran => {
+                tracing::warn!(migration_id = %migration, "the guest's files stay: it may have been started from them");
+                return Ok(());
+            }
+        };
+        let failed =
+            |error: FileError| Failure::new(Reason::ResourceExhausted, error.to_string()).at_host(self.host.clone());
+        for file in coming.files.clone() {
+            let path = file.spec.path.clone();
+            let work = move |allowed: &StorageDirectories| partial::remove(allowed, &file, migration, names);
+            self.with_file(FileCall::Remove, path, work).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Defines the guest here; done where it is defined.
-    pub(super) async fn define_arrived(&self, guest: drover_proto::ids::GuestId, xml: &str) -> Result<bool, Failure> {
+    pub(super) async fn define_arrived(&self, guest: GuestId, name: &str, xml: &str) -> Result<bool, Failure> {
         let found = self.hypervisor.guest(guest).await.map_err(errors::unsure)?;
         if found.is_some() {
             return Ok(true);
@@ -129,6 +204,11 @@ impl Jobs {
         let found = self.hypervisor.guest(guest).await.map_err(errors::unsure)?;
         match (found, defined) {
             (Some(_), _) => Ok(true),
+            // libvirt does not say by its code that the name is taken.
+            (None, Err(error)) if self.has_name(name).await? => {
+                tracing::error!(%guest, %error, "another guest has its name here");
+                Ok(false)
+            }
             (None, Err(error)) => match error.class {
                 crate::hypervisor::ErrorClass::UserMustAct | crate::hypervisor::ErrorClass::Unfit => {
                     tracing::error!(%guest, %error, "libvirt does not take the definition");
@@ -145,5 +225,18 @@ impl Jobs {
                 "a definition is not there yet",
             )),
         }
+    }
+
+    async fn has_name(&self, name: &str) -> Result<bool, Failure> {
+        let found = self.hypervisor.guest_by_name(name).await.map_err(errors::unsure)?;
+        Ok(found.is_some())
+    }
+
+    /// Of which guest of this host the arriving one would take the place; it was not there when it was waited for.
+    pub(super) async fn in_the_way(&self, guest: GuestId, name: &str) -> Result<Option<String>, Failure> {
+        let same = self.hypervisor.guest(guest).await.map_err(errors::unsure)?;
+        let named = self.hypervisor.guest_by_name(name).await.map_err(errors::unsure)?;
+        let words = |found: GuestFacts| format!("this host has a guest {} named {} by now", found.id, found.name);
+        Ok(same.or(named).map(words))
     }
 }

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::fault_points::{self, point};
-use drover_proto::ids::{HostId, Ticket};
+use drover_proto::ids::{GuestId, HostId, Ticket};
 use drover_proto::trace::names::span;
 use tracing::Instrument;
 
 use super::fence::{Fence, Reference, Side, concerns};
 use super::incoming::{IncomingJob, call_log};
 use super::{Jobs, Seen, copies, errors, lock};
+use crate::guest_xml;
 use crate::hypervisor::{Cookie, CopiedDisks, GuestState, MigrateFlags, PrepareRequest};
 use crate::images::NewImage;
 use crate::journal::{
@@ -77,6 +78,11 @@ impl Jobs {
         if let Some(other) = self.undecided_other(guest, migration) {
             let message = format!("migration {} of this guest is undecided on this host", other.migration);
             return Err(Failure::new(Reason::GuestBusy, message));
+        }
+        for (field, xml) in [("xml", Some(&order.xml)), ("inactive_xml", order.inactive_xml.as_ref())] {
+            if let Some(xml) = xml.filter(|xml| !xml.is_empty()) {
+                of_this_guest(field, xml, guest, Some(&order.guest_name))?;
+            }
         }
         self.refuse_known_guest(&order).await?;
         match &order.offline {
@@ -287,4 +293,20 @@ fn destination_part(order: &PrepareOrder, ticket: Ticket) -> DestinationPart {
         arrival: None,
         offline: order.offline.clone().map(Coming::expected),
     }
+}
+
+/// A definition from the source must be of the guest that was ordered: under another UUID it would take another
+/// guest's place here.
+pub(super) fn of_this_guest(field: &str, xml: &str, guest: GuestId, name: Option<&str>) -> Result<(), Failure> {
+    let named = guest_xml::named(xml).map_err(|error| Failure::invalid(field, error.to_string()))?;
+    let same_guest = named.uuid.parse::<GuestId>().is_ok_and(|named| named == guest);
+    let same_name = name.is_none_or(|name| name == named.name);
+    if same_guest && same_name {
+        return Ok(());
+    }
+    let why = format!(
+        "it is the definition of {} ({}), not of {guest}",
+        named.name, named.uuid
+    );
+    Err(Failure::invalid(field, why))
 }

@@ -139,6 +139,8 @@ impl Jobs {
             Seen::Ours(guest) if guest.state.is_post_copy() => return Err(Forbidden::PostCopy.into()),
             // A guest that runs at its source because nothing was handed over counts as well: it ran twice.
             Seen::Ours(guest) => guest.state.runs(),
+            // One that moved shut off has no life that the journal could know.
+            Seen::Another(guest) if record.is_offline() && !self.has_later(record) => guest.state.runs(),
             Seen::Unknown | Seen::ShutOff(_) | Seen::Another(_) => false,
         };
         write_adopted(page, verdict, runs).await?;

@@ -9,6 +9,7 @@
 //! | source, Sending | anything | the controller aborts |
 //! | source, HandedOver, open | runs | suspended, and that is journaled |
 //! | source, HandedOver, open | stands still | its job lock is taken again |
+//! | source, HandedOver, open, shut off | anything | what was sent is held again |
 //! | source, verdict written, not carried out | anything | the controller repeats it |
 //! | destination, Waiting, Finishing | anything | the controller, or a repeated hand-over |
 //! | destination, Waiting for files | anything | waits again, with the same ticket |
@@ -104,6 +105,9 @@ impl Jobs {
 
     /// A copy that was handed over must stand still until somebody decides, and nothing else may resume it.
     async fn hold_source(self: &Arc<Self>, page: &mut OpenPage, record: &Record) -> Result<(), Failure> {
+        if record.is_offline() {
+            return self.hold_left_images(record).await;
+        }
         let Seen::Ours(guest) = self.look(record).await? else {
             return Ok(());
         };
@@ -156,7 +160,7 @@ impl Jobs {
 }
 
 /// The source's agent goes on with its copy by itself.
-fn awaits_files(record: &Record, state: DestinationState) -> bool {
+pub(super) fn awaits_files(record: &Record, state: DestinationState) -> bool {
     let undone = record.is_tombstoned(record.attempt);
     state == DestinationState::Waiting && record.decision == Decision::Open && !undone
 }

@@ -46,7 +46,10 @@ impl Jobs {
             let waiting = record
                 .destination()
                 .is_some_and(|part| matches!(part.state.revoke(), Ok(Step::Write(_))));
-            waiting && record.attempt == reference.attempt
+            // What is whole may be the only copy.
+            let whole = record.destination().and_then(|part| part.offline.as_ref());
+            let whole = whole.is_some_and(|coming| coming.verified);
+            waiting && !whole && record.attempt == reference.attempt
         };
         // It may have been reached while the lock was awaited.
         let reached = self

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use drover_proto::failure::{Failure, Reason};
 
 use super::fence::{Fence, Reference, Side, concerns};
+use super::prepare::of_this_guest;
 use super::resolve::By;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::{ErrorClass, GuestFacts};
@@ -139,13 +140,14 @@ impl Jobs {
             // The guest was not known here when Prepare was asked for: a definition now is this migration's.
             if let Seen::ShutOff(_) = self.look(&record).await?
                 && !self.has_later(&record)
+                && defines_before(&record)
             {
                 self.hypervisor.undefine(record.guest).await.map_err(errors::unsure)?;
             }
         }
         self.remove_images(&record).await?;
-        if let Some(coming) = record.destination().and_then(|part| part.offline.as_ref()) {
-            self.remove_files(record.migration, coming).await?;
+        if let Some(part) = record.destination() {
+            self.remove_files(record.migration, part).await?;
         }
         self.sockets.remove(record.migration).await?;
         page.change(|record| record.decision = Decision::Settled(Verdict::NeverRan))
@@ -236,14 +238,36 @@ impl Jobs {
     }
 }
 
+/// Whether a definition that is here may be this migration's: of a guest that is shut off there is none before it was
+/// told to finish, and somebody else may have made one.
+fn defines_before(record: &Record) -> bool {
+    record.destination().is_some_and(|part| match part.state {
+        DestinationState::Waiting | DestinationState::Revoked => part.offline.is_none(),
+        DestinationState::Finishing | DestinationState::Failed | DestinationState::Resuming | DestinationState::Ran => {
+            true
+        }
+    })
+}
+
 /// The source's word about the definition, in the journal before it is acted upon.
 async fn take_news(page: &mut OpenPage, news: News) -> Result<(), Failure> {
+    let guest = page.record().map(|record| record.guest);
+    // Another guest's would take that one's place here.
+    let foreign = match (&news.inactive_xml, guest) {
+        (Some(xml), Some(guest)) => of_this_guest("definition", xml, guest, None).err(),
+        (None, _) | (_, None) => None,
+    };
     page.change(|record| {
         if let Some(part) = record.destination_mut()
             && part.definition == DefinitionNews::AsSent
         {
-            part.definition = DefinitionNews::Changed;
-            part.inactive_xml = news.inactive_xml;
+            match foreign {
+                Some(failure) => part.definition = DefinitionNews::NotTaken(failure.to_string()),
+                None => {
+                    part.definition = DefinitionNews::Changed;
+                    part.inactive_xml = news.inactive_xml;
+                }
+            }
         }
     })
     .await?;

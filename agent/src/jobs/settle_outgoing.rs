@@ -248,6 +248,9 @@ impl Jobs {
             self.confirm(&record, part, &kept, cookie).await?;
         }
         if let Some(job) = self.outgoing_job(record.migration) {
+            if let Some(offline) = job.offline() {
+                offline.release();
+            }
             job.let_go();
         }
         self.forget_definition(&record, part).await?;

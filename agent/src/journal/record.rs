@@ -9,11 +9,10 @@ use uuid::Uuid;
 
 use super::state::{Decision, DestinationState, SourceState, Verdict};
 use crate::hypervisor::{Cookie, GuestState, Incarnation, MigrateFlags};
-use crate::images::{CopiedImage, MadeImage};
+use crate::images::{CopiedImage, Identity, MadeImage};
 use crate::offline::FileSpec;
 use crate::offline::image::Mark;
 use crate::offline::partial::Arriving;
-use crate::offline::places::Identity;
 
 /// One migration, as one agent has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,8 +7,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::places::{Allowed, Identity};
-use super::{FileError, FileSpec, image_lock};
+use super::image_lock::{self, Others};
+use super::{FileError, FileSpec};
+use crate::images::Identity;
+use crate::storage_directories::StorageDirectories;
 
 /// Permissions of an image: never those of others.
 const MODE: u32 = 0o660;
@@ -21,22 +23,21 @@ pub struct Image {
     pub identity: Identity,
 }
 
-/// What changes with every write to a file, and with every change of its owner or name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What changes with every write to a file; not with its owner, which libvirt changes, nor with its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     identity: Identity,
     size: u64,
-    /// Of its content and of its inode: seconds and nanoseconds.
+    /// Seconds and nanoseconds.
     modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 impl Image {
-    /// Opens it and keeps writers away. `InUse` where one is there.
-    pub fn hold(allowed: &Allowed, path: &Path, format: &str) -> Result<Self, FileError> {
+    /// Opens it and keeps writers away. `InUse` where somebody has it open who may not.
+    pub fn hold(allowed: &StorageDirectories, path: &Path, format: &str, others: Others) -> Result<Self, FileError> {
         // It gets another name here in the end, or goes.
         allowed.find(path)?.may_change()?;
-        let file = lock(allowed, path)?;
+        let file = lock(allowed, path, others)?;
         let error = |source| FileError::io(path, source);
         refuse_chain(&file, path, format)?;
         let found = file.metadata().map_err(error)?;
@@ -46,27 +47,31 @@ impl Image {
             allocated: found.blocks().saturating_mul(512),
             mode: found.mode() & MODE,
         };
-        let identity = Identity::of(&file).map_err(error)?;
+        let identity = Identity::of_open(&file).map_err(error)?;
         Ok(Self { file, spec, identity })
     }
 
     /// What it is now.
     pub fn mark(&self) -> Result<Mark, FileError> {
-        let found = self.file.metadata();
-        let found = found.map_err(|source| FileError::io(&self.spec.path, source))?;
-        Ok(Mark {
-            identity: self.identity,
+        Mark::of(&self.file).map_err(|source| FileError::io(&self.spec.path, source))
+    }
+}
+
+impl Mark {
+    pub fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        Ok(Self {
+            identity: Identity::from_metadata(&found),
             size: found.len(),
             modified: (found.mtime(), found.mtime_nsec()),
-            changed: (found.ctime(), found.ctime_nsec()),
         })
     }
 }
 
 /// Opens a file and keeps writers away until it is closed.
-pub fn lock(allowed: &Allowed, path: &Path) -> Result<File, FileError> {
+pub fn lock(allowed: &StorageDirectories, path: &Path, others: Others) -> Result<File, FileError> {
     let file = allowed.find(path)?.open_to_read()?;
-    match image_lock::hold(&file) {
+    match image_lock::hold(&file, others) {
         Ok(true) => Ok(file),
         Ok(false) => Err(FileError::InUse(path.to_owned())),
         Err(source) => Err(FileError::io(path, source)),

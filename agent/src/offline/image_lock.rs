@@ -21,13 +21,25 @@ const WRITE: i64 = 1;
 const WRITE_UNCHANGED: i64 = 2;
 const RESIZE: i64 = 3;
 
-/// Keeps writers away until the file is closed. False: one is there. Blocks nowhere.
-pub fn hold(file: &File) -> io::Result<bool> {
+/// Who else may have the image open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Those that only read.
+    Read,
+    /// Nobody: it gets another name, or goes.
+    None,
+}
+
+/// Keeps writers away until the file is closed. False: somebody is there who may not. Blocks nowhere.
+pub fn hold(file: &File, others: Others) -> io::Result<bool> {
     let writing = [WRITE, WRITE_UNCHANGED, RESIZE];
     // First said, then looked: of two that do so at the same time at least one sees the other.
     set(file, USED + CONSISTENT_READ)?;
     for permission in writing {
         set(file, NOT_SHARED + permission)?;
+    }
+    if others == Others::None {
+        return Ok(are_free(file, USED, 2 * NOT_SHARED - USED)?);
     }
     let mut free = is_free(file, NOT_SHARED + CONSISTENT_READ)?;
     for permission in writing {
@@ -54,7 +66,15 @@ fn set(file: &File, at: i64) -> io::Result<()> {
 
 /// Whether nobody else has locked this byte, in whatever way.
 fn is_free(file: &File, at: i64) -> Result<bool, Errno> {
-    let mut found = byte(libc::F_WRLCK, at);
+    are_free(file, at, 1)
+}
+
+/// The same for so many bytes.
+fn are_free(file: &File, at: i64, bytes: i64) -> Result<bool, Errno> {
+    let mut found = libc::flock {
+        l_len: bytes,
+        ..byte(libc::F_WRLCK, at)
+    };
     fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut found))?;
     Ok(i32::from(found.l_type) == libc::F_UNLCK)
 }
@@ -70,13 +90,14 @@ mod tests {
         std::fs::write(&path, b"x").unwrap();
         let open = || File::open(&path).unwrap();
         let (first, second) = (open(), open());
-        assert!(hold(&first).unwrap());
-        assert!(hold(&second).unwrap(), "two that only read");
+        assert!(hold(&first, Others::None).unwrap());
+        assert!(hold(&second, Others::Read).unwrap(), "two that only read");
+        assert!(!hold(&second, Others::None).unwrap(), "and one that wants it alone");
         let writer = open();
         set(&writer, USED + WRITE).unwrap();
-        assert!(!hold(&first).unwrap());
+        assert!(!hold(&first, Others::Read).unwrap());
         drop(writer);
-        assert!(hold(&first).unwrap());
+        assert!(hold(&first, Others::Read).unwrap());
         assert!(
             !is_free(&open(), NOT_SHARED + WRITE).unwrap(),
             "a QEMU that comes now sees that it may not write"

@@ -12,6 +12,7 @@
 //! nothing that was there before is overwritten. Who may start the guest is the journal's business (`jobs/`).
 
 pub mod blocks;
+pub mod calls;
 pub mod image;
 pub mod image_lock;
 pub mod outgoing;
@@ -33,6 +34,9 @@ use serde::{Deserialize, Serialize};
 
 /// What is hashed, sent and repeated at once, in bytes.
 pub const BLOCK: usize = 1 << 20;
+
+/// No file that is copied is larger, in bytes: both sides remember 32 bytes of each block.
+pub const LARGEST: u64 = 1 << 44;
 
 /// A file that is sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +67,8 @@ pub enum FileError {
     Kind(PathBuf),
     #[error("{path} is in use by another process", path = .0.display())]
     InUse(PathBuf),
+    #[error("{path} was changed after it was sent", path = .0.display())]
+    Changed(PathBuf),
     #[error("{path} has a backing file or a data file ({what})", path = path.display())]
     Chain { path: PathBuf, what: String },
     #[error("there is no space for {path}: {needed} bytes are needed, {free} are free", path = path.display())]
@@ -93,6 +99,7 @@ impl FileError {
             Self::Link(_) => "name the directory that it really lies in, in the guest's definition and in agent.toml",
             Self::Absent(_) => "see whether its storage is mounted",
             Self::Exists(_) => "move what is there out of the way, if nobody needs it",
+            Self::Changed(_) => "see who uses it",
             Self::InUse(_) => "end what uses it (a guest, qemu-nbd, a backup), then try again",
             Self::Chain { .. } => "flatten it while the guest is off: `qemu-img convert`, or `qemu-img rebase -b ''`",
             Self::Space { .. } => "make room, or choose another destination",
@@ -114,6 +121,7 @@ impl From<FileError> for Failure {
             | FileError::Absent(_)
             | FileError::Exists(_)
             | FileError::Kind(_)
+            | FileError::Changed(_)
             | FileError::Chain { .. }
             | FileError::Denied { .. }
             | FileError::Io { .. } => Reason::StorageUnusable,

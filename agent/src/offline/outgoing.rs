@@ -5,16 +5,18 @@
 
 use std::fs::File;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use drover_proto::failure::Failure;
 use tokio_util::sync::CancellationToken;
 
+use super::calls::{FileCall, Stopped};
 use super::image::{Image, Mark};
 use super::send::{Progress, SendError, send};
 use super::{FileError, FileSpec};
+use crate::gate::Gate;
 use crate::hypervisor::{Begun, Cookie, ErrorClass, HypervisorError, JobStats, Outgoing, PerformRequest, Result};
 use crate::tunnel::{Carrier, Pace, TunnelError};
 
@@ -33,11 +35,15 @@ pub const FILES: &str = "FILES";
 #[derive(Debug)]
 pub struct OfflineOutgoing {
     begun: Begun,
-    held: Mutex<Held>,
+    /// None once it was let go.
+    held: Mutex<Option<Held>>,
+    /// What the images were when they began to be sent, the last time.
+    sent: Mutex<Vec<Mark>>,
     target: OnceLock<(Carrier, Pace)>,
     progress: Progress,
     started: OnceLock<Instant>,
     cut: CancellationToken,
+    gate: Gate,
 }
 
 /// Everything that keeps others from starting the guest.
@@ -45,26 +51,29 @@ pub struct OfflineOutgoing {
 struct Held {
     images: Vec<Arc<Image>>,
     /// Those that stay where they are: their locks are what counts.
-    _others: Vec<File>,
+    others: Vec<File>,
 }
 
 impl OfflineOutgoing {
-    pub fn new(images: Vec<Image>, others: Vec<File>) -> Self {
+    pub fn new(images: Vec<Image>, others: Vec<File>, gate: Gate) -> Self {
         Self {
             begun: Begun::default(),
-            held: Mutex::new(Held {
+            held: Mutex::new(Some(Held {
                 images: images.into_iter().map(Arc::new).collect(),
-                _others: others,
-            }),
+                others,
+            })),
+            sent: Mutex::default(),
             target: OnceLock::new(),
             progress: Progress::default(),
             started: OnceLock::new(),
             cut: CancellationToken::new(),
+            gate,
         }
     }
 
     fn images(&self) -> Vec<Arc<Image>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).images.clone()
+        let held = lock(&self.held);
+        held.as_ref().map(|held| held.images.clone()).unwrap_or_default()
     }
 
     /// What is sent, in order.
@@ -77,6 +86,12 @@ impl OfflineOutgoing {
         self.images().iter().map(|image| image.mark()).collect()
     }
 
+    /// What they are now, where they are still what was sent. Blocks for a moment.
+    pub fn as_sent(&self) -> std::result::Result<Option<Vec<Mark>>, FileError> {
+        let now = self.marks()?;
+        Ok((*lock(&self.sent) == now).then_some(now))
+    }
+
     /// Where to; the first word counts.
     pub fn aim(&self, carrier: Carrier, pace: Pace) {
         let _ = self.target.set((carrier, pace));
@@ -84,7 +99,19 @@ impl OfflineOutgoing {
 
     /// Lets go of the images.
     pub fn release(&self) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Held::default();
+        *lock(&self.held) = None;
+    }
+
+    /// Lets go of what stays where it is, and keeps what was copied: the destination may use the former.
+    pub fn release_shared(&self) {
+        if let Some(held) = lock(&self.held).as_mut() {
+            held.others.clear();
+        }
+    }
+
+    /// Whether nobody else can use what was copied.
+    pub fn is_held(&self) -> bool {
+        lock(&self.held).is_some()
     }
 
     pub fn wire_bytes(&self) -> u64 {
@@ -102,6 +129,7 @@ impl OfflineOutgoing {
         let (mut pause, mut repeats) = (FIRST_PAUSE, 0);
         let (mut moved_at, mut moved) = (Instant::now(), self.wire_bytes());
         loop {
+            *lock(&self.sent) = self.marks()?;
             let why = match carrier.deliver_files().await {
                 Ok(stream) => match send(stream, images, pace, &self.progress).await {
                     Ok(()) => return Ok(()),
@@ -137,6 +165,10 @@ impl OfflineOutgoing {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn error(class: ErrorClass, code: &str, message: &(impl ToString + ?Sized)) -> HypervisorError {
     HypervisorError {
         class,
@@ -160,7 +192,9 @@ impl Outgoing for OfflineOutgoing {
     async fn perform(&self, _: PerformRequest) -> Result<Cookie> {
         self.started.get_or_init(Instant::now);
         let images = self.images();
-        let copied = self.cut.run_until_cancelled(self.copy(&images)).await;
+        let stopped = |stopped: Stopped| error(ErrorClass::Ambiguous, FILES, &std::io::Error::from(stopped));
+        let copy = FileCall::Send.through(&self.gate, stopped, self.copy(&images));
+        let copied = self.cut.run_until_cancelled(copy).await;
         copied.unwrap_or_else(|| Err(error(ErrorClass::Aborted, "ABORTED", "the copy was stopped")))?;
         Ok(Cookie::default())
     }

@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 
 use super::blocks::{Blocks, Hash, Whole, count, is_zero, length};
-use super::places::{Allowed, Identity, Place};
+use super::places::Place;
 use super::{BLOCK, FileError, FileSpec};
+use crate::images::Identity;
+use crate::storage_directories::StorageDirectories;
 
 /// What is all zeros within a block stays a hole in pieces of this size.
 const PIECE: usize = 4096;
@@ -44,14 +46,14 @@ fn suffix(migration: MigrationId) -> String {
     format!(".drover-partial-{migration}")
 }
 
-fn places(allowed: &Allowed, path: &Path, migration: MigrationId) -> Result<(Place, Place), FileError> {
+fn places(allowed: &StorageDirectories, path: &Path, migration: MigrationId) -> Result<(Place, Place), FileError> {
     let place = allowed.find(path)?;
     let partial = place.beside(&suffix(migration))?;
     Ok((place, partial))
 }
 
 /// Refuses what could not be received: a name that is taken, a directory that may not be written to, too little space.
-pub fn check_room(allowed: &Allowed, files: &[Arriving], migration: MigrationId) -> Result<(), FileError> {
+pub fn check_room(allowed: &StorageDirectories, files: &[Arriving], migration: MigrationId) -> Result<(), FileError> {
     let mut needs: Vec<(u64, u64, Place)> = Vec::new();
     for Arriving { spec, .. } in files {
         let (place, partial) = places(allowed, &spec.path, migration)?;
@@ -85,7 +87,7 @@ pub fn check_room(allowed: &Allowed, files: &[Arriving], migration: MigrationId)
 impl Partial {
     /// Makes it, or goes on with what an earlier connection left: all of that is read again.
     pub fn open(
-        allowed: &Allowed,
+        allowed: &StorageDirectories,
         spec: &FileSpec,
         migration: MigrationId,
         group: Option<u32>,
@@ -99,17 +101,18 @@ impl Partial {
             Err(other) => return Err(other),
         };
         file.set_len(spec.size).map_err(error)?;
-        if is_new {
-            if let Some(group) = group
-                && let Err(error) = fchown(&file, None, Some(group))
-            {
+        // Also of one that is there: whoever made it may have died before it had them.
+        let mut mode = spec.mode | 0o600;
+        if let Some(group) = group {
+            // Where libvirt is told to leave owners alone the group has to do.
+            mode |= 0o060;
+            if let Err(error) = fchown(&file, None, Some(group)) {
                 tracing::debug!(%error, "a new image keeps the agent's group");
             }
-            // What was there for everybody at the source is not, here: libvirt gives it to QEMU.
-            let mode = PermissionsExt::from_mode(spec.mode | 0o600);
-            file.set_permissions(mode).map_err(error)?;
-            place.sync()?;
         }
+        // What was there for everybody at the source is not, here: libvirt gives it to QEMU.
+        file.set_permissions(PermissionsExt::from_mode(mode)).map_err(error)?;
+        place.sync()?;
         let known = if is_new {
             None
         } else {
@@ -196,10 +199,11 @@ impl Partial {
             tracing::debug!(%errno, "a file that was received is read from the page cache");
         }
         let mut whole = Whole::new(self.spec.size);
-        for hash in hashes(&self.file, self.spec.size).map_err(error)? {
-            whole.add(&hash);
+        let mut blocks = Blocks::new(&self.file, self.spec.size);
+        for block in 0..self.blocks() {
+            whole.add(&blocks.read(block).map_err(error)?.1);
         }
-        let identity = Identity::of(&self.file).map_err(error)?;
+        let identity = Identity::of_open(&self.file).map_err(error)?;
         let (flush_ms, read_back_ms) = (flushed.as_millis(), (began.elapsed() - flushed).as_millis());
         let path = self.place.path().display();
         tracing::info!(%path, flush_ms, read_back_ms, "a file has reached the disk and was read back");
@@ -213,20 +217,42 @@ fn hashes(file: &File, size: u64) -> io::Result<Vec<Hash>> {
 }
 
 /// Gives what was verified its name. A repeat finds it there.
-pub fn put_in_place(allowed: &Allowed, arriving: &Arriving, migration: MigrationId) -> Result<(), FileError> {
+pub fn put_in_place(
+    allowed: &StorageDirectories,
+    arriving: &Arriving,
+    migration: MigrationId,
+) -> Result<(), FileError> {
     let (place, partial) = places(allowed, &arriving.spec.path, migration)?;
-    let ours = arriving.identity;
-    if ours.is_some() && place.look()? == ours {
+    let ours = &arriving.identity;
+    if ours.is_some() && place.look()? == *ours {
+        // Where a name is given by a link, the first one may be left.
+        if partial.look()? == *ours {
+            partial.remove()?;
+        }
         return Ok(());
     }
     match partial.look()? {
-        Some(found) if Some(found) == ours => partial.rename_to(&place),
+        Some(found) if Some(&found) == ours.as_ref() => partial.rename_to(&place),
         Some(_) | None => Err(FileError::Absent(partial.path().to_owned())),
     }
 }
 
-/// Removes what this migration made here, whatever its name is by now. Absent is done.
-pub fn remove(allowed: &Allowed, arriving: &Arriving, migration: MigrationId) -> Result<(), FileError> {
+/// Under which names it may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// Its own, too: it was never the guest's.
+    All,
+    /// Only the one that it has until it is whole.
+    Partial,
+}
+
+/// Removes what this migration made here. Absent is done.
+pub fn remove(
+    allowed: &StorageDirectories,
+    arriving: &Arriving,
+    migration: MigrationId,
+    names: Names,
+) -> Result<(), FileError> {
     let found = places(allowed, &arriving.spec.path, migration);
     let (place, partial) = match found {
         Ok(places) => places,
@@ -235,6 +261,9 @@ pub fn remove(allowed: &Allowed, arriving: &Arriving, migration: MigrationId) ->
         Err(other) => return Err(other),
     };
     partial.remove()?;
+    if names == Names::Partial {
+        return Ok(());
+    }
     if arriving.identity.is_some() && place.look().ok().flatten() == arriving.identity {
         place.remove()?;
     }

@@ -6,26 +6,17 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
-use nix::sys::stat::{Mode, SFlag, fstatat};
+use nix::sys::stat::Mode;
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, linkat, unlinkat};
 
 use super::FileError;
-
-/// The directories in which files of guests may be used.
-#[derive(Clone, Debug, Default)]
-pub struct Allowed {
-    directories: Arc<Vec<PathBuf>>,
-    /// Where all of them lie; none: `/`.
-    root: Option<Arc<PathBuf>>,
-}
+use crate::images::Identity;
+use crate::storage_directories::StorageDirectories;
 
 /// A name in a directory that was found beneath an allowed one.
 #[derive(Debug)]
@@ -35,48 +26,7 @@ pub struct Place {
     path: PathBuf,
 }
 
-/// One file, whatever its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Identity {
-    pub device: u64,
-    pub inode: u64,
-}
-
-impl Identity {
-    pub fn of(file: &File) -> io::Result<Self> {
-        let found = file.metadata()?;
-        Ok(Self {
-            device: found.dev(),
-            inode: found.ino(),
-        })
-    }
-}
-
-impl Allowed {
-    pub fn new(directories: Vec<PathBuf>) -> Self {
-        Self {
-            directories: Arc::new(directories),
-            root: None,
-        }
-    }
-
-    /// The same, with this folder in place of `/`: two hosts in one file system have a root each.
-    pub fn beneath(root: PathBuf, directories: Vec<PathBuf>) -> Self {
-        Self {
-            root: Some(Arc::new(root)),
-            ..Self::new(directories)
-        }
-    }
-
-    /// Where an allowed directory really is.
-    fn open(&self, directory: &Path) -> Result<File, FileError> {
-        let real = match (&self.root, directory.strip_prefix("/")) {
-            (Some(root), Ok(rest)) => root.join(rest),
-            (Some(_), Err(_)) | (None, _) => directory.to_owned(),
-        };
-        File::open(real).map_err(|source| FileError::io(directory, source))
-    }
-
+impl StorageDirectories {
     /// Finds the directory of a path. The file itself need not be there.
     pub fn find(&self, path: &Path) -> Result<Place, FileError> {
         let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
@@ -86,17 +36,12 @@ impl Allowed {
         let Some(name) = name.filter(|_| path.components().all(plain)) else {
             return Err(FileError::Path(path.to_owned()));
         };
-        let beneath = self
-            .directories
-            .iter()
-            .filter_map(|root| Some((root, path.strip_prefix(root).ok()?)));
-        // The deepest one: what lies between it and another one may be a link there.
-        let Some((root, rest)) = beneath.max_by_key(|(root, _)| root.components().count()) else {
+        let Some((root, between)) = path.parent().and_then(|folder| self.root(folder)) else {
             return Err(FileError::Outside(path.to_owned()));
         };
         let error = |errno: Errno| FileError::io(path, errno.into());
-        let folder = self.open(root)?;
-        let between = rest.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let folder = File::open(root).map_err(|source| FileError::io(path, source))?;
+        let between = Some(between).filter(|between| !between.as_os_str().is_empty());
         let how = how(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
         let parent = openat2(folder.as_fd(), between.unwrap_or(Path::new(".")), how).map_err(error)?;
         Ok(Place {
@@ -109,9 +54,14 @@ impl Allowed {
 
 fn how(flags: OFlag) -> OpenHow {
     let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    // A pipe or a device is not waited for.
+    // A pipe or a device is not waited for; nor is it opened where only its name is looked at.
+    let patient = if flags.contains(OFlag::O_PATH) {
+        OFlag::empty()
+    } else {
+        OFlag::O_NONBLOCK
+    };
     OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .flags(flags | OFlag::O_CLOEXEC | patient)
         .resolve(resolve)
 }
 
@@ -164,14 +114,12 @@ impl Place {
 
     /// What has this name now; none where nothing has it.
     pub fn look(&self) -> Result<Option<Identity>, FileError> {
-        match fstatat(self.parent.as_fd(), self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(found) if SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFLNK => {
-                Err(FileError::Link(self.path.clone()))
+        match openat2(self.parent.as_fd(), self.name.as_os_str(), how(OFlag::O_PATH)) {
+            Ok(found) => {
+                let found = File::from(found).metadata();
+                let found = found.map_err(|source| FileError::io(&self.path, source))?;
+                Ok(Some(Identity::from_metadata(&found)))
             }
-            Ok(found) => Ok(Some(Identity {
-                device: found.st_dev,
-                inode: found.st_ino,
-            })),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(self.error(errno)),
         }

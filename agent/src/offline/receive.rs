@@ -1,6 +1,7 @@
 //! Destination: receives files over one connection, each into its partial file, and reads each again from the disk.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use drover_proto::ids::MigrationId;
@@ -9,11 +10,14 @@ use tokio::sync::mpsc;
 use tokio::time::{interval, timeout};
 
 use super::blocks::{Hash, hash, unpack};
+use super::calls::{FileCall, Stopped};
 use super::partial::Partial;
-use super::places::{Allowed, Identity};
 use super::send::{BUSY, SILENCE};
 use super::wire::{self, Frame, MOST_HASHES};
 use super::{FileError, FileSpec};
+use crate::gate::Gate;
+use crate::images::Identity;
+use crate::storage_directories::StorageDirectories;
 
 /// Blocks that wait for the disk.
 const AHEAD: usize = 8;
@@ -22,12 +26,14 @@ const AHEAD: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Expected {
     pub migration: MigrationId,
-    pub allowed: Allowed,
+    pub allowed: StorageDirectories,
     pub files: Vec<FileSpec>,
     /// QEMU's group; `None` leaves the agent's own.
     pub group: Option<u32>,
     /// Held while a file is written: a connection that was cut may not have come to its end.
     pub writing: Arc<tokio::sync::Mutex<()>>,
+    /// Open but in a simulation.
+    pub gate: Gate,
 }
 
 /// Why a connection came to its end too early.
@@ -80,12 +86,21 @@ async fn busy<T: Send + 'static>(
     stream: &mut (impl AsyncWrite + Unpin),
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ReceiveError> {
-    let mut working = tokio::task::spawn_blocking(work);
+    let done = meanwhile(stream, tokio::task::spawn_blocking(work)).await?;
+    done.map_err(|error| io::Error::other(error).into())
+}
+
+/// Tells the source now and then that something is being waited for.
+async fn meanwhile<T>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    work: impl Future<Output = T>,
+) -> Result<T, ReceiveError> {
+    let mut work = pin!(work);
     let mut tick = interval(BUSY);
     tick.tick().await;
     loop {
         tokio::select! {
-            done = &mut working => return done.map_err(|error| io::Error::other(error).into()),
+            done = &mut work => return Ok(done),
             _ = tick.tick() => {
                 wire::write(stream, &Frame::Busy).await?;
             }
@@ -112,7 +127,12 @@ where
         let Some(spec) = spec.filter(|spec| right && spec.size == size) else {
             return Err(ReceiveError::Protocol("another file than was announced"));
         };
-        received.push(receive_file(stream, expected, spec).await?);
+        let stopped = |stopped: Stopped| match stopped {
+            Stopped::Refused => FileError::io(&spec.path, stopped.into()).into(),
+            Stopped::Lost => ReceiveError::Cut(stopped.into()),
+        };
+        let receive = receive_file(stream, expected, spec);
+        received.push(FileCall::Receive.through(&expected.gate, stopped, receive).await?);
     }
 }
 
@@ -127,7 +147,8 @@ where
         writing,
         ..
     } = expected.clone();
-    let turn = writing.lock_owned().await;
+    // A former connection may still read all of its file again.
+    let turn = meanwhile(stream, writing.lock_owned()).await?;
     let announced = spec.clone();
     let opened = busy(stream, move || {
         Partial::open(&allowed, &announced, migration, group, turn)

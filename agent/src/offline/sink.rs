@@ -11,20 +11,23 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::places::Identity;
 use super::receive::{Expected, ReceiveError, receive};
 use super::wire::{self, Frame};
+use crate::images::Identity;
 
 /// A refusal is read by the other side within this time, or it is gone.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Writes down that all files were verified, before the source is told.
 pub type Verified = dyn Fn(Vec<Identity>) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync;
+/// Writes down that files are written to from now on, or refuses that.
+pub type Begins = dyn Fn() -> BoxFuture<'static, Result<(), Failure>> + Send + Sync;
 
 /// Where the files of one migration go.
 #[derive(Clone)]
 pub struct FileSink {
     expected: Arc<Expected>,
+    begins: Arc<Begins>,
     verified: Arc<Verified>,
     turn: Arc<Turn>,
 }
@@ -43,9 +46,10 @@ impl fmt::Debug for FileSink {
 }
 
 impl FileSink {
-    pub fn new(expected: Expected, verified: Arc<Verified>) -> Self {
+    pub fn new(expected: Expected, begins: Arc<Begins>, verified: Arc<Verified>) -> Self {
         Self {
             expected: Arc::new(expected),
+            begins,
             verified,
             turn: Arc::default(),
         }
@@ -62,9 +66,11 @@ impl FileSink {
             std::mem::replace(&mut *newest, mine.clone())
         };
         former.cancel();
-        let _turn = self.turn.writing.lock().await;
-        let mut stream = BufStream::with_capacity(256 * 1024, 64 * 1024, stream);
         let cut = || Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into());
+        let Some(_turn) = mine.run_until_cancelled(self.turn.writing.lock()).await else {
+            return cut();
+        };
+        let mut stream = BufStream::with_capacity(256 * 1024, 64 * 1024, stream);
         let served = mine.run_until_cancelled(self.serve_alone(&mut stream)).await;
         let result = served.unwrap_or_else(cut);
         if let Err(error) = &result
@@ -80,9 +86,10 @@ impl FileSink {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
+        let failed = |failure: Failure| ReceiveError::Journal(failure.to_string());
+        (self.begins)().await.map_err(failed)?;
         let received = receive(stream, &self.expected).await?;
-        let written = (self.verified)(received).await;
-        written.map_err(|failure| ReceiveError::Journal(failure.to_string()))?;
+        (self.verified)(received).await.map_err(failed)?;
         wire::write(stream, &Frame::AllVerified).await?;
         // An announced end, so that the source does not lose the last word.
         let _ = timeout(FAREWELL, stream.shutdown()).await;

@@ -10,12 +10,14 @@ use drover_proto::ids::MigrationId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::image::Image;
-use super::partial::{Arriving, check_room, put_in_place, remove};
-use super::places::{Allowed, Identity};
+use super::image_lock::Others;
+use super::partial::{Arriving, Names, check_room, put_in_place, remove};
 use super::receive::Expected;
 use super::send::{Progress, SendError, send};
 use super::sink::FileSink;
 use super::{BLOCK, FileError};
+use crate::images::Identity;
+use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Pace;
 
 const NAME: &str = "/images/disk.raw";
@@ -48,8 +50,8 @@ impl Hosts {
         self.folder.path().join(host).join("images").join(name)
     }
 
-    fn allowed(&self, host: &str) -> Allowed {
-        Allowed::beneath(self.folder.path().join(host), vec!["/images".into()])
+    fn allowed(&self, host: &str) -> StorageDirectories {
+        StorageDirectories::default().with_alias("/images".into(), self.folder.path().join(host).join("images"))
     }
 
     /// 8 MiB, of which two blocks hold data and half of another one does.
@@ -66,7 +68,7 @@ impl Hosts {
     }
 
     fn hold(&self) -> Result<Arc<Image>, FileError> {
-        Image::hold(&self.allowed("a"), Path::new(NAME), "raw").map(Arc::new)
+        Image::hold(&self.allowed("a"), Path::new(NAME), "raw", Others::None).map(Arc::new)
     }
 
     fn sink(&self, image: &Image) -> FileSink {
@@ -76,10 +78,15 @@ impl Hosts {
             files: vec![image.spec.clone()],
             group: None,
             writing: Arc::default(),
+            gate: crate::gate::Gate::default(),
         };
-        let verified = Arc::clone(&self.verified);
+        let (begun, verified) = (Arc::clone(&self.verified), Arc::clone(&self.verified));
         FileSink::new(
             expected,
+            Arc::new(move || {
+                begun.lock().unwrap().clear();
+                Box::pin(async { Ok(()) })
+            }),
             Arc::new(move |received| {
                 *verified.lock().unwrap() = received;
                 Box::pin(async { Ok(()) })
@@ -106,7 +113,7 @@ impl Hosts {
     fn arriving(&self, image: &Image) -> Arriving {
         Arriving {
             spec: image.spec.clone(),
-            identity: self.verified.lock().unwrap().first().copied(),
+            identity: self.verified.lock().unwrap().first().cloned(),
         }
     }
 
@@ -161,7 +168,7 @@ async fn a_file_arrives_byte_for_byte_and_its_holes_stay_holes() {
         blocks("b"),
         blocks("a")
     );
-    remove(&hosts.allowed("b"), &arriving, hosts.migration).unwrap();
+    remove(&hosts.allowed("b"), &arriving, hosts.migration, Names::All).unwrap();
     assert!(!hosts.path("b", "disk.raw").exists());
 }
 
@@ -220,6 +227,24 @@ async fn a_byte_that_changes_on_its_way_is_noticed_and_sent_again() {
     assert_eq!(std::fs::read(hosts.path("b", "disk.raw")).unwrap(), content);
 }
 
+#[tokio::test]
+async fn what_was_verified_counts_no_more_once_it_is_written_to_again() {
+    let hosts = Hosts::new();
+    hosts.sparse();
+    let image = hosts.hold().unwrap();
+    let sink = hosts.sink(&image);
+    hosts.copy(&image, &sink, |_| true).await.0.unwrap();
+    assert!(!hosts.verified.lock().unwrap().is_empty());
+    let (sent, _) = hosts.copy(&image, &sink, |_| false).await;
+    assert!(matches!(sent, Err(SendError::Cut(_))), "{sent:?}");
+    // Whatever came of the second connection, the first one's word is gone.
+    let (mut near, far) = tokio::io::duplex(64);
+    let serving = tokio::spawn(async move { sink.serve(far).await });
+    near.shutdown().await.unwrap();
+    assert!(serving.await.unwrap().is_err());
+    assert!(hosts.verified.lock().unwrap().is_empty());
+}
+
 #[test]
 fn nothing_is_touched_outside_of_the_allowed_directories() {
     let hosts = Hosts::new();
@@ -229,7 +254,7 @@ fn nothing_is_touched_outside_of_the_allowed_directories() {
     std::fs::write(&outside, b"secret").unwrap();
     std::os::unix::fs::symlink(&outside, hosts.path("a", "link.raw")).unwrap();
     std::os::unix::fs::symlink(hosts.folder.path(), hosts.path("a", "way")).unwrap();
-    let hold = |path: &str| Image::hold(&allowed, Path::new(path), "raw").map(|_| ());
+    let hold = |path: &str| Image::hold(&allowed, Path::new(path), "raw", Others::None).map(|_| ());
     assert!(matches!(hold("/secret.raw"), Err(FileError::Outside(_))));
     for path in [
         "/images/../secret.raw",
@@ -258,7 +283,7 @@ fn nothing_is_touched_outside_of_the_allowed_directories() {
 #[test]
 fn a_chain_is_refused_and_so_is_what_is_no_qcow2() {
     let hosts = Hosts::new();
-    let hold = |format: &str| Image::hold(&hosts.allowed("a"), Path::new(NAME), format).map(|_| ());
+    let hold = |format: &str| Image::hold(&hosts.allowed("a"), Path::new(NAME), format, Others::None).map(|_| ());
     let write = |bytes: &[u8]| std::fs::write(hosts.path("a", "disk.raw"), bytes).unwrap();
     let mut header = vec![0_u8; 4096];
     header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
@@ -294,10 +319,10 @@ fn what_cannot_be_received_is_refused_before_it_is_sent() {
     assert!(matches!(check(&arriving), Err(FileError::Exists(_))));
     // And what came in between is not overwritten, nor removed.
     std::fs::write(hosts.partial(), b"ours").unwrap();
-    arriving.identity = Some(Identity::of(&File::open(hosts.partial()).unwrap()).unwrap());
+    arriving.identity = Identity::of(&hosts.partial()).unwrap();
     let put = put_in_place(&hosts.allowed("b"), &arriving, hosts.migration);
     assert!(matches!(put, Err(FileError::Exists(_))), "{put:?}");
-    remove(&hosts.allowed("b"), &arriving, hosts.migration).unwrap();
+    remove(&hosts.allowed("b"), &arriving, hosts.migration, Names::All).unwrap();
     assert!(!hosts.partial().exists());
     assert_eq!(std::fs::read(hosts.path("b", "disk.raw")).unwrap(), b"somebody's");
 }

@@ -10,7 +10,7 @@ use drover_proto::failure::Failure;
 use crate::guest_xml;
 use crate::hypervisor::Cookie;
 use crate::jobs::offline_begin as jobs;
-use crate::offline::FileSpec;
+use crate::offline::{FileSpec, LARGEST};
 
 /// Largest cookie in bytes: libvirt's carry a definition and some statistics.
 const MAX_COOKIE_BYTES: usize = guest_xml::MAX_BYTES + 64 * 1024;
@@ -63,8 +63,11 @@ pub(super) fn files(arrival: OfflineArrival) -> Result<Vec<FileSpec>, Failure> {
     if files.len() > MAX_FILES || files.iter().any(|file| file.path.len() > MAX_PATH_BYTES) {
         return Err(too_many_files("offline.files"));
     }
-    if files.iter().any(|file| i64::try_from(file.size_bytes).is_err()) {
-        return Err(Failure::invalid("offline.files", "no file is that large"));
+    if files.iter().any(|file| file.size_bytes > LARGEST) {
+        return Err(Failure::invalid(
+            "offline.files",
+            format!("a file has at most {LARGEST} bytes"),
+        ));
     }
     let file = |file: OfflineFile| FileSpec {
         path: file.path.into(),

@@ -9,7 +9,8 @@ use super::inspect::{blocking, shape};
 use super::{AgentServer, convert};
 use crate::guest_xml::Disk;
 use crate::probe::device::{self, Device};
-use crate::probe::{self, Image, Proof};
+use crate::probe::{self, Image, Probe, Proof};
+use crate::storage_directories::StorageDirectories;
 
 /// More places than any guest's disks and backing chains have.
 const MOST_PLACES: usize = 256;
@@ -27,19 +28,24 @@ impl AgentServer {
     pub(super) async fn write_probes(&self, uuid: &str) -> Result<agent::WriteStorageProbesResponse, Failure> {
         let guest = self.known_guest(uuid).await?;
         let places = places(&shape(&guest)?.disks)?;
-        let probes = self.probes.clone();
+        let (probes, storage) = (self.probes.clone(), self.jobs.storage.clone());
         let written = move || {
             let mut response = agent::WriteStorageProbesResponse::default();
-            for (image, result) in probes.write_all(&places.images) {
+            let real = |image: &Image| Image {
+                path: storage.real(&image.path).into_owned(),
+                ..image.clone()
+            };
+            let real: Vec<Image> = places.images.iter().map(real).collect();
+            for (image, (path, result)) in places.images.iter().zip(probes.write_all(&real)) {
                 match result {
-                    Ok(probe) => response.probes.push(convert::probe(probe)),
-                    Err(error) => response.failures.push(failure(&image, error.to_string())),
+                    Ok(probe) => response.probes.push(convert::probe(named(probe, &image.path))),
+                    Err(error) => response.failures.push(failure(&image.path, &path, error.to_string())),
                 }
             }
             for path in places.devices {
                 match device::look(&path, Path::new(SYS)) {
                     Ok(device) => response.probes.push(convert::device(device)),
-                    Err(error) => response.failures.push(failure(&path, error.to_string())),
+                    Err(error) => response.failures.push(failure(&path, &path, error.to_string())),
                 }
             }
             response
@@ -93,18 +99,24 @@ fn places(disks: &[Disk]) -> Result<Places, Failure> {
     Ok(places)
 }
 
-pub(super) async fn read_probes(probes: Vec<agent::StorageProbe>) -> Result<agent::ReadStorageProbesResponse, Failure> {
-    if probes.len() > MOST_PLACES {
-        return Err(Failure::invalid("probes", format!("at most {MOST_PLACES}")));
+impl AgentServer {
+    pub(super) async fn read_probes(
+        &self,
+        probes: Vec<agent::StorageProbe>,
+    ) -> Result<agent::ReadStorageProbesResponse, Failure> {
+        if probes.len() > MOST_PLACES {
+            return Err(Failure::invalid("probes", format!("at most {MOST_PLACES}")));
+        }
+        let storage = self.jobs.storage.clone();
+        let results = blocking(move || probes.into_iter().map(|probe| read(&storage, probe)).collect()).await?;
+        Ok(agent::ReadStorageProbesResponse {
+            results,
+            rooms: Vec::new(),
+        })
     }
-    let results = blocking(move || probes.into_iter().map(read).collect()).await?;
-    Ok(agent::ReadStorageProbesResponse {
-        results,
-        rooms: Vec::new(),
-    })
 }
 
-fn read(message: agent::StorageProbe) -> agent::StorageProbeResult {
+fn read(storage: &StorageDirectories, message: agent::StorageProbe) -> agent::StorageProbeResult {
     let image_path = message.image_path.clone();
     // Where it lies here.
     let path = if message.destination_image_path.is_empty() {
@@ -112,9 +124,18 @@ fn read(message: agent::StorageProbe) -> agent::StorageProbeResult {
     } else {
         PathBuf::from(&message.destination_image_path)
     };
+    let path = storage.real(&path).into_owned();
     let present = probe::is_present(&path);
     let proof = if message.device_identity.is_empty() {
-        probe::read(&convert::probe_from(message)).map_err(|error| error.to_string())
+        let probe = convert::probe_from(message);
+        let directory = storage.real(&probe.directory).into_owned();
+        let image = path;
+        let probe = Probe {
+            directory,
+            image,
+            ..probe
+        };
+        probe::read(&probe).map_err(|error| error.to_string())
     } else {
         let theirs = Device {
             path,
@@ -133,10 +154,19 @@ fn read(message: agent::StorageProbe) -> agent::StorageProbeResult {
     }
 }
 
+/// The path by which the guest has its image, wherever that leads to here.
+fn named(probe: Probe, image: &Path) -> Probe {
+    Probe {
+        directory: image.parent().map(Path::to_owned).unwrap_or_default(),
+        image: image.to_owned(),
+        ..probe
+    }
+}
+
 /// Nothing could be made here that the other side could look for.
-fn failure(path: &Path, problem: String) -> agent::StorageProbeResult {
+fn failure(image: &Path, path: &Path, problem: String) -> agent::StorageProbeResult {
     agent::StorageProbeResult {
-        image_path: path.to_string_lossy().into_owned(),
+        image_path: image.to_string_lossy().into_owned(),
         present: probe::is_present(path),
         problem,
         ..agent::StorageProbeResult::default()

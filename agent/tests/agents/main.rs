@@ -14,6 +14,7 @@ mod late;
 mod moves;
 mod node;
 mod offline;
+mod offline_ends;
 mod overrides;
 mod pki;
 mod policy;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use drover_agent::gate::Gate;
 use drover_agent::jobs::{Jobs, Timing};
-use drover_agent::offline::places::Allowed;
 use drover_agent::server::{Agent, AgentOptions};
 use drover_agent::sim::SimHost;
 use drover_agent::storage_directories::StorageDirectories;
@@ -68,8 +67,9 @@ impl Node {
                 state_dir: folder.join("state"),
                 run_dir: folder.join("run"),
                 qemu_group: None,
-                storage: StorageDirectories::new(vec![std::env::temp_dir()]).unwrap(),
-                allowed: Allowed::beneath(folder.join("root"), vec!["/images".into()]),
+                storage: StorageDirectories::new(vec![std::env::temp_dir()])
+                    .unwrap()
+                    .with_alias("/images".into(), folder.join("root/images")),
                 tls,
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use drover_agent::hypervisor::{Hypervisor, StopReason};
+use drover_agent::jobs::Timing;
 use drover_agent::sim::{Call, Fault, SimGuest};
 use drover_proto::agent::v1::*;
 use drover_proto::failure::Reason;
@@ -15,7 +16,7 @@ use crate::scene::{Scene, journal_state, reason};
 
 const MIB: usize = 1 << 20;
 
-fn content(mib: usize) -> Vec<u8> {
+pub(crate) fn content(mib: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -25,13 +26,21 @@ fn content(mib: usize) -> Vec<u8> {
 }
 
 /// Two images on a, of so many MiB each; the guest is shut off and was started with its host.
-async fn scene(mib: usize) -> Scene {
+pub(crate) async fn scene(mib: usize) -> Scene {
+    let limits = Timing {
+        hand_over: Duration::from_secs(2),
+        ..Timing::default()
+    };
+    scene_with(mib, limits).await
+}
+
+pub(crate) async fn scene_with(mib: usize, limits: Timing) -> Scene {
     let guest = SimGuest {
         autostart: true,
         disks: vec!["/images/one.raw".to_owned(), "/images/two.raw".to_owned()],
         ..SimGuest::named("web")
     };
-    let mut scene = Scene::new(guest).await;
+    let mut scene = Scene::with_limits(guest, limits).await;
     for name in ["one.raw", "two.raw"] {
         std::fs::write(scene.a.image(name), content(mib)).unwrap();
     }
@@ -44,13 +53,13 @@ async fn scene(mib: usize) -> Scene {
 }
 
 /// So slow that something can be done meanwhile.
-async fn slow_scene() -> Scene {
+pub(crate) async fn slow_scene() -> Scene {
     let mut scene = scene(2).await;
     scene.policy.bandwidth_limit_bytes_per_second = 2 << 20;
     scene
 }
 
-async fn some_has_come(scene: &Scene) {
+pub(crate) async fn some_has_come(scene: &Scene) {
     let partial = scene.b.image(&format!("one.raw.drover-partial-{}", scene.migration));
     let has_data = || {
         use std::os::unix::fs::MetadataExt;
@@ -59,12 +68,12 @@ async fn some_has_come(scene: &Scene) {
     eventually("some of the file has come", has_data).await;
 }
 
-fn defined(scene: &Scene) -> (bool, bool) {
+pub(crate) fn defined(scene: &Scene) -> (bool, bool) {
     let there = |host: &drover_agent::sim::SimHost| host.look(scene.guest).is_some();
     (there(&scene.a.host), there(&scene.b.host))
 }
 
-async fn has_moved(scene: &Scene, mib: usize) {
+pub(crate) async fn has_moved(scene: &Scene, mib: usize) {
     scene.until_state(&scene.b, JournalState::Ran).await;
     scene.until_quiet(&scene.a).await;
     assert_eq!(defined(scene), (false, true));
@@ -78,7 +87,7 @@ async fn has_moved(scene: &Scene, mib: usize) {
     assert!(scene.autostart(&scene.b));
 }
 
-async fn is_back(scene: &Scene, mib: usize) {
+pub(crate) async fn is_back(scene: &Scene, mib: usize) {
     scene.rest(Verdict::NeverRan).await;
     assert_eq!(defined(scene), (true, false));
     assert_eq!(scene.a.images(), ["one.raw", "two.raw"]);
@@ -143,11 +152,11 @@ fn byte(kind: i32, at: i64) -> libc::flock {
     }
 }
 
-fn lock(file: &std::fs::File, at: i64, kind: i32) -> nix::Result<i32> {
+pub(crate) fn lock(file: &std::fs::File, at: i64, kind: i32) -> nix::Result<i32> {
     nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&byte(kind, at)))
 }
 
-fn free(file: &std::fs::File, at: i64) -> bool {
+pub(crate) fn free(file: &std::fs::File, at: i64) -> bool {
     let mut found = byte(libc::F_WRLCK, at);
     nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_GETLK(&mut found)).unwrap();
     i32::from(found.l_type) == libc::F_UNLCK

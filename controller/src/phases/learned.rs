@@ -25,7 +25,7 @@ pub struct Learned {
     pub checks: Option<Vec<Check>>,
     /// What is done with each disk.
     pub disks: Option<Vec<DiskPlan>>,
-    /// How a guest that is shut off moves.
+    /// How a guest that is shut off moves; counts where `disks` are given.
     pub offline_plan: Option<OfflinePlan>,
     /// What is expected of the transfer.
     pub estimate: Option<Estimate>,
@@ -97,10 +97,11 @@ impl Learned {
         if let Some(checks) = &self.checks {
             details.checks.clone_from(checks);
         }
+        // One look tells both: a guest that was started meanwhile has no plan any more.
         if let Some(disks) = &self.disks {
             details.disks.clone_from(disks);
+            details.offline_plan.clone_from(&self.offline_plan);
         }
-        details.offline_plan = self.offline_plan.clone().or(details.offline_plan.take());
         details.estimate = self.estimate.clone().or(details.estimate.take());
         details.progress = self.progress.or(details.progress);
         details.summary = merge_summaries(details.summary, self.summary);

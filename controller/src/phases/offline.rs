@@ -132,7 +132,7 @@ pub(super) fn plan(
                     problems.push(format!("{named} is to be elsewhere at the destination (--disk), and only files that keep their path are copied"));
                 }
                 Some(_) if !may_copy(&disk.target) => problems.push(format!("{named} is not shared: {why}")),
-                Some(result) if result.present => taken.push(named),
+                Some(result) if result.present => taken.push(format!("{named}: {why}")),
                 Some(_) => {
                     let probe = written.probes.iter().find(|probe| probe.image_path == place.path);
                     let size = probe.map_or(0, |probe| probe.image_size_bytes);
@@ -163,8 +163,13 @@ fn checks(shared: &[String], copied: &[String], problems: &[String], taken: &[St
     let path = if taken.is_empty() {
         passed(PATH, "nothing is in the way at the destination")
     } else {
-        let found = format!("the destination has another file at {}", taken.join("; "));
-        failed(PATH, found, "move what is there out of the way, if nobody needs it")
+        let found = format!(
+            "not proved to be shared, and the destination has a file there: {}",
+            taken.join("; ")
+        );
+        let remedy = "if it is the guest's own disk on shared storage, leave it and see why it could not be proved to be \
+                      the same; if it is a leftover, move it away";
+        failed(PATH, found, remedy)
     };
     let copy = if problems.is_empty() {
         passed(COPY, or_none(copied))
@@ -174,4 +179,55 @@ fn checks(shared: &[String], copied: &[String], problems: &[String], taken: &[St
         failed(COPY, problems.join("; "), remedy)
     };
     vec![path, passed(SHARED, or_none(shared)), copy]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn looked(result: StorageProbeResult) -> (Vec<Check>, OfflinePlan) {
+        let disk = DiskFacts {
+            target: "vda".to_owned(),
+            source_type: "file".to_owned(),
+            source: "/d/a".to_owned(),
+            ..DiskFacts::default()
+        };
+        let disks = [disk];
+        plan(
+            &disks,
+            &disks,
+            &StoragePolicy::default(),
+            &[result],
+            &Written::default(),
+        )
+    }
+
+    #[test]
+    fn what_may_be_the_guests_own_disk_is_not_said_to_be_anothers() {
+        let (checks, plan) = looked(StorageProbeResult {
+            image_path: "/d/a".to_owned(),
+            present: true,
+            problem: "inode 5 instead of 7".to_owned(),
+            ..StorageProbeResult::default()
+        });
+        let path = checks.iter().find(|check| check.id == PATH).unwrap();
+        assert_eq!(path.result(), CheckResult::Failed);
+        assert!(path.found.contains("inode 5 instead of 7"), "{}", path.found);
+        assert!(path.remedy.contains("leave it"), "{}", path.remedy);
+        assert!(plan.copied_images.is_empty());
+    }
+
+    #[test]
+    fn what_the_destination_does_not_have_is_copied() {
+        let (checks, plan) = looked(StorageProbeResult {
+            image_path: "/d/a".to_owned(),
+            problem: "absent".to_owned(),
+            ..StorageProbeResult::default()
+        });
+        assert!(
+            checks.iter().all(|check| check.result() == CheckResult::Passed),
+            "{checks:?}"
+        );
+        assert_eq!(plan.copied_images, ["/d/a"]);
+    }
 }

@@ -107,7 +107,12 @@ impl Fields {
         if !(-100..=100).contains(&policy.priority) {
             self.bad(&format!("{prefix}.priority"), "from -100 to 100");
         }
-        self.storage(&format!("{prefix}.storage"), policy.storage.as_ref());
+        // Of a guest that is shut off all is copied that is not shared.
+        let may_be_live = match policy.mode() {
+            MigrationMode::Live | MigrationMode::Unspecified => true,
+            MigrationMode::Offline | MigrationMode::Auto => false,
+        };
+        self.storage(&format!("{prefix}.storage"), policy.storage.as_ref(), may_be_live);
         let has_deadline = policy.deadline.is_some() || defaults.deadline.is_some();
         if policy.on_deadline != DeadlineAction::Unspecified as i32 && !has_deadline {
             self.bad(&format!("{prefix}.on_deadline"), "needs a deadline");
@@ -128,7 +133,7 @@ impl Fields {
     }
 
     /// Which disks may be copied.
-    fn storage(&mut self, field: &str, storage: Option<&StoragePolicy>) {
+    fn storage(&mut self, field: &str, storage: Option<&StoragePolicy>, names_copies: bool) {
         let Some(storage) = storage else { return };
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let is_target = |name: &String| !name.is_empty() && name.len() <= 64 && name.chars().all(plain);
@@ -141,7 +146,7 @@ impl Fields {
                 "targets of disks (`vda`), each once, at most 256",
             );
         }
-        if storage.delete_source && storage.copy_disks.is_empty() && !storage.copy_unshared {
+        if names_copies && storage.delete_source && storage.copy_disks.is_empty() && !storage.copy_unshared {
             self.bad(&format!("{field}.delete_source"), "is only for disks that are copied");
         }
     }
