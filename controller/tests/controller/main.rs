@@ -13,6 +13,7 @@ mod moves;
 mod overrides;
 mod pages;
 mod pki;
+mod redial;
 mod resolve;
 mod restored;
 mod rules;
