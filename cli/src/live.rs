@@ -36,12 +36,12 @@ impl Display {
         let terminal = std::io::stderr().is_terminal();
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let surface = match output {
-            _ if terminal && !plain => Surface::Bar(bar()),
+            Output::Json => Surface::Nothing,
+            Output::Table if terminal && !plain => Surface::Bar(bar()),
             Output::Table => Surface::Lines {
                 title: String::new(),
                 written: None,
             },
-            Output::Json => Surface::Nothing,
         };
         Self {
             surface,

@@ -297,6 +297,12 @@ async fn errors_tell_the_next_step() {
     let run = bench.run("guest owner deno").await;
     assert_eq!(run.code, 4);
     assert!(run.stderr.contains("did you mean demo?"), "{}", run.stderr);
+    let undecided = Bench::new(Stage {
+        undecided: true,
+        ..Stage::default()
+    })
+    .await;
+    assert_eq!(undecided.run("guest owner demo").await.code, 7);
     assert_eq!(bench.run("migration get not-an-id").await.code, 2);
     assert_eq!(bench.run("migration").await.code, 2);
 

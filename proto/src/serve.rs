@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -24,8 +25,19 @@ use crate::failure::{Failure, Reason};
 use crate::identity::Identity;
 use crate::tls::{HANDSHAKE_TIMEOUT, Tls, TlsError, peer_identity};
 
-/// At most so many handshakes at once; further connections wait in the kernel's queue.
-const MAX_HANDSHAKES: usize = 128;
+/// What strangers may hold of a server.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// So many handshakes at once; further connections wait in the kernel's queue.
+    handshakes: usize,
+    /// How long one may take.
+    handshake_time: Duration,
+}
+
+const LIMITS: Limits = Limits {
+    handshakes: 128,
+    handshake_time: HANDSHAKE_TIMEOUT,
+};
 
 /// Pause after a failed `accept` (no file descriptors left), so that the loop does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -48,9 +60,19 @@ pub fn accept(
     alpn: &'static [&'static [u8]],
     shutdown: CancellationToken,
 ) -> impl Stream<Item = Accepted> + Send + Unpin + 'static {
+    accept_within(LIMITS, listener, tls, alpn, shutdown)
+}
+
+fn accept_within(
+    limits: Limits,
+    listener: TcpListener,
+    tls: Tls,
+    alpn: &'static [&'static [u8]],
+    shutdown: CancellationToken,
+) -> impl Stream<Item = Accepted> + Send + Unpin + 'static {
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(async move {
-        let work = accept_all(&listener, &tls, alpn, &sender);
+        let work = accept_all(limits, &listener, &tls, alpn, &sender);
         // The listener and the sender go with this task: the stream ends.
         let _ = shutdown.run_until_cancelled(work).await;
     });
@@ -58,19 +80,25 @@ pub fn accept(
 }
 
 async fn accept_all(
+    limits: Limits,
     listener: &TcpListener,
     tls: &Tls,
     alpn: &'static [&'static [u8]],
     sender: &mpsc::Sender<Accepted>,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let slots = Arc::new(Semaphore::new(limits.handshakes));
     while !sender.is_closed() {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((tcp, address)) => {
-                tokio::spawn(shake_hands(tcp, address, tls.clone(), alpn, sender.clone(), slot));
+                let (tls, sender) = (tls.clone(), sender.clone());
+                tokio::spawn(async move {
+                    let shaken = timeout(limits.handshake_time, identify(tcp, address, &tls, alpn)).await;
+                    drop(slot);
+                    hand_on(shaken, address, &sender).await;
+                });
             }
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
@@ -80,21 +108,16 @@ async fn accept_all(
     }
 }
 
-async fn shake_hands(
-    tcp: TcpStream,
+async fn hand_on(
+    shaken: Result<Result<Accepted, TlsError>, Elapsed>,
     address: SocketAddr,
-    tls: Tls,
-    alpn: &'static [&'static [u8]],
-    sender: mpsc::Sender<Accepted>,
-    slot: OwnedSemaphorePermit,
+    sender: &mpsc::Sender<Accepted>,
 ) {
-    let result = timeout(HANDSHAKE_TIMEOUT, identify(tcp, address, &tls, alpn)).await;
-    drop(slot);
-    match result {
+    match shaken {
         // A closed stream means that the server goes down: the connection is dropped.
         Ok(Ok(accepted)) => drop(sender.send(accepted).await),
         Ok(Err(error)) => tracing::warn!(%address, "refused a connection: {error}"),
-        Err(_) => tracing::warn!(%address, "refused a connection: its handshake took too long"),
+        Err(Elapsed { .. }) => tracing::warn!(%address, "refused a connection: its handshake took too long"),
     }
 }
 
@@ -189,3 +212,7 @@ impl AsyncWrite for GrpcStream {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

@@ -142,10 +142,11 @@ impl World {
         process.with(|controller| controller.address)
     }
 
-    /// Starts an agent that is not there, as its supervisor would: again and again until it is up.
+    /// Starts an agent that is not there, as its supervisor would: again and again until it is up. On a host without
+    /// power there is no supervisor: `power_on` has one, which starts it.
     pub async fn start_agent(self: &Arc<Self>, site: Site) -> anyhow::Result<()> {
         let unit = self.unit(site);
-        let agent = || self.agent_main(site);
+        let agent = || (!unit.host.is_off()).then(|| self.agent_main(site));
         supervise(&unit.agent, agent, |agent| unit.lead_to(Some(agent.address()))).await
     }
 
@@ -153,7 +154,7 @@ impl World {
     pub async fn start_controller(self: &Arc<Self>) -> anyhow::Result<()> {
         let main = || {
             let (config, store) = (config(self.address), Arc::clone(&self.store));
-            async move { Controller::start(&config, store).await }
+            Some(async move { Controller::start(&config, store).await })
         };
         supervise(&self.controller, main, |controller| {
             for site in Site::BOTH {
@@ -173,7 +174,7 @@ impl World {
         );
         let storage = self.folder.storage(site);
         let (state_dir, run_dir) = (self.folder.state(site), self.folder.run(site));
-        let address = self.address;
+        let (address, boot_id) = (self.address, host.boot_id());
         async move {
             Agent::start(AgentOptions {
                 host: site.host().parse()?,
@@ -186,7 +187,7 @@ impl World {
                 qemu_group: None,
                 storage: storage?,
                 tls: Pki::shared().tls(&format!("agent/{}", site.host()))?,
-                boot_id: host.boot_id(),
+                boot_id,
                 hypervisor: Arc::new(host),
                 unfit: None,
                 limits: TIMING,
@@ -279,8 +280,9 @@ fn set(link: &Link, cut: bool) {
     if cut { link.cut() } else { link.mend() }
 }
 
-/// Starts what should be in a slot until it is up, or somebody else has put something there, or has killed it.
-async fn supervise<T, F>(slot: &Slot<T>, main: impl Fn() -> F, up: impl FnOnce(&T)) -> anyhow::Result<()>
+/// Starts what should be in a slot until it is up, or somebody else has put something there, or has killed it, or it
+/// cannot be started now.
+async fn supervise<T, F>(slot: &Slot<T>, main: impl Fn() -> Option<F>, up: impl FnOnce(&T)) -> anyhow::Result<()>
 where
     T: Send + 'static,
     F: Future<Output = anyhow::Result<T>> + Send + 'static,
@@ -291,7 +293,9 @@ where
             if place.is_some() {
                 return Ok(());
             }
-            let (process, started) = Process::spawn(main())?;
+            // With the slot held: whoever takes the power away kills what is in it afterwards.
+            let Some(main) = main() else { return Ok(()) };
+            let (process, started) = Process::spawn(main)?;
             let process = Arc::new(process);
             *place = Some(Arc::clone(&process));
             (process, started)

@@ -275,3 +275,7 @@ pub(super) fn event(event: Event) -> agent::WatchOutgoingResponse {
         event: Some(message),
     }
 }
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

@@ -176,6 +176,11 @@ impl SimHost {
         self.lock().power_off();
     }
 
+    /// Whether the power is off.
+    pub fn is_off(&self) -> bool {
+        self.lock().is_off()
+    }
+
     /// The host starts: what has autostart is started anew.
     pub fn power_on(&self) {
         self.lock().power_on();

@@ -372,3 +372,27 @@ async fn any_call_at_any_point_of_the_way_there() {
 async fn any_call_at_any_point_of_the_way_back() {
     disturb_everywhere(&BACK).await;
 }
+
+/// A controller that another one has followed is obeyed in nothing, whatever it asks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_call_of_a_controller_out_of_office_does_anything() {
+    // Authorised by its ticket alone: a guest must not be stranded by a take-over.
+    let fenced = ALL.into_iter().filter(|step| *step != Step::HandOverGuest);
+    for call in fenced {
+        let mut run = Run::new().await;
+        for step in &THERE[..4] {
+            run.make(*step).await.unwrap();
+        }
+        run.scene.term = 9;
+        for step in [Step::Begin, Step::Prepare] {
+            run.make(step).await.unwrap();
+        }
+        run.scene.term = 8;
+        let before = run.world().await;
+        let refused = run.make(call).await.expect_err("it is out of office");
+        assert_eq!(refused.reason, Reason::StaleTerm, "{call:?}");
+        assert_eq!(run.world().await, before, "{call:?}");
+        run.scene.term = 9;
+        run.come_to_an_end().await;
+    }
+}

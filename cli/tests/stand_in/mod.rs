@@ -38,6 +38,8 @@ pub(crate) struct Stage {
     pub(crate) refusal: Option<Failure>,
     /// What CheckMigration answers.
     pub(crate) checks: Vec<DestinationChecks>,
+    /// Whose the guest is, nobody can say.
+    pub(crate) undecided: bool,
     /// How often CreateMigration answers that it is not there.
     pub(crate) absences: u32,
     /// What came in.
@@ -303,8 +305,11 @@ impl HostService for StandIn {
         request: Request<GetGuestOwnerRequest>,
     ) -> Result<Response<GetGuestOwnerResponse>, Status> {
         assert_eq!(request.get_ref().guest_uuid, GUEST);
+        let undecided = self.0.lock().unwrap().undecided;
+        let (owner, migration) = if undecided { ("", ID) } else { ("hosts/host-a", "") };
         Ok(Response::new(GetGuestOwnerResponse {
-            owner_host: "hosts/host-a".to_owned(),
+            owner_host: owner.to_owned(),
+            migration: migration.to_owned(),
             ..GetGuestOwnerResponse::default()
         }))
     }

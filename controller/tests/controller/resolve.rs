@@ -178,6 +178,8 @@ async fn a_destination_that_died_while_it_let_the_guest_run_is_decided_by_a_word
                 .is_some_and(|waiting| waiting.reason == "RESOLVE_NEEDED")
     })
     .await;
+    let metrics = lab.metrics().await;
+    assert!(metrics.contains("drover_migration_attention 1\n"), "{metrics}");
     let owner = lab.owner_of(GUEST).await;
     assert_eq!(
         (owner.owner_host.as_str(), owner.migration.as_str()),

@@ -94,6 +94,50 @@ async fn what_a_silent_agent_knows_is_taken_up_when_it_registers() {
     assert_eq!(ended.state(), MigrationState::Failed, "{ended:#?}");
 }
 
+/// `drover-controller adopt-restored` itself: its exit code and what it says.
+async fn command(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
+    let (config, files) = (lab.config(), lab.pki.files("controller"));
+    let text = format!(
+        "store = '{}'\n[tls]\ncertificate = '{}'\nkey = '{}'\nca = '{}'\n",
+        config.store,
+        files.certificate.display(),
+        files.key.display(),
+        files.ca.display()
+    );
+    let file = files.key.with_file_name("controller.toml");
+    std::fs::write(&file, text).unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_drover-controller"));
+    command.arg("--config").arg(&file).arg("adopt-restored").args(arguments);
+    let output = command.kill_on_drop(true).output().await.unwrap();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap());
+    (output.status.code(), said.concat())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_asks_the_hosts_and_says_what_to_do_next() {
+    let (mut lab, name) = restored(async |lab| {
+        let created = lab.create().await;
+        lab.world.called("WatchOutgoing", 1).await;
+        created.name
+    })
+    .await;
+    lab.world.lock().away.insert("host-2".to_owned());
+    let (code, said) = command(&lab, &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("host-2") && said.contains("--allow-silent"), "{said}");
+    let (code, said) = command(&lab, &["--allow-silent"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("taken up: {name}")), "{said}");
+    assert!(
+        said.contains("did not answer: host-2") && said.contains(": start the controller"),
+        "{said}"
+    );
+    lab.world.lock().away.clear();
+    lab.start().await;
+    lab.comes_back("host-2").await;
+    lab.assert_unmoved(&name, MigrationState::Failed).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_is_written_by_the_controller_in_office_only() {
     let mut lab = Lab::new().await;

@@ -29,12 +29,18 @@ fn states(messages: &[WatchMigrationResponse]) -> Vec<(MigrationState, v1::Migra
     messages.iter().filter_map(changed).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_watch_begins_with_a_snapshot_and_misses_nothing() {
-    let lab = Lab::new().await;
-    let created = lab.create().await;
-    lab.world.called("WatchOutgoing", 1).await;
-    let mut stream = watch(&lab, &created.name, "").await;
+/// Where the phase after the switch begins.
+fn verifies(messages: &[WatchMigrationResponse]) -> usize {
+    let is_there = |message: &WatchMigrationResponse| match &message.event {
+        Some(Event::Changed(migration)) => migration.phase() == v1::MigrationPhase::Verify,
+        _ => false,
+    };
+    messages.iter().position(is_there).unwrap()
+}
+
+/// Begun, watched, and let end: all that was told.
+async fn all_of_one(lab: &Lab, name: &str) -> Vec<WatchMigrationResponse> {
+    let mut stream = watch(lab, name, "").await;
     let mut messages = vec![next(&mut stream).await.unwrap()];
     assert!(matches!(messages[0].event, Some(Event::Snapshot(_))));
     loop {
@@ -49,6 +55,15 @@ async fn a_watch_begins_with_a_snapshot_and_misses_nothing() {
     while let Some(message) = next(&mut stream).await {
         messages.push(message);
     }
+    messages
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_begins_with_a_snapshot_and_misses_nothing() {
+    let lab = Lab::new().await;
+    let created = lab.create().await;
+    lab.world.called("WatchOutgoing", 1).await;
+    let messages = all_of_one(&lab, &created.name).await;
     let switched = messages
         .iter()
         .position(|message| matches!(message.event, Some(Event::GuestSwitched(_))))
@@ -57,6 +72,10 @@ async fn a_watch_begins_with_a_snapshot_and_misses_nothing() {
         unreachable!()
     };
     assert_eq!(told.host, "hosts/host-2");
+    assert!(
+        switched < verifies(&messages),
+        "it is told before anything that comes after it"
+    );
     assert!(told.switch_time.is_some() && told.blackout.is_some());
     let states = states(&messages);
     assert!(

@@ -1,4 +1,4 @@
-//! A disk that was full and is not any more.
+//! The disk below the store: full and not any more, and what is on it when a transaction has ended.
 
 use super::*;
 use crate::store::conformance::record;
@@ -44,4 +44,22 @@ async fn a_store_that_was_full_writes_again_once_there_is_room() {
     for more in 1..=2 * u128::from(MAX_CONNECTIONS) {
         store.create(record(guest + more)).await.unwrap();
     }
+}
+
+/// What is written down is there after a power failure: the log is synced with each transaction.
+#[tokio::test]
+async fn what_is_committed_is_on_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/drover.db", folder.path().display());
+    let store = SqliteStore::open(&url).await.unwrap();
+    let journal: String = sqlx::query_scalar("PRAGMA journal_mode")
+        .fetch_one(&store.pool)
+        .await
+        .unwrap();
+    // 2 is FULL.
+    let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous")
+        .fetch_one(&store.pool)
+        .await
+        .unwrap();
+    assert_eq!((journal.as_str(), synchronous), ("wal", 2));
 }
