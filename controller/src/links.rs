@@ -46,7 +46,7 @@ fn reached(record: &Record) -> Option<u64> {
     }
     let seconds = std_duration(summary.duration.as_ref()?)?.as_secs_f64();
     let speed = summary.tunnel_bytes as f64 / (seconds - FIXED).max(seconds / 4.0);
-    (speed.is_finite() && speed >= 1.0).then_some(speed as u64)
+    (speed.is_finite() && speed >= 1.0).then_some(speed.round() as u64)
 }
 
 /// The policy's limit on top of what is known.

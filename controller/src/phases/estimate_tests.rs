@@ -109,7 +109,11 @@ fn a_guest_that_writes_too_fast_is_told_what_it_takes() {
     let hot = sample(&[(1, 150), (2, 280)]);
     let policy = MigrationPolicy::default();
     let told = estimate(&guest(), &policy, &[], &hot, link(100));
-    assert_eq!((told.duration, told.convergence_probability), (None, 0.0));
+    // If it wrote half as fast, it would.
+    assert!(
+        told.duration.is_none() && told.convergence_probability < 0.2,
+        "{told:?}"
+    );
     assert!(told.needed_means.contains(&"auto-converge".to_owned()), "{told:?}");
     assert!(told.unknown.is_empty());
     let slow = MigrationPolicy {
