@@ -117,10 +117,8 @@ async fn files_that_are_used_again_at_the_source_are_neither_renamed_nor_removed
     assert_eq!(scene.a.images(), ["one.raw", "two.raw"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_destination_that_was_not_fenced_is_stopped_and_keeps_its_files() {
-    let scene = taken_and_unheard(false).await;
-    scene.b.host.start(scene.guest).await.unwrap();
+/// An operator has said that the destination is fenced; its agent hears of it.
+async fn fenced_by_word(scene: &Scene) {
     let word = SettleIncomingRequest {
         fence: scene.fence(),
         migration: scene.reference(),
@@ -129,6 +127,13 @@ async fn a_destination_that_was_not_fenced_is_stopped_and_keeps_its_files() {
         definition: None,
     };
     scene.ask_b().settle_incoming(word).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_was_not_fenced_is_stopped_and_keeps_its_files() {
+    let scene = taken_and_unheard(false).await;
+    scene.b.host.start(scene.guest).await.unwrap();
+    fenced_by_word(&scene).await;
     let found = scene.b.host.look(scene.guest).expect("its definition stays");
     assert_eq!(found.state, GuestState::Paused, "it is stopped");
     assert_eq!(scene.b.images(), ["one.raw", "two.raw"]);
@@ -137,14 +142,7 @@ async fn a_destination_that_was_not_fenced_is_stopped_and_keeps_its_files() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destination_that_was_fenced_keeps_what_it_had_been_given() {
     let scene = taken_and_unheard(false).await;
-    let word = SettleIncomingRequest {
-        fence: scene.fence(),
-        migration: scene.reference(),
-        verdict: Verdict::NeverRan.into(),
-        fenced: true,
-        definition: None,
-    };
-    scene.ask_b().settle_incoming(word).await.unwrap();
+    fenced_by_word(&scene).await;
     assert!(scene.b.host.look(scene.guest).is_none(), "nobody starts it here");
     assert_eq!(scene.b.images(), ["one.raw", "two.raw"]);
 }
