@@ -1,6 +1,7 @@
 //! Two agents over real gRPC, mTLS, tunnel and journals, with a simulated hypervisor below: what a controller asks
 //! for, what it must never get, and what is true after a death at each point.
 
+mod adjust;
 mod checks;
 mod copies;
 mod crashes;

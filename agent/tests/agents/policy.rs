@@ -1,6 +1,7 @@
-//! Limits that the source's agent keeps by itself, what it does at a deadline, and what is adjusted on the way.
+//! Limits that the source's agent keeps by itself, and what it does at a deadline.
 
-use drover_agent::hypervisor::Hypervisor;
+use crate::node::eventually;
+use crate::scene::{Scene, reason};
 use drover_agent::sim::{Call, Fault, SimGuest};
 use drover_proto::agent::v1::*;
 use drover_proto::failure::Reason;
@@ -8,17 +9,14 @@ use drover_proto::time::proto_duration;
 use drover_proto::v1::DeadlineAction;
 use std::time::Duration;
 
-use crate::node::eventually;
-use crate::scene::{Scene, journal_state, reason};
+pub(crate) const MIB: u64 = 1 << 20;
 
-const MIB: u64 = 1 << 20;
-
-fn ms(millis: u64) -> Option<prost_types::Duration> {
+pub(crate) fn ms(millis: u64) -> Option<prost_types::Duration> {
     Some(proto_duration(Duration::from_millis(millis)))
 }
 
 /// So much that nothing else decides how long it takes.
-fn slow() -> TransferPolicy {
+pub(crate) fn slow() -> TransferPolicy {
     TransferPolicy {
         bandwidth_limit_bytes_per_second: MIB,
         max_downtime: ms(1),
@@ -27,7 +25,7 @@ fn slow() -> TransferPolicy {
 }
 
 /// A guest that is being sent, and by its limits takes a minute.
-async fn being_sent(policy: TransferPolicy) -> Scene {
+pub(crate) async fn being_sent(policy: TransferPolicy) -> Scene {
     let mut scene = Scene::new(SimGuest {
         autostart: true,
         ..SimGuest::named("web")
@@ -44,7 +42,7 @@ async fn being_sent(policy: TransferPolicy) -> Scene {
     scene
 }
 
-async fn moved(scene: &Scene) {
+pub(crate) async fn moved(scene: &Scene) {
     scene.until_state(&scene.b, JournalState::Ran).await;
     scene
         .until(&scene.a, "the source copy is gone", |status| {
@@ -55,7 +53,7 @@ async fn moved(scene: &Scene) {
     scene.rest(Verdict::Ran).await;
 }
 
-async fn failed(scene: &Scene) -> MigrationStatus {
+pub(crate) async fn failed(scene: &Scene) -> MigrationStatus {
     scene
         .until(&scene.a, "it has failed", |status| {
             status.perform_outcome() == PerformOutcome::Failed && !status.call_in_flight
@@ -265,198 +263,4 @@ async fn a_guest_that_its_user_paused_is_not_let_run_by_it() {
     scene.abort().await.unwrap();
     scene.rest(Verdict::NeverRan).await;
     assert!(scene.runs_on().is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_limit_that_is_lifted_lets_the_transfer_end_at_once() {
-    for parallel_connections in [0, 4] {
-        let policy = TransferPolicy {
-            parallel_connections,
-            ..slow()
-        };
-        let scene = being_sent(policy).await;
-        let lifted = TransferPolicy {
-            bandwidth_limit_bytes_per_second: 0,
-            revision: 1,
-            ..policy
-        };
-        scene.adjust(lifted).await.unwrap();
-        let status = scene.status(&scene.a).await;
-        if let Some(now) = status.policy {
-            assert_eq!((now.bandwidth_limit_bytes_per_second, now.revision), (0, 1));
-        }
-        // At the old limit the rest would take a minute.
-        moved(&scene).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_can_be_set_and_moved_on_the_way() {
-    let scene = being_sent(TransferPolicy {
-        deadline: ms(3_600_000),
-        ..slow()
-    })
-    .await;
-    scene
-        .adjust(TransferPolicy {
-            deadline: ms(1),
-            revision: 1,
-            ..slow()
-        })
-        .await
-        .unwrap();
-    let status = failed(&scene).await;
-    assert_eq!(status.error.unwrap().reason, Reason::TransferDeadline.name());
-    scene.abort().await.unwrap();
-    scene.rest(Verdict::NeverRan).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn qemu_gets_a_changed_blackout_at_once_and_whole() {
-    let scene = being_sent(TransferPolicy {
-        max_downtime: ms(2000),
-        ..slow()
-    })
-    .await;
-    let given = || scene.a.host.max_downtime(scene.guest);
-    assert_eq!(given(), Some(Duration::from_millis(50)), "little at first");
-    let wish = |millis, revision| TransferPolicy {
-        max_downtime: ms(millis),
-        revision,
-        ..slow()
-    };
-    scene.adjust(wish(3000, 2)).await.unwrap();
-    assert_eq!(given(), Some(Duration::from_secs(3)));
-    scene.adjust(wish(3000, 2)).await.unwrap();
-    // An older order that comes late changes nothing, in memory and in the journal.
-    scene.adjust(wish(1000, 1)).await.unwrap();
-    assert_eq!(given(), Some(Duration::from_secs(3)));
-    assert_eq!(scene.status(&scene.a).await.policy.unwrap().max_downtime, ms(3000));
-    scene.adjust(wish(10, 3)).await.unwrap();
-    assert_eq!(given(), Some(Duration::from_millis(10)));
-    scene.abort().await.unwrap();
-    scene.rest(Verdict::NeverRan).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_blackout_that_grows_with_the_rounds_is_told() {
-    let mut scene = Scene::new(SimGuest {
-        memory_mib: 8,
-        dirty_mib_per_second: 30,
-        ..SimGuest::named("busy")
-    })
-    .await;
-    // 8 MiB at 20 MiB/s: it converges only when QEMU may use the 400 ms that its memory takes.
-    scene.policy = TransferPolicy {
-        bandwidth_limit_bytes_per_second: 20 * MIB,
-        max_downtime: ms(1000),
-        ..TransferPolicy::default()
-    };
-    let ready = scene.ready().await;
-    scene.send(&ready).await.unwrap();
-    let status = scene.until_state(&scene.a, JournalState::HandedOver).await;
-    let values: Vec<_> = status.actions.iter().map(|action| action.value.as_str()).collect();
-    // At once what its memory takes, and a quarter to spare.
-    let first: u64 = values[0].strip_suffix(" ms").unwrap().parse().unwrap();
-    assert!((300..1000).contains(&first), "{values:?}");
-    assert!(
-        status.actions.iter().all(|action| action.action == "max-downtime"
-            && action.actor == "control-loop"
-            && action.reason.contains("MiB")),
-        "{:?}",
-        status.actions
-    );
-    moved(&scene).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_ordered_before_the_start_is_in_force_from_it() {
-    let mut scene = Scene::new(SimGuest::named("web")).await;
-    scene.policy = slow();
-    let ready = scene.ready().await;
-    scene
-        .adjust(TransferPolicy {
-            bandwidth_limit_bytes_per_second: 0,
-            revision: 7,
-            ..slow()
-        })
-        .await
-        .unwrap();
-    assert_eq!(scene.status(&scene.a).await.policy.unwrap().revision, 7);
-    scene.send(&ready).await.unwrap();
-    moved(&scene).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_order_is_refused_where_it_makes_no_sense() {
-    let mut scene = Scene::new(SimGuest::named("web")).await;
-    let order = TransferPolicy { revision: 1, ..slow() };
-    assert_eq!(reason(scene.adjust(order).await), Reason::MigrationNotFound);
-    scene.policy = slow();
-    let ready = scene.ready().await;
-    scene.send(&ready).await.unwrap();
-    let post_copy = TransferPolicy {
-        on_deadline: DeadlineAction::PostCopy.into(),
-        ..order
-    };
-    assert_eq!(reason(scene.adjust(post_copy).await), Reason::Unimplemented);
-    let negative = TransferPolicy {
-        deadline: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
-        ..order
-    };
-    assert_eq!(reason(scene.adjust(negative).await), Reason::InvalidArgument);
-    (scene.attempt, scene.term) = (2, 5);
-    assert_eq!(
-        reason(scene.adjust(order).await),
-        Reason::MigrationNotFound,
-        "another try"
-    );
-    (scene.attempt, scene.term) = (1, 4);
-    assert_eq!(reason(scene.adjust(order).await), Reason::StaleTerm);
-    scene.term = 5;
-    scene.abort().await.unwrap();
-    assert_eq!(reason(scene.adjust(order).await), Reason::Tombstoned);
-    scene.rest(Verdict::NeverRan).await;
-    assert_eq!(
-        scene.status(&scene.a).await.policy.unwrap().revision,
-        0,
-        "nothing was changed"
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn another_life_of_the_guest_is_not_stopped() {
-    let scene = being_sent(slow()).await;
-    scene.another_life(&scene.a, &SimGuest::named("web")).await;
-    let order = TransferPolicy {
-        pause_and_finish: true,
-        revision: 1,
-        ..slow()
-    };
-    let refused = reason(scene.adjust(order).await);
-    assert!(
-        matches!(refused, Reason::IncarnationMismatch | Reason::TooLate),
-        "{refused:?}"
-    );
-    assert_eq!(scene.runs_on(), ["a"]);
-    let _ = scene.a.host.host().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn once_all_is_sent_there_is_nothing_to_adjust() {
-    let scene = Scene::new(SimGuest::named("web")).await;
-    let go_on = tokio_util::sync::CancellationToken::new();
-    scene.b.host.script(Call::Finish, Fault::Until(go_on.clone()));
-    let ready = scene.ready().await;
-    scene.send(&ready).await.unwrap();
-    scene.until_state(&scene.b, JournalState::Finishing).await;
-    assert_eq!(journal_state(&scene.status(&scene.a).await), JournalState::HandedOver);
-    let order = TransferPolicy {
-        pause_and_finish: true,
-        revision: 1,
-        ..slow()
-    };
-    assert_eq!(reason(scene.adjust(order).await), Reason::TooLate);
-    go_on.cancel();
-    moved(&scene).await;
 }
