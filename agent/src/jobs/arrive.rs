@@ -385,8 +385,9 @@ pub(super) fn refused() -> Failure {
     )
 }
 
-/// Between Resuming and Ran: nobody can say, so nobody may conclude.
+/// Between Resuming and Ran: nobody can say, so nobody may conclude. Asking again does not change it.
 fn undecided() -> Failure {
     let message = "the guest may have run here and is not here any more: only an operator can tell";
-    Failure::new(Reason::Internal, message).with_remedy("fence one of the two hosts, then `drover migration resolve`")
+    Failure::new(Reason::MigrationState, message)
+        .with_remedy("fence one of the two hosts, then `drover migration resolve`")
 }

@@ -10,6 +10,7 @@ use drover_proto::agent::v1::{
     FinishIncomingRequest, HandOverRequest, StartMigrateRequest, WatchOutgoingRequest, WatchOutgoingResponse,
 };
 use drover_proto::failure::{Failure, Reason};
+use drover_proto::ids::HostId;
 use drover_proto::v1::{Estimate, LinkKnowledge, TransferStage, TransferSummary};
 use tonic::Streaming;
 
@@ -39,6 +40,9 @@ pub(super) async fn run(work: &Work) -> Report {
             Judgement::NeverRan => return Report::refused(&look.why_not(), look.learned()),
             Judgement::Open(open) => open,
         };
+        if let Err(failure) = answers_again(work, &look).await {
+            return Report::unknown(&failure, look.learned());
+        }
         let acted = match open {
             Open::ContinueTransfer => match go_on(work, &look).await {
                 Ok(followed) => {
@@ -54,7 +58,11 @@ pub(super) async fn run(work: &Work) -> Report {
             Open::HandOver if is_under_way(&look) => follow(work)
                 .await
                 .map(|followed| stalled = followed == Followed::Stalled),
-            Open::HandOver => hand_over(work).await,
+            Open::HandOver => {
+                let asked = tokio::time::timeout(HAND_OVER, hand_over(work)).await;
+                stalled = asked.is_err();
+                asked.unwrap_or_else(|_| Err(unanswered(work)))
+            }
             Open::FinishInPlace => finish_in_place(work, &look).await,
             Open::Abort => return Report::refused(&look.why_not(), look.learned()),
             Open::Settling | Open::TouchNothing => return Report::again("the destination is at it", look.learned()),
@@ -153,6 +161,12 @@ async fn start_if_held(work: &Work, record: &Record, look: &Look) -> Result<bool
     };
     source.start_migrate(request).await?;
     Ok(true)
+}
+
+/// The source asks on; whoever commanded it looks meanwhile.
+fn unanswered(work: &Work) -> Failure {
+    let message = "the destination has not answered the source yet";
+    Failure::new(Reason::DeadlineExceeded, message).at_host(work.record.destination.clone())
 }
 
 async fn hand_over(work: &Work) -> Result<(), Failure> {
@@ -276,6 +290,30 @@ async fn goes_well(work: &Work) -> Result<(), Failure> {
             return Change::Leave;
         }
         record.unknowns = 0;
+        record.details.waiting_for = None;
+        Change::Write(StepWrite::Nothing)
+    };
+    write(work, clear).await
+}
+
+/// A host that was waited for has answered: what is done now may take long, and nobody is to be sent to look after
+/// that host meanwhile.
+async fn answers_again(work: &Work, look: &Look) -> Result<(), Failure> {
+    if work.record.details.waiting_for.is_none() {
+        return Ok(());
+    }
+    let answered = [
+        (&work.record.source, look.source.is_ok()),
+        (&work.record.destination, look.destination.is_ok()),
+    ];
+    let clear = |record: &mut Record| {
+        let waits_for_it = record.details.waiting_for.as_ref().is_some_and(|wait| {
+            let is_it = |(host, answers): &(&HostId, bool)| *answers && host.resource_name() == wait.host;
+            answered.iter().any(is_it)
+        });
+        if !waits_for_it {
+            return Change::Leave;
+        }
         record.details.waiting_for = None;
         Change::Write(StepWrite::Nothing)
     };
