@@ -186,6 +186,9 @@ pub(crate) struct Check {
     /// Show every check of every host, also where several were asked
     #[arg(short, long)]
     pub(crate) verbose: bool,
+    /// Only check: leave out what the move would cost, which takes a second or more to find out
+    #[arg(long)]
+    pub(crate) no_estimate: bool,
     #[command(flatten)]
     pub(crate) way: crate::policy::Way,
 }

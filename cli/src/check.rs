@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use drover_proto::ids::HostId;
-use drover_proto::v1::{CheckMigrationRequest, CheckMigrationResponse};
+use drover_proto::v1::{CheckMigrationRequest, CheckMigrationResponse, EstimateView};
 use tonic::Request;
 
 use crate::args::{Check, Output};
@@ -34,6 +34,7 @@ pub(crate) async fn run(mut controller: Controller, command: Check, output: Outp
         policy: command.way.message(),
         destination_hosts: destinations.iter().map(HostId::resource_name).collect(),
         destination_overrides: command.overrides.message(),
+        estimate_view: view(command.no_estimate).into(),
     });
     request.set_timeout(CHECK_TIMEOUT);
     let answer = controller.migrations.check_migration(request).await?.into_inner();
@@ -42,6 +43,7 @@ pub(crate) async fn run(mut controller: Controller, command: Check, output: Outp
             let headline = checks::Headline {
                 guest: &guest.display_name,
                 source: host_of(guest),
+                estimates: answer.estimate_view(),
             };
             // The only host of several is as good as one that was asked for.
             let every = command.verbose || answer.destinations.len() == 1;
@@ -50,6 +52,14 @@ pub(crate) async fn run(mut controller: Controller, command: Check, output: Outp
         Output::Json => out::json(&json::of("drover.v1.CheckMigrationResponse", &answer)?)?,
     }
     Ok(exit(&answer))
+}
+
+fn view(no_estimate: bool) -> EstimateView {
+    if no_estimate {
+        EstimateView::None
+    } else {
+        EstimateView::Unspecified
+    }
 }
 
 fn exit(answer: &CheckMigrationResponse) -> Exit {

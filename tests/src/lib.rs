@@ -11,6 +11,7 @@
 //! synchronous: waits are bounded, and say which log to read when they end badly.
 
 mod accelerator;
+pub mod bench;
 pub mod cluster;
 mod domain;
 pub mod faults;

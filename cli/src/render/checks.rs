@@ -1,6 +1,6 @@
 //! Checks as tables for terminals of 80 columns: one line for each destination, or each thing that was looked at.
 
-use drover_proto::v1::{Check, CheckResult, DestinationChecks, DiskAction, DiskPlan};
+use drover_proto::v1::{Check, CheckResult, DestinationChecks, DiskAction, DiskPlan, EstimateView};
 
 use super::{estimate, units, words};
 
@@ -15,6 +15,8 @@ const LEAST: usize = 24;
 pub(crate) struct Headline<'a> {
     pub(crate) guest: &'a str,
     pub(crate) source: &'a str,
+    /// What is told of the cost.
+    pub(crate) estimates: EstimateView,
 }
 
 /// A summary, or `every` check of every destination.
@@ -37,6 +39,7 @@ fn summary(headline: Headline<'_>, destinations: &[DestinationChecks]) -> String
         let text = match (obstacle, &destination.estimate) {
             (Some(check), _) => format!("{}: {}", check.id, check.found),
             (None, Some(expected)) => estimate::short(expected),
+            (None, None) if headline.estimates == EstimateView::None => estimate::LEFT_OUT.to_owned(),
             (None, None) => "-".to_owned(),
         };
         [
@@ -96,9 +99,16 @@ fn table(headline: Headline<'_>, destination: &DestinationChecks) -> String {
         lines.push(String::new());
         lines.extend(columns(["DISK", "PLAN", "WHAT IT IS"], disks(&destination.disks)));
     }
-    if let Some(expected) = &destination.estimate {
-        lines.push(String::new());
-        lines.extend(estimate::table(expected));
+    match &destination.estimate {
+        Some(expected) => {
+            lines.push(String::new());
+            lines.extend(estimate::table(expected));
+        }
+        None if headline.estimates == EstimateView::None && destination.acceptable => {
+            lines.push(String::new());
+            lines.push(format!("estimate {}", estimate::LEFT_OUT));
+        }
+        None => {}
     }
     lines.join("\n")
 }
@@ -190,6 +200,7 @@ mod tests {
     const HEADLINE: Headline<'_> = Headline {
         guest: "web-1",
         source: "host-a",
+        estimates: EstimateView::Full,
     };
 
     fn check(id: &str, result: CheckResult, found: &str, remedy: &str) -> Check {
@@ -282,6 +293,19 @@ mod tests {
              \x20                       the same path"
         );
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH));
+    }
+
+    #[test]
+    fn what_was_left_out_is_not_called_unknown() {
+        let asked = Headline {
+            estimates: EstimateView::None,
+            ..HEADLINE
+        };
+        let text = all(asked, &two(), false);
+        assert!(text.contains("host-b  yes         left out\n"), "{text}");
+        assert!(text.contains("host-c  no          storage-shared: "), "{text}");
+        let text = all(asked, &two(), true);
+        assert_eq!(text.matches("\n\nestimate left out").count(), 1, "{text}");
     }
 
     #[test]

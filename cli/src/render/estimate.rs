@@ -5,6 +5,9 @@ use drover_proto::v1::{Estimate, LinkKnowledge, Migration};
 use super::checks::columns;
 use super::{units, words};
 
+/// Nobody asked for it.
+pub(crate) const LEFT_OUT: &str = "left out";
+
 /// `8.40 s, blackout 120 ms`, or why nothing can be said.
 pub(crate) fn short(estimate: &Estimate) -> String {
     if !estimate.unknown.is_empty() {

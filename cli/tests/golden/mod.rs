@@ -24,6 +24,10 @@ const CASES: &[(&str, &str)] = &[
     ("migration-list.json", "migration list --limit 1 -o json"),
     ("migration-get.txt", "migration get ID"),
     ("migration-get.json", "migration get ID -o json"),
+    ("check.txt", "check demo"),
+    ("check.json", "check demo -o json"),
+    ("check-one.txt", "check demo --to host-b"),
+    ("check-no-estimate.txt", "check demo --to host-b --no-estimate"),
     ("dry-run.txt", "migrate demo --to host-b --dry-run"),
     ("dry-run.json", "migrate demo --to host-b --validate-only -o json"),
     ("exit-codes.txt", "exit-codes"),
@@ -44,6 +48,7 @@ async fn output_is_stable_for_scripts() {
     let write = std::env::var_os("DROVER_WRITE_GOLDEN").is_some();
     let bench = Bench::new(Stage {
         record: recorded(),
+        checks: checked(),
         ..Stage::default()
     })
     .await;
@@ -96,6 +101,55 @@ fn a_new_field_is_no_change_but_a_missing_one_is() {
     for changed in [r#"{"a": 1}"#, r#"{"a": 2, "b": [{"c": "d"}]}"#, r#"{"a": 1, "b": []}"#] {
         assert!(!is_as_recorded(&recorded, &output(changed)), "{changed}");
     }
+}
+
+/// A host that would do, with an estimate, and one that would not.
+fn checked() -> Vec<DestinationChecks> {
+    let check = |id: &str, result: CheckResult, found: &str, remedy: &str| Check {
+        id: id.to_owned(),
+        result: result.into(),
+        found: found.to_owned(),
+        remedy: remedy.to_owned(),
+    };
+    let fits = check("cpu", CheckResult::Passed, "the guest's CPU can be had here", "");
+    let time = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+    let estimate = Estimate {
+        duration: time(8, 400_000_000),
+        blackout: time(0, 120_000_000),
+        transfer_bytes: 800 << 20,
+        convergence_probability: 1.0,
+        dirty_bytes_per_second: 12 << 20,
+        writable_set_bytes: 300 << 20,
+        bandwidth_bytes_per_second: 95 << 20,
+        link_knowledge: LinkKnowledge::Learnt.into(),
+        sample_time: Some(prost_types::Timestamp {
+            seconds: 1_700_000_000,
+            nanos: 0,
+        }),
+        ..Estimate::default()
+    };
+    vec![
+        DestinationChecks {
+            destination_host: "hosts/host-b".to_owned(),
+            acceptable: true,
+            checks: vec![fits.clone()],
+            estimate: Some(estimate),
+            ..DestinationChecks::default()
+        },
+        DestinationChecks {
+            destination_host: "hosts/host-c".to_owned(),
+            checks: vec![
+                fits,
+                check(
+                    "bridges",
+                    CheckResult::Failed,
+                    "not here: br7",
+                    "make it here, or choose another host",
+                ),
+            ],
+            ..DestinationChecks::default()
+        },
+    ]
 }
 
 /// A migration with a bit of everything, at fixed times.

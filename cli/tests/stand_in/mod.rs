@@ -230,9 +230,24 @@ impl MigrationService for StandIn {
         request: Request<CheckMigrationRequest>,
     ) -> Result<Response<CheckMigrationResponse>, Status> {
         let mut stage = self.0.lock().unwrap();
-        stage.checked.push(request.into_inner());
-        let destinations = stage.checks.clone();
-        Ok(Response::new(CheckMigrationResponse { destinations }))
+        let request = request.into_inner();
+        let mut destinations = stage.checks.clone();
+        let wanted = &request.destination_hosts;
+        destinations.retain(|one| wanted.is_empty() || wanted.contains(&one.destination_host));
+        let estimate_view = match request.estimate_view() {
+            EstimateView::None => EstimateView::None,
+            EstimateView::Full | EstimateView::Unspecified => EstimateView::Full,
+        };
+        if estimate_view == EstimateView::None {
+            for destination in &mut destinations {
+                destination.estimate = None;
+            }
+        }
+        stage.checked.push(request);
+        Ok(Response::new(CheckMigrationResponse {
+            destinations,
+            estimate_view: estimate_view.into(),
+        }))
     }
 
     async fn adjust_migration(&self, request: Request<AdjustMigrationRequest>) -> Result<Response<Migration>, Status> {

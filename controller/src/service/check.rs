@@ -5,7 +5,8 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::{GuestId, HostId};
 use drover_proto::overrides::Overrides;
 use drover_proto::v1::{
-    Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks, HostState, MigrationPolicy,
+    Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks, EstimateView, HostState,
+    MigrationPolicy,
 };
 
 use super::validation::Fields;
@@ -32,6 +33,7 @@ struct Question {
     destinations: Vec<HostId>,
     overrides: Overrides,
     policy: MigrationPolicy,
+    estimates: EstimateView,
 }
 
 impl Api {
@@ -48,6 +50,7 @@ impl Api {
             mut destinations,
             overrides,
             policy,
+            estimates,
         } = read(&request, &self.policy)?;
         self.office.fence()?;
         let source = self.source_to_check(guest, source, &destinations).await?;
@@ -63,8 +66,15 @@ impl Api {
         }
         Ok(CheckMigrationResponse {
             destinations: self
-                .examine(guest, Wanted::new(&overrides, Some(&policy)), &source, candidates)
+                .examine(
+                    guest,
+                    Wanted::new(&overrides, Some(&policy)),
+                    estimates,
+                    &source,
+                    candidates,
+                )
                 .await,
+            estimate_view: estimates.into(),
         })
     }
 
@@ -110,11 +120,12 @@ impl Api {
         &self,
         guest: GuestId,
         wanted: Wanted<'_>,
+        estimates: EstimateView,
         source: &HostId,
         candidates: Vec<Candidate>,
     ) -> Vec<DestinationChecks> {
         let agents: Vec<Agent> = candidates.iter().filter_map(|one| one.agent.clone().ok()).collect();
-        let mut examined = match self.ask(guest, wanted, source, agents).await {
+        let mut examined = match self.ask(guest, wanted, estimates, source, agents).await {
             Ok(examined) => examined.into_iter(),
             Err(failure) => {
                 let failed = |one: &Candidate| told(&one.host, one.cordoned, Err(failure.clone()));
@@ -136,14 +147,20 @@ impl Api {
         &self,
         guest: GuestId,
         wanted: Wanted<'_>,
+        estimates: EstimateView,
         source: &HostId,
         destinations: Vec<Agent>,
     ) -> Result<Vec<Result<Examined, Failure>>, Failure> {
         let agent = self.agents.of(source).await?;
-        match Source::look(guest, wanted, &agent).await? {
-            Some(found) => Ok(found.estimated(destinations, &self.estimates, Thorough::Looks).await),
-            None => Ok(destinations.iter().map(|_| Ok(absent(guest, &agent))).collect()),
-        }
+        let Some(found) = Source::look(guest, wanted, &agent).await? else {
+            return Ok(destinations.iter().map(|_| Ok(absent(guest, &agent))).collect());
+        };
+        Ok(match estimates {
+            EstimateView::None => found.examine(destinations).await,
+            EstimateView::Full | EstimateView::Unspecified => {
+                found.estimated(destinations, &self.estimates, Thorough::Looks).await
+            }
+        })
     }
 }
 
@@ -163,6 +180,14 @@ fn read(request: &CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Q
         fields.policy("policy", policy, defaults);
     }
     let overrides = fields.overrides("destination_overrides", request.destination_overrides.as_ref());
+    let estimates = match EstimateView::try_from(request.estimate_view) {
+        Ok(EstimateView::None) => EstimateView::None,
+        Ok(EstimateView::Full | EstimateView::Unspecified) => EstimateView::Full,
+        Err(_) => {
+            fields.bad("estimate_view", "is a value that this version does not know");
+            EstimateView::Full
+        }
+    };
     fields.check()?;
     refuse_unmade(request.policy.as_ref())?;
     let guest = guest.ok_or_else(|| Failure::invalid("guest_uuid", "is required"))?;
@@ -172,6 +197,7 @@ fn read(request: &CheckMigrationRequest, defaults: &MigrationPolicy) -> Result<Q
         destinations,
         overrides,
         policy: with_defaults(request.policy.as_ref(), defaults),
+        estimates,
     })
 }
 

@@ -3,10 +3,11 @@
 use drover_proto::failure::Reason;
 use drover_proto::time::std_duration;
 use drover_proto::v1::{
-    CheckMigrationRequest, CreateMigrationRequest, Estimate, LinkKnowledge, Migration, MigrationPolicy,
+    CheckMigrationRequest, CheckMigrationResponse, CreateMigrationRequest, Estimate, EstimateView, LinkKnowledge,
+    Migration, MigrationPolicy,
 };
 
-use super::lab::{Lab, wish};
+use super::lab::{Lab, reason, wish};
 use super::world::{Fault, GUEST};
 
 const MIB: u64 = 1 << 20;
@@ -63,6 +64,37 @@ async fn a_check_tells_what_the_move_would_cost() {
     };
     let only_checked = lab.migrations().create_migration(request).await.unwrap().into_inner();
     assert_eq!(only_checked.estimate.unwrap().needed_means, told.needed_means);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_the_estimate_out_gets_the_checks_alone_and_is_told_so() {
+    let lab = Lab::new().await;
+    (lab.world.lock().writes, lab.world.lock().link) = (vec![0], 100 * MIB);
+    let ask = async |view: i32| -> Result<CheckMigrationResponse, tonic::Status> {
+        let request = CheckMigrationRequest {
+            guest_uuid: GUEST.to_owned(),
+            estimate_view: view,
+            ..Default::default()
+        };
+        Ok(lab.migrations().check_migration(request).await?.into_inner())
+    };
+    let without = ask(EstimateView::None.into()).await.unwrap();
+    assert_eq!(without.estimate_view(), EstimateView::None);
+    assert_eq!(without.destinations[0].estimate, None);
+    assert_eq!(lab.world.was_called("SampleGuest"), 0, "no time is spent on it");
+    for view in [EstimateView::Unspecified, EstimateView::Full] {
+        let with = ask(view.into()).await.unwrap();
+        assert_eq!(with.estimate_view(), EstimateView::Full);
+        assert!(with.destinations[0].estimate.is_some());
+        let checks = |answer: &CheckMigrationResponse| -> Vec<(String, i32)> {
+            let checks = answer.destinations[0].checks.iter();
+            checks.map(|check| (check.id.clone(), check.result)).collect()
+        };
+        assert_eq!(checks(&with), checks(&without), "the checks are the same");
+        assert!(without.destinations[0].acceptable && with.destinations[0].acceptable);
+    }
+    let refused = ask(99).await.unwrap_err();
+    assert_eq!(reason(&refused), Reason::InvalidArgument);
 }
 
 #[tokio::test(flavor = "multi_thread")]

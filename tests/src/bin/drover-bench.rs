@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use drover_tests::bench::{adjust, check};
 use drover_tests::cluster::{Cluster, ClusterOptions};
 use drover_tests::figures::quartiles;
 use drover_tests::trace::{Collector, Trace};
-use drover_tests::{Disk, Guest, GuestSpec, Lab};
+use drover_tests::{Guest, GuestSpec, Lab};
 
 /// Compares Drover with virsh on two hosts of this machine.
 #[derive(Parser)]
@@ -30,7 +31,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// How long `drover check` of one guest takes, against several hosts at once
+    /// How long `drover check` of one guest takes against several hosts at once, with the estimate and without it
     Check {
         /// Destinations
         #[arg(long, default_value_t = 3)]
@@ -38,6 +39,12 @@ enum Command {
         /// Checks
         #[arg(long, default_value_t = 15)]
         rounds: usize,
+    },
+    /// How soon a change of a running migration's policy is in force in QEMU
+    Adjust {
+        /// Changes by a connected client, and as many by the command
+        #[arg(long, default_value_t = 12)]
+        calls: u64,
     },
 }
 
@@ -51,7 +58,8 @@ struct Sample {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
-        Some(Command::Check { hosts, rounds }) => run_checks(hosts, rounds),
+        Some(Command::Check { hosts, rounds }) => check::run(hosts, rounds),
+        Some(Command::Adjust { calls }) => adjust::run(calls),
         None => run(&arguments),
     };
     match done {
@@ -146,34 +154,6 @@ fn run(arguments: &Arguments) -> Result<()> {
     // Not against the store: virsh moves guests behind its back.
     lab.check_at_rest(&[(&guest, &at)])?;
     Ok(())
-}
-
-/// The command's own part (process, certificates, connection, inventory) is in `guest list` too.
-fn run_checks(hosts: u8, rounds: usize) -> Result<()> {
-    let mut lab = Lab::builder().hosts(hosts + 1).start()?;
-    let disk = Disk::Shared {
-        format: "qcow2",
-        size_mib: 8,
-    };
-    let guest = lab.start_guest("host-a", &GuestSpec::new("idle").disk(disk))?;
-    let cluster = Cluster::start(&lab)?;
-    println!("{rounds} checks of one guest with a shared disk against {hosts} hosts");
-    let (mut checks, mut lists) = (Vec::new(), Vec::new());
-    // The first one opens the connections between controller and agents.
-    for round in 0..=rounds {
-        let check = cluster.drover(&["check", guest.name()])?;
-        anyhow::ensure!(check.code == 0, "{}{}", check.stdout, check.stderr);
-        let list = cluster.drover(&["guest", "list"])?;
-        if round > 0 {
-            checks.push(ms(check.wall));
-            lists.push(ms(list.wall));
-        }
-    }
-    for (what, values) in [("drover check", checks), ("drover guest list", lists)] {
-        let (low, middle, high) = quartiles(values);
-        println!("{what:<18}  median {middle:.0} ms ({low:.0} to {high:.0})");
-    }
-    lab.check_at_rest(&[(&guest, "host-a")])
 }
 
 fn ms(duration: Duration) -> f64 {
