@@ -22,10 +22,12 @@ build: setup ## Build everything
 demo: build $(VENV)/.ready ## Two real hosts, one running guest, one migration; then a timeline (root)
 	@target/debug/drover-demo
 
-check: setup $(VENV)/.ready ## Format, clippy, API lint, licences
+check: setup $(VENV)/.ready ## Format, clippy, API lint and changes, dependencies, licences
 	@scripts/quietly "Format" $(CARGO) fmt --all --check
 	@scripts/quietly "Clippy" $(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	@cd proto/proto && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" && ../../scripts/quietly "buf lint" buf lint && ../../scripts/quietly "buf format" buf format --diff --exit-code
+	@scripts/quietly "API changes" scripts/check-api
+	@scripts/quietly "Dependencies" scripts/check-dependencies
 	@scripts/quietly "Licences" scripts/check-licences
 
 $(VENV)/.ready: scripts/requirements.txt

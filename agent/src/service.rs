@@ -7,9 +7,11 @@ mod images;
 mod inspect;
 mod limits;
 mod link;
+mod orders;
 mod peer;
 mod probes;
 mod reach;
+pub mod readers;
 pub(crate) mod report;
 mod sample;
 mod watch;
@@ -26,14 +28,9 @@ use futures::Stream;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
-use crate::hypervisor::{CopiedDisks, MigrateFlags};
 use crate::jobs::Jobs;
-use crate::jobs::begin::BeginOrder;
 use crate::jobs::fence::Reference;
-use crate::jobs::prepare::PrepareOrder;
 use crate::jobs::resolve::By;
-use crate::jobs::transfer::{Expected, StartOrder};
-use crate::journal::Delivery;
 use crate::probe::Probes;
 
 pub use peer::PeerServer;
@@ -97,18 +94,6 @@ fn about(reference: Option<agent::MigrationRef>) -> Result<Reference, Failure> {
     let reference = convert::reference(reference)?;
     Span::current().record("drover.migration.id", reference.migration.to_string());
     Ok(reference)
-}
-
-fn flags(policy: Option<&agent::TransferPolicy>, persistent: bool) -> MigrateFlags {
-    let policy = policy.cloned().unwrap_or_default();
-    MigrateFlags {
-        persistent,
-        post_copy: policy.post_copy,
-        auto_converge: policy.auto_converge,
-        storage_proved: policy.storage_proved,
-        parallel: policy.parallel_connections,
-        copied: None,
-    }
 }
 
 #[tonic::async_trait]
@@ -188,25 +173,7 @@ impl AgentService for AgentServer {
         &self,
         request: Request<agent::BeginOutgoingRequest>,
     ) -> Reply<agent::BeginOutgoingResponse> {
-        let request = request.into_inner();
-        let fence = convert::fence(request.fence)?;
-        let offline = request.offline.map(limits::offline).transpose()?;
-        let order = BeginOrder {
-            reference: about(request.migration)?,
-            destination: convert::host_id("destination_host", &request.destination_host)?,
-            incarnation: match &offline {
-                Some(_) => self.jobs.no_life(),
-                None => convert::incarnation(request.incarnation)?,
-            },
-            offline,
-            flags: MigrateFlags {
-                copied: CopiedDisks::new(images::targets("copy_disks", request.copy_disks)?),
-                ..flags(request.policy.as_ref(), false)
-            },
-            delete_source: request.delete_source,
-            overrides: convert::overrides(request.destination_overrides.as_ref())?,
-            limits: convert::limits(request.policy.as_ref())?,
-        };
+        let (fence, order) = orders::begin(request.into_inner(), self.jobs.no_life())?;
         let jobs = Arc::clone(&self.jobs);
         let answer = self
             .jobs
@@ -219,23 +186,7 @@ impl AgentService for AgentServer {
         &self,
         request: Request<agent::PrepareIncomingRequest>,
     ) -> Reply<agent::PrepareIncomingResponse> {
-        let request = request.into_inner();
-        let fence = convert::fence(request.fence)?;
-        let inactive_xml = limits::xml("inactive_xml", request.inactive_xml)?;
-        let inactive_xml = Some(inactive_xml).filter(|xml| !xml.is_empty());
-        let order = PrepareOrder {
-            reference: about(request.migration)?,
-            source: convert::host_id("source_host", &request.source_host)?,
-            guest_name: request.guest_name,
-            xml: limits::xml("xml", request.xml)?,
-            state_before: convert::state_from(request.state_before)?,
-            autostart_before: request.autostart_before,
-            flags: flags(request.policy.as_ref(), inactive_xml.is_some()),
-            inactive_xml,
-            images: images::images_from("images", request.images)?,
-            cookie: limits::cookie("cookie", &request.cookie)?,
-            offline: request.offline.map(limits::files).transpose()?,
-        };
+        let (fence, order) = orders::prepare(request.into_inner())?;
         let jobs = Arc::clone(&self.jobs);
         let answer = self
             .jobs
@@ -248,28 +199,7 @@ impl AgentService for AgentServer {
     }
 
     async fn start_migrate(&self, request: Request<agent::StartMigrateRequest>) -> Reply<agent::StartMigrateResponse> {
-        let request = request.into_inner();
-        let fence = convert::fence(request.fence)?;
-        let delivery = Delivery {
-            ticket: convert::ticket(&request.ticket)?,
-            addresses: limits::addresses("destination_addresses", request.destination_addresses)?,
-            management: limits::address("destination_management_address", request.destination_management_address)?,
-        };
-        let reference = about(request.migration)?;
-        let order = StartOrder {
-            reference,
-            delivery,
-            cookie: limits::cookie("cookie", &request.cookie)?,
-            limits: request
-                .policy
-                .as_ref()
-                .map(|now| convert::limits(Some(now)))
-                .transpose()?,
-            expected: Expected {
-                dirty_rate: request.dirty_bytes_per_second,
-                link: request.link_bytes_per_second,
-            },
-        };
+        let (fence, order) = orders::start(request.into_inner())?;
         let jobs = Arc::clone(&self.jobs);
         self.jobs
             .detached(async move { jobs.start_migrate(fence, order).await })
@@ -281,12 +211,7 @@ impl AgentService for AgentServer {
         &self,
         request: Request<agent::AdjustOutgoingRequest>,
     ) -> Reply<agent::AdjustOutgoingResponse> {
-        let request = request.into_inner();
-        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
-        let policy = request
-            .policy
-            .ok_or_else(|| Failure::invalid("policy", "is required"))?;
-        let limits = convert::limits(Some(&policy))?;
+        let (fence, reference, limits) = orders::adjust(request.into_inner())?;
         let jobs = Arc::clone(&self.jobs);
         self.jobs
             .detached(async move { jobs.adjust_outgoing(fence, reference, limits).await })
@@ -372,13 +297,14 @@ impl AgentService for AgentServer {
     }
 
     async fn settle_incoming(&self, request: Request<agent::SettleIncomingRequest>) -> Reply<agent::MigrationStatus> {
-        let request = request.into_inner();
-        let (verdict, by) = (convert::verdict_from(request.verdict)?, By::from_fenced(request.fenced));
-        let (fence, reference) = (convert::fence(request.fence)?, about(request.migration)?);
-        let news = request.definition.and_then(convert::definition_news);
+        let (fence, order) = orders::settle_incoming(request.into_inner())?;
+        let reference = order.reference;
         let jobs = Arc::clone(&self.jobs);
         self.jobs
-            .detached(async move { jobs.settle_incoming(fence, reference, verdict, by, news).await })
+            .detached(async move {
+                jobs.settle_incoming(fence, reference, order.verdict, order.by, order.news)
+                    .await
+            })
             .await?;
         Ok(Response::new(self.status(reference).await?))
     }

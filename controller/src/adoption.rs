@@ -58,7 +58,7 @@ fn record_id(journal: &UnfinishedJournal) -> &str {
 }
 
 /// The row, if the journal says enough and the host has to do with it.
-fn record(host: &HostId, journal: &UnfinishedJournal) -> Option<Record> {
+pub(crate) fn record(host: &HostId, journal: &UnfinishedJournal) -> Option<Record> {
     let source = HostId::from_resource_name(&journal.source_host).ok()?;
     let destination = HostId::from_resource_name(&journal.destination_host).ok()?;
     if source == destination || (*host != source && *host != destination) {

@@ -29,8 +29,8 @@ use crate::office::Office;
 use crate::phases::{self, Learned, Report, Work};
 use crate::progress::{self, Finished, Went};
 use crate::saga::{self, Phase, Position};
-use crate::state::WaitReason;
 use crate::store::{Record, StepOutcome, StoreError};
+use crate::telling::{Told, told};
 use crate::trace;
 
 /// A store that fails is asked again after this time.
@@ -372,17 +372,14 @@ fn pace(record: &Record, finished: &Finished, running: &Running) -> Duration {
     let (id, phase, unknowns) = (record.id, finished.phase, record.unknowns);
     let waits = record.details.waiting_for.clone();
     let before = std::mem::replace(&mut *running.waits(), waits.clone());
-    let same = |before: &WaitingFor, wait: &WaitingFor| (&before.reason, &before.host) == (&wait.reason, &wait.host);
-    let told = before
-        .zip(waits.clone())
-        .is_some_and(|(before, wait)| same(&before, &wait));
+    let told = told(before.as_ref(), waits.as_ref(), unknowns);
     let reason = waits.map(|wait| wait.reason).unwrap_or_default();
-    trace::tell(record, || {
-        if unknowns == saga::PATIENCE || (reason == WaitReason::ResolveNeeded.name() && !told) {
+    trace::tell(record, || match told {
+        Told::Attention => {
             tracing::error!(migration_id = %id, %phase, reason, "the migration asks for attention: {detail}");
-        } else if reason == WaitReason::HostUnreachable.name() && !told {
-            tracing::warn!(migration_id = %id, %phase, reason, "the migration waits: {detail}");
-        } else {
+        }
+        Told::Waits => tracing::warn!(migration_id = %id, %phase, reason, "the migration waits: {detail}"),
+        Told::Again => {
             tracing::debug!(migration_id = %id, %phase, unknowns, "looks again in {:?}: {detail}", pace.delay);
         }
     });

@@ -3,7 +3,7 @@
 //! Bounded: a watcher holds a number and a progress, never a queue. What must not be missed is in the store.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use drover_proto::ids::MigrationId;
 use drover_proto::v1::Progress;
@@ -31,9 +31,14 @@ impl Hub {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on.
-    pub fn subscribe(&self, id: MigrationId) -> watch::Receiver<News> {
-        self.channels().entry(id).or_default().subscribe()
+    /// From now on, until the subscription is dropped.
+    pub fn subscribe(self: &Arc<Self>, id: MigrationId) -> Subscription {
+        let receiver = self.channels().entry(id).or_default().subscribe();
+        Subscription {
+            hub: Arc::clone(self),
+            id,
+            receiver: Some(receiver),
+        }
     }
 
     /// Something was written.
@@ -62,8 +67,7 @@ impl Hub {
     }
 
     /// Forgets a migration that nobody works on when its last watcher has gone.
-    pub fn unsubscribe(&self, id: MigrationId, receiver: watch::Receiver<News>) {
-        drop(receiver);
+    fn unsubscribed(&self, id: MigrationId) {
         let mut channels = self.channels();
         if channels
             .get(&id)
@@ -71,5 +75,66 @@ impl Hub {
         {
             channels.remove(&id);
         }
+    }
+}
+
+/// Who watches a migration. Costs nothing any more when it is dropped, wherever that happens: also where a request is
+/// refused half-way, or its caller goes away.
+pub struct Subscription {
+    hub: Arc<Hub>,
+    id: MigrationId,
+    /// None only while it is dropped.
+    receiver: Option<watch::Receiver<News>>,
+}
+
+impl Subscription {
+    /// What is new; counts as seen.
+    pub fn newest(&mut self) -> News {
+        let newest = self.receiver.as_mut().map(|news| news.borrow_and_update().clone());
+        newest.unwrap_or_default()
+    }
+
+    /// Waits for news that were not seen; false where nothing more will come.
+    pub async fn changed(&mut self) -> bool {
+        match &mut self.receiver {
+            Some(news) => news.changed().await.is_ok(),
+            None => false,
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        drop(self.receiver.take());
+        self.hub.unsubscribed(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_watched_what_nobody_works_on_leaves_nothing_behind() {
+        let (hub, id) = (Arc::new(Hub::default()), MigrationId::generate());
+        let (first, second) = (hub.subscribe(id), hub.subscribe(id));
+        drop(first);
+        assert_eq!(hub.channels().len(), 1);
+        drop(second);
+        assert_eq!(hub.channels().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_migration_at_rest_is_forgotten_and_its_watchers_learn_of_it() {
+        let (hub, id) = (Arc::new(Hub::default()), MigrationId::generate());
+        hub.written(id, 3, false);
+        let mut watcher = hub.subscribe(id);
+        assert_eq!(watcher.newest().generation, 3);
+        drop(hub.subscribe(id));
+        assert_eq!(hub.channels().len(), 1, "somebody works on it");
+        hub.written(id, 4, true);
+        assert!(watcher.changed().await && watcher.newest().at_rest);
+        assert!(!watcher.changed().await, "nothing more will come");
+        assert_eq!(hub.channels().len(), 0);
     }
 }

@@ -26,6 +26,7 @@ pub mod server;
 pub mod service;
 pub mod state;
 pub mod store;
+pub mod telling;
 pub mod trace;
 pub mod verdict;
 pub mod view;

@@ -188,7 +188,36 @@ fn metrics(resource: Resource) -> Result<Option<SdkMeterProvider>, TelemetryErro
 
 /// Whether the environment names a collector for this signal, or for all.
 fn is_wanted(variable: &str) -> bool {
-    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let disabled = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
+    is_wanted_by(variable, |name| std::env::var(name).ok())
+}
+
+fn is_wanted_by(variable: &str, value: impl Fn(&str) -> Option<String>) -> bool {
+    let set = |name: &str| value(name).is_some_and(|value| !value.is_empty());
+    let disabled = value("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     !disabled && (set(variable) || set("OTEL_EXPORTER_OTLP_ENDPOINT"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_wanted_by;
+
+    const ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    const METRICS: &str = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT";
+
+    #[test]
+    fn nothing_is_sent_unless_a_collector_is_named_for_it() {
+        let collector = "http://127.0.0.1:4317";
+        let wanted = |signal: &str, set: &[(&str, &str)]| {
+            is_wanted_by(signal, |name| {
+                let found = set.iter().find(|(key, _)| *key == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert!(!wanted(TRACES, &[]));
+        assert!(!wanted(TRACES, &[(ALL, "")]));
+        assert!(wanted(TRACES, &[(ALL, collector)]));
+        assert!(wanted(TRACES, &[(TRACES, collector)]) && !wanted(METRICS, &[(TRACES, collector)]));
+        assert!(!wanted(TRACES, &[(ALL, collector), ("OTEL_SDK_DISABLED", "TRUE")]));
+    }
 }

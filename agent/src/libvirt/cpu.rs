@@ -16,9 +16,19 @@ pub(super) fn fits(connection: &Connection, question: &CpuQuestion) -> Result<Cp
     let answer = connection.compare_cpu(&question.arch, &question.machine, &question.domain_type, cpu_xml)?;
     Ok(match answer {
         Compared::Fits => CpuAnswer::Fits,
-        Compared::Incompatible(what) => CpuAnswer::Lacks(what),
+        Compared::Incompatible(what) => CpuAnswer::Lacks(missing(&what)),
         Compared::CannotSay(why) => CpuAnswer::Unknown(why),
     })
+}
+
+/// The features that libvirt names in its refusal; all of its words where it names none. Goes after "lacks".
+fn missing(message: &str) -> String {
+    const NAMES: &str = "does not provide required features: ";
+    let named = message.rsplit_once(NAMES).map(|(_, names)| names.trim());
+    match named {
+        Some(names) if !names.is_empty() => names.to_owned(),
+        Some(_) | None => format!("what the guest needs: {message}"),
+    }
 }
 
 /// Why a `<cpu>` says nothing about what the guest needs; `None` where it names a model.
@@ -43,6 +53,19 @@ fn incomparable(cpu_xml: &str) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missing_features_are_taken_out_of_a_refusal() {
+        let refusal =
+            "the CPU is incompatible with host CPU: Host CPU does not provide required features: pcid, avx512f";
+        assert_eq!(missing(refusal), "pcid, avx512f");
+        for other in [
+            "Unknown CPU model Skylake-9",
+            "Host CPU does not provide required features: ",
+        ] {
+            assert_eq!(missing(other), format!("what the guest needs: {other}"));
+        }
+    }
 
     #[test]
     fn a_cpu_without_a_model_cannot_be_compared() {

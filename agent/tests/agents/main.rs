@@ -2,6 +2,7 @@
 //! for, what it must never get, and what is true after a death at each point.
 
 mod adjust;
+mod certificates;
 mod checks;
 mod copies;
 mod crashes;

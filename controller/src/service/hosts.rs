@@ -106,6 +106,43 @@ impl HostService for Api {
     }
 }
 
+/// A registration whose fields are good.
+pub(super) struct Said {
+    pub(super) id: HostId,
+    pub(super) host: Host,
+    pub(super) journals: Vec<v1::UnfinishedJournal>,
+    pub(super) adopted: Vec<v1::AdoptedResolution>,
+}
+
+pub(super) fn read(request: v1::RegisterHostRequest) -> Result<Said, Failure> {
+    let Some(host) = request.host else {
+        return Err(Failure::invalid("host", "is required"));
+    };
+    let mut fields = Fields::default();
+    let id = fields.required("host.name", &host.name, HostId::from_resource_name);
+    if host
+        .management_address
+        .rsplit_once(':')
+        .is_none_or(|(_, port)| port.parse::<u16>().is_err())
+    {
+        fields.bad("host.management_address", "expected host:port");
+    }
+    if host.agent_instance.is_empty() {
+        fields.bad("host.agent_instance", "is required");
+    }
+    fields.registration(&host, request.unfinished_journals.len());
+    fields.check()?;
+    let Some(id) = id else {
+        return Err(Failure::invalid("host.name", "is required"));
+    };
+    Ok(Said {
+        id,
+        host,
+        journals: request.unfinished_journals,
+        adopted: request.adopted_resolutions,
+    })
+}
+
 impl Api {
     /// Gives what the agent has to adopt.
     async fn register(
@@ -113,39 +150,25 @@ impl Api {
         request: v1::RegisterHostRequest,
         identity: &Identity,
     ) -> Result<Vec<v1::HostResolution>, Failure> {
-        let Some(said) = request.host else {
-            return Err(Failure::invalid("host", "is required"));
-        };
-        let mut fields = Fields::default();
-        let id = fields.required("host.name", &said.name, HostId::from_resource_name);
-        if said
-            .management_address
-            .rsplit_once(':')
-            .is_none_or(|(_, port)| port.parse::<u16>().is_err())
-        {
-            fields.bad("host.management_address", "expected host:port");
-        }
-        if said.agent_instance.is_empty() {
-            fields.bad("host.agent_instance", "is required");
-        }
-        fields.registration(&said, request.unfinished_journals.len());
-        fields.check()?;
-        let Some(id) = id else {
-            return Err(Failure::invalid("host.name", "is required"));
-        };
+        let Said {
+            id,
+            host,
+            journals,
+            adopted,
+        } = read(request)?;
         if *identity != Identity::Agent(id.clone()) {
             let message = format!("{identity} may not register host {id}");
             return Err(Failure::new(Reason::PermissionDenied, message));
         }
-        self.refuse_second(&id, &said).await?;
-        let beat = self.registry.beat(&id, &said.agent_instance);
+        self.refuse_second(&id, &host).await?;
+        let beat = self.registry.beat(&id, &host.agent_instance);
         if beat == Beat::Conflict {
-            return Err(self.conflict(&id, &said.management_address));
+            return Err(self.conflict(&id, &host.management_address));
         }
-        self.store_registration(&id, said).await?;
-        self.note_journals(&id, &request.unfinished_journals).await?;
-        self.note_adopted(&id, &request.adopted_resolutions).await?;
-        let resolutions = self.resolutions(&id, &request.unfinished_journals).await?;
+        self.store_registration(&id, host).await?;
+        self.note_journals(&id, &journals).await?;
+        self.note_adopted(&id, &adopted).await?;
+        let resolutions = self.resolutions(&id, &journals).await?;
         if beat == Beat::Back {
             tracing::info!(host = %id, "heard of");
             self.agents.dial_again(&id);

@@ -46,16 +46,9 @@ impl Api {
     }
 
     /// The agent of a fenced host did what was decided. Where a copy ran there, somebody has to be told.
-    pub(super) async fn note_adopted(&self, host: &HostId, adopted: &[AdoptedResolution]) -> Result<(), Failure> {
-        for said in adopted.iter().take(MOST_JOURNALS) {
-            let Ok(id) = MigrationId::from_resource_name(&said.migration) else {
-                continue;
-            };
-            let at = said
-                .adopt_time
-                .as_ref()
-                .and_then(system_time)
-                .unwrap_or_else(SystemTime::now);
+    pub(super) async fn note_adopted(&self, host: &HostId, all: &[AdoptedResolution]) -> Result<(), Failure> {
+        for said in all.iter().take(MOST_JOURNALS) {
+            let Some((id, at)) = adopted(said) else { continue };
             let mut news = false;
             let changed = self.ledger.change(id, |record| {
                 let change = progress::adopted(record, host, at, said.copy_ran);
@@ -145,6 +138,13 @@ impl Api {
         }
         Ok(known)
     }
+}
+
+/// Which word was adopted, and when: now, where the agent does not say.
+pub(super) fn adopted(said: &AdoptedResolution) -> Option<(MigrationId, SystemTime)> {
+    let id = MigrationId::from_resource_name(&said.migration).ok()?;
+    let at = said.adopt_time.as_ref().and_then(system_time);
+    Some((id, at.unwrap_or_else(SystemTime::now)))
 }
 
 /// Who has the guest, once that was carried out at the side that is not fenced.

@@ -13,12 +13,12 @@ use drover_proto::ids::MigrationId;
 use drover_proto::time::{now, timestamp};
 use drover_proto::v1::watch_migration_response::Event as Happened;
 use drover_proto::v1::{Heartbeat, Progress, WatchMigrationResponse};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{Api, errors};
-use crate::hub::News;
+use crate::hub::Subscription;
 use crate::store::sequence;
 
 /// Messages that wait for a slow reader.
@@ -58,13 +58,7 @@ impl Api {
         })?;
         // Before the record is read: what is written in between is told twice rather than not at all.
         let news = self.ledger.hub.subscribe(id);
-        let record = match self.record(id).await {
-            Ok(record) => record,
-            Err(failure) => {
-                self.ledger.hub.unsubscribe(id, news);
-                return Err(failure);
-            }
-        };
+        let record = self.record(id).await?;
         let snapshot = self.shown(&record).await?;
         let newest = sequence(record.generation + 1, 0) - 1;
         let sequence = match read_token(token, id)? {
@@ -90,7 +84,7 @@ impl Api {
 }
 
 impl Watcher {
-    async fn run(mut self, snapshot: drover_proto::v1::Migration, mut news: watch::Receiver<News>, at_rest: bool) {
+    async fn run(mut self, snapshot: drover_proto::v1::Migration, mut news: Subscription, at_rest: bool) {
         let closed = self.sender.clone();
         let stopping = self.api.stopping.clone();
         tokio::select! {
@@ -102,22 +96,19 @@ impl Watcher {
                 let _ = closed.try_send(Err(failure.with_remedy("watch again with the last resume token").into()));
             }
         }
-        self.api.ledger.hub.unsubscribe(self.id, news);
     }
 
     async fn tell_all(
         &mut self,
         snapshot: drover_proto::v1::Migration,
-        news: &mut watch::Receiver<News>,
+        news: &mut Subscription,
         mut at_rest: bool,
     ) -> Result<(), Over> {
         self.tell(now(), Happened::Snapshot(snapshot)).await?;
         loop {
-            let (progress, rests) = {
-                let newest = news.borrow_and_update();
-                (newest.progress, newest.at_rest)
-            };
-            at_rest |= rests;
+            let newest = news.newest();
+            let progress = newest.progress;
+            at_rest |= newest.at_rest;
             self.tell_events().await?;
             if at_rest {
                 return Ok(());
@@ -129,9 +120,9 @@ impl Watcher {
                 }
             }
             match tokio::time::timeout(HEARTBEAT, news.changed()).await {
-                Ok(Ok(())) => {}
+                Ok(true) => {}
                 // Whoever told the news has no more: the migration is at rest.
-                Ok(Err(_)) => at_rest = true,
+                Ok(false) => at_rest = true,
                 Err(_) => self.tell(now(), Happened::Heartbeat(Heartbeat {})).await?,
             }
         }

@@ -87,3 +87,21 @@ async fn a_second_agent_of_one_identity_is_refused_while_the_first_answers() {
     claim("second").await.unwrap();
     assert_eq!(shown().await.management_address, "192.0.2.1:7450");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_says_is_wrong_is_shown_with_its_host() {
+    let lab = Lab::new().await;
+    for problem in ["the new certificates are not usable, the old ones stay in use", ""] {
+        let request = RegisterHostRequest {
+            host: Some(v1::Host {
+                problem: problem.to_owned(),
+                ..registration("host-1", &lab.addresses[0])
+            }),
+            ..RegisterHostRequest::default()
+        };
+        lab.register_as("host-1", request).await.unwrap();
+        let name = "hosts/host-1".to_owned();
+        let shown = lab.hosts().get_host(GetHostRequest { name }).await.unwrap();
+        assert_eq!(shown.into_inner().problem, problem);
+    }
+}

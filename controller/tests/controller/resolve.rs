@@ -14,7 +14,7 @@ use super::lab::{Lab, reason};
 use super::world::{GUEST, until};
 
 /// All is sent and handed over, and this host does not answer any more.
-async fn handed_over_without(host: &str) -> (Lab, String) {
+pub(crate) async fn handed_over_without(host: &str) -> (Lab, String) {
     let lab = Lab::new().await;
     lab.world.lock().stalled = true;
     let created = lab.create().await;
@@ -33,6 +33,28 @@ async fn handed_over_without(host: &str) -> (Lab, String) {
     })
     .await;
     (lab, created.name)
+}
+
+/// Host-2 is back from a death between "it shall run" and "it ran": nobody can tell any more.
+pub(crate) async fn died_while_it_let_the_guest_run(lab: &Lab, name: &str) {
+    {
+        let mut state = lab.world.lock();
+        let host = state.host("host-2");
+        host.guests.clear();
+        for journal in host.journals.values_mut() {
+            journal.record.set_state(JournalState::Resuming);
+        }
+        state.away.clear();
+    }
+    lab.comes_back("host-2").await;
+    until("nobody can decide", async || {
+        let shown = lab.get(name).await;
+        shown.state() == MigrationState::AttentionRequired
+            && shown
+                .waiting_for
+                .is_some_and(|waiting| waiting.reason == "RESOLVE_NEEDED")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,24 +182,7 @@ async fn the_destination_of_a_guest_that_has_run_there_cannot_be_fenced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destination_that_died_while_it_let_the_guest_run_is_decided_by_a_word() {
     let (lab, name) = handed_over_without("host-2").await;
-    {
-        let mut state = lab.world.lock();
-        let host = state.host("host-2");
-        host.guests.clear();
-        for journal in host.journals.values_mut() {
-            journal.record.set_state(JournalState::Resuming);
-        }
-        state.away.clear();
-    }
-    lab.comes_back("host-2").await;
-    until("nobody can decide", async || {
-        let shown = lab.get(&name).await;
-        shown.state() == MigrationState::AttentionRequired
-            && shown
-                .waiting_for
-                .is_some_and(|waiting| waiting.reason == "RESOLVE_NEEDED")
-    })
-    .await;
+    died_while_it_let_the_guest_run(&lab, &name).await;
     let metrics = lab.metrics().await;
     assert!(metrics.contains("drover_migration_attention 1\n"), "{metrics}");
     let owner = lab.owner_of(GUEST).await;

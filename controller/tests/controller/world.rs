@@ -1,15 +1,17 @@
 //! A world of hosts in memory, as their agents would keep and show it: guests, journals, probe files. Every change is
 //! checked for two running copies of one guest.
 
+mod transfer;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use drover_proto::agent::v1::{
     DiskFacts, GuestFacts, Incarnation, InterfaceFacts, JournalRecord, JournalState, LibvirtState, MigrationRef,
-    MigrationStatus, PerformOutcome, TransferPolicy, Verdict,
+    MigrationStatus, PerformOutcome, TransferPolicy,
 };
-use drover_proto::time::{now, proto_duration};
+use drover_proto::time::now;
 use drover_proto::v1::{
     ActionRecord, CallRecord, DestinationOverrides, MigrationError, Progress, TransferSummary, UnfinishedJournal,
 };
@@ -278,26 +280,6 @@ impl State {
         }
     }
 
-    /// Perform came to its end, if nobody has aborted it: the source hands over, the guest switches.
-    pub(crate) fn complete(&mut self, source: &str, destination: &str, id: &str) {
-        let unwritten = self.unwritten;
-        let journal = self.host(source).journals.get_mut(id).unwrap();
-        journal.in_flight = false;
-        if !journal.performing {
-            return;
-        }
-        journal.performing = false;
-        journal.outcome = PerformOutcome::Sent;
-        if !unwritten {
-            journal.record.set_state(JournalState::HandedOver);
-        }
-        let guest = self.host(source).guests.get_mut(GUEST).unwrap();
-        guest.set_state(LibvirtState::PausedMigrating);
-        if !self.stalled && !unwritten {
-            self.hand_over(source, destination, id);
-        }
-    }
-
     /// The journals of a host that are not closed, as its agent tells them.
     pub(crate) fn unfinished(&self, host: &str) -> Vec<UnfinishedJournal> {
         let open = self.hosts[host]
@@ -327,67 +309,6 @@ impl State {
             }
         });
         told.collect()
-    }
-
-    /// Confirm: the copy goes, unless it is stubborn.
-    pub(crate) fn remove_copy(&mut self, source: &str) {
-        if self.stubborn > 0 {
-            self.stubborn -= 1;
-        } else {
-            self.host(source).guests.remove(GUEST);
-        }
-    }
-
-    /// The agent gives up at its deadline, if that is still the one that counts.
-    pub(crate) fn expire(&mut self, source: &str, id: &str, deadline: prost_types::Duration) {
-        if self.timeless {
-            return;
-        }
-        let journal = self.host(source).journals.get_mut(id).unwrap();
-        let counts = journal.policy.is_some_and(|policy| policy.deadline == Some(deadline));
-        if !journal.performing || !counts {
-            return;
-        }
-        (journal.performing, journal.in_flight) = (false, false);
-        journal.outcome = PerformOutcome::Failed;
-        journal.error = Some(MigrationError {
-            reason: "TRANSFER_DEADLINE".to_owned(),
-            ..MigrationError::default()
-        });
-    }
-
-    pub(crate) fn hand_over(&mut self, source: &str, destination: &str, id: &str) {
-        // A destination that is away cannot be told.
-        if self.away.contains(destination) {
-            return;
-        }
-        let there = self.host(destination);
-        let journal = there.journals.get_mut(id).unwrap();
-        if !matches!(journal.record.state(), JournalState::Waiting | JournalState::Finishing) {
-            return;
-        }
-        journal.record.set_state(JournalState::Ran);
-        journal.record.set_verdict(Verdict::Ran);
-        let guest = there.guests.get_mut(GUEST).unwrap();
-        guest.set_state(LibvirtState::Running);
-        guest.persistent = true;
-        // A source that is away hears of nothing.
-        if self.away.contains(source) {
-            return;
-        }
-        self.remove_copy(source);
-        let journal = self.host(source).journals.get_mut(id).unwrap();
-        journal.record.set_verdict(Verdict::Ran);
-        journal.summary = Some(TransferSummary {
-            switch_time: Some(now()),
-            blackout: Some(proto_duration(Duration::from_millis(42))),
-            memory_sent_bytes: 1000,
-            tunnel_bytes: 1000 << 20,
-            duration: Some(proto_duration(Duration::from_millis(10_150))),
-            iterations: 2,
-            ..TransferSummary::default()
-        });
-        self.assert_one_runs();
     }
 }
 
