@@ -250,7 +250,7 @@ fn what_a_host_cannot_give_a_guest_is_named() -> Result<()> {
         found.with_context(|| format!("no check {id}: {checks:#?}"))
     };
     for (guest, lacks) in [
-        (modern, &[("cpu", "avx512f")][..]),
+        (modern, &[("cpu", "lacks avx512f")][..]),
         (
             demanding,
             &[

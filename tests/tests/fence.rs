@@ -33,6 +33,18 @@ fn waits_for(cluster: &Cluster<'_>, id: &str, host: &str) -> Result<Migration> {
     })
 }
 
+/// The controller's log has one warning that this migration waits, with its id and the host.
+fn told_once(cluster: &mut Cluster<'_>, id: &str, host: &str) -> Result<()> {
+    let log = std::fs::read_to_string(cluster.controller()?.log())?;
+    let told: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("the migration waits: ") && line.contains(id))
+        .collect();
+    let right = matches!(told[..], [line] if line.contains(" WARN ") && line.contains(host));
+    ensure!(right, "one warning that it waits for {host}: {told:#?}");
+    Ok(())
+}
+
 fn word(migration: &Migration) -> String {
     migration.0["resolution"].to_string()
 }
@@ -63,6 +75,7 @@ fn a_destination_that_is_gone_is_done_without_and_forgets_its_part_when_it_is_ba
         "{}",
         word(&end)
     );
+    told_once(&mut cluster, &id, "host-b")?;
     cluster.start_agent("host-b")?;
     wait_until("the agent to have adopted it", Duration::from_secs(30), || {
         let now = cluster.migration(&id)?;
