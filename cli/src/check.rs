@@ -9,28 +9,41 @@ use tonic::Request;
 use crate::args::{Check, Output};
 use crate::client::Controller;
 use crate::exit::{Exit, Problem};
-use crate::guests::choose;
-use crate::render::{checks, lists::host_of};
-use crate::{json, out};
+use crate::guests::under_way;
+use crate::hosts::host_id;
+use crate::render::checks;
+use crate::{json, lookup, out};
 
 /// The controller asks many hosts, some of which may not answer: it needs longer than for other questions.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(300);
 
 pub(crate) async fn run(mut controller: Controller, command: Check, output: Output) -> Result<Exit, Problem> {
-    let host =
-        |text: &str| HostId::from_resource_name(text).map_err(|error| Problem::new(Exit::Usage, error.to_string()));
     let destinations = command
         .to
         .iter()
-        .map(|text| host(text))
+        .map(|text| host_id(text))
         .collect::<Result<Vec<_>, _>>()?;
-    let source = command.from.as_deref().map(host).transpose()?;
+    let source = command.from.as_deref().map(host_id).transpose()?;
 
-    let inventory = controller.list_guests("hosts/-").await?;
-    let guest = choose(&inventory, &command.guest, source.as_ref().map(HostId::as_str))?;
+    // A host that is not there is a mistake of whoever asks, not a check that failed.
+    for host in &destinations {
+        if let Some(problem) = lookup::of_host(&mut controller, host).await {
+            return Err(problem);
+        }
+    }
+    let meant = lookup::guest(&mut controller, &command.guest, source.as_ref()).await?;
+    if source.is_none() && !meant.migration.is_empty() {
+        return Err(under_way(&meant));
+    }
+    let source = source.map(|host| host.as_str().to_owned());
+    let source = source.or_else(|| match &meant.hosts[..] {
+        [only] => Some(only.clone()),
+        [] | [_, _, ..] => None,
+    });
     let mut request = Request::new(CheckMigrationRequest {
-        guest_uuid: guest.uuid.clone(),
-        source_host: format!("hosts/{}", host_of(guest)),
+        guest_uuid: meant.uuid.clone(),
+        // Where it is not known, the controller finds it or says why not.
+        source_host: source.as_ref().map(|host| format!("hosts/{host}")).unwrap_or_default(),
         policy: command.way.message(),
         destination_hosts: destinations.iter().map(HostId::resource_name).collect(),
         destination_overrides: command.overrides.message(),
@@ -41,8 +54,8 @@ pub(crate) async fn run(mut controller: Controller, command: Check, output: Outp
     match output {
         Output::Table => {
             let headline = checks::Headline {
-                guest: &guest.display_name,
-                source: host_of(guest),
+                guest: &meant.name,
+                source: source.as_deref().unwrap_or("?"),
                 estimates: answer.estimate_view(),
             };
             // The only host of several is as good as one that was asked for.

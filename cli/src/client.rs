@@ -36,6 +36,14 @@ pub(crate) struct Inventory {
     pub(crate) unreachable_hosts: Vec<String>,
 }
 
+impl Inventory {
+    /// Whether the host of this id did not answer.
+    pub(crate) fn is_silent(&self, host: &str) -> bool {
+        let mut names = self.unreachable_hosts.iter();
+        names.any(|name| name.strip_prefix("hosts/") == Some(host))
+    }
+}
+
 impl Controller {
     /// Reads the certificates; connects at the first call.
     pub(crate) fn new(settings: Settings) -> Result<Self, Problem> {

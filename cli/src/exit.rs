@@ -105,7 +105,15 @@ impl From<Status> for Problem {
     fn from(status: Status) -> Self {
         let failure = Failure::from_status(&status);
         let tls = sources(&status).find_map(|error| error.downcast_ref::<TlsError>());
-        let exit = exit_of(failure.reason.code());
+        let exit = if failure.reason == Reason::GuestAmbiguous {
+            // Which one is meant, the command line can say.
+            Exit::NotFound
+        } else if failure.reason == Reason::HostUnreachable && failure.is_answered() {
+            // The controller has answered; it is a host that is away.
+            Exit::Attention
+        } else {
+            exit_of(failure.reason.code())
+        };
         let next = match tls {
             Some(TlsError::Connect { .. }) | None => failure.remedy.or_else(|| next_step(failure.reason)),
             Some(_) => Some("compare the certificates of both sides with `drover pki show`".to_owned()),

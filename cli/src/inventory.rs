@@ -1,14 +1,13 @@
 //! `drover guest list` and `drover guest owner`.
 
 use drover_proto::ids::{GuestId, HostId};
-use drover_proto::v1::{GetGuestOwnerRequest, GetGuestOwnerResponse, ListGuestsResponse};
+use drover_proto::v1::{GetGuestOwnerRequest, GetGuestOwnerResponse, Guest, ListGuestsResponse};
 
 use crate::args::Output;
 use crate::client::{Controller, request};
 use crate::exit::{Exit, Problem};
-use crate::guests::uuid_of;
 use crate::render::{lists, words};
-use crate::{json, out};
+use crate::{json, lookup, out};
 
 pub(crate) async fn guests(mut controller: Controller, host: Option<String>, output: Output) -> Result<Exit, Problem> {
     let parent = match host {
@@ -42,23 +41,51 @@ pub(crate) async fn guests(mut controller: Controller, host: Option<String>, out
 
 pub(crate) async fn owner(mut controller: Controller, guest: &str, output: Output) -> Result<Exit, Problem> {
     // A UUID is asked for as it is: a guest that no host shows may still belong to one.
-    let guest_uuid = match guest.parse::<GuestId>() {
-        Ok(id) => id.to_string(),
-        Err(_) => uuid_of(&controller.list_guests("hosts/-").await?, guest)?,
+    let found = match guest.parse::<GuestId>() {
+        Ok(id) => Ok(id.to_string()),
+        Err(_) => lookup::guest(&mut controller, guest, None)
+            .await
+            .map(|meant| meant.uuid),
     };
-    let asked = controller
-        .hosts
-        .get_guest_owner(request(GetGuestOwnerRequest { guest_uuid }));
-    let owner = asked.await?.into_inner();
+    let (owner, problem) = match found {
+        Ok(guest_uuid) => (asked(&mut controller, guest_uuid).await?, None),
+        // A host that does not answer may have it.
+        Err(problem) if problem.exit == Exit::Attention => (nobody_says(&problem), Some(problem)),
+        Err(problem) => return Err(problem),
+    };
     match output {
         Output::Table => out::result(&owner_words(guest, &owner))?,
         Output::Json => out::json(&json::of("drover.v1.GetGuestOwnerResponse", &owner)?)?,
     }
-    Ok(match (owner.owner_host.as_str(), owner.migration.as_str()) {
-        ("", "") => Exit::NotFound,
-        ("", _) => Exit::Attention,
-        (_, _) => Exit::Done,
-    })
+    if let Some(next) = problem.and_then(|problem| problem.next) {
+        out::note(&format!("  next: {next}"));
+    }
+    match (owner.owner_host.as_str(), owner.migration.as_str()) {
+        ("", "") => nowhere(&mut controller, guest).await,
+        ("", _) => Ok(Exit::Attention),
+        (_, _) => Ok(Exit::Done),
+    }
+}
+
+async fn asked(controller: &mut Controller, guest_uuid: String) -> Result<GetGuestOwnerResponse, Problem> {
+    let asked = request(GetGuestOwnerRequest { guest_uuid });
+    Ok(controller.hosts.get_guest_owner(asked).await?.into_inner())
+}
+
+/// The answer where not even the guest of this name is known.
+fn nobody_says(problem: &Problem) -> GetGuestOwnerResponse {
+    GetGuestOwnerResponse {
+        undecided_reason: problem.message.clone(),
+        ..GetGuestOwnerResponse::default()
+    }
+}
+
+/// Whether a guest that belongs to no host is absent, or may be where nobody answers.
+async fn nowhere(controller: &mut Controller, guest: &str) -> Result<Exit, Problem> {
+    let inventory = controller.list_guests("hosts/-").await?;
+    let is_it = |one: &Guest| one.display_name == guest || one.uuid.eq_ignore_ascii_case(guest);
+    let absent = inventory.unreachable_hosts.is_empty() && !inventory.guests.iter().any(is_it);
+    Ok(if absent { Exit::NotFound } else { Exit::Attention })
 }
 
 fn owner_words(guest: &str, owner: &GetGuestOwnerResponse) -> String {

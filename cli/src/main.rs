@@ -11,6 +11,7 @@ mod hosts;
 mod inventory;
 mod json;
 mod live;
+mod lookup;
 mod manual;
 mod migrate;
 mod migration;

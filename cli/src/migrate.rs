@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use drover_proto::failure::{Failure, Reason};
-use drover_proto::ids::{HostId, MigrationId};
+use drover_proto::ids::{GuestId, HostId, MigrationId};
 use drover_proto::v1::{CreateMigrationRequest, Migration, MigrationState};
 use tonic::{Request, Status};
 
@@ -11,11 +11,10 @@ use crate::args::{Migrate, Output};
 use crate::client::{Controller, request};
 use crate::exit::{Exit, Problem, of_failed, of_migration};
 use crate::follow::{Follower, News, is_at_rest};
-use crate::guests::choose;
 use crate::hosts::{explain, host_id};
 use crate::live::Display;
-use crate::render::{lists::host_of, record};
-use crate::{json, out};
+use crate::render::record;
+use crate::{json, lookup, out};
 
 /// The same request is sent so often while the controller does not answer: its id makes that one migration.
 const TRIES: u32 = 3;
@@ -26,12 +25,23 @@ pub(crate) async fn run(mut controller: Controller, command: Migrate, output: Ou
     let destination = host_id(&command.to)?;
     let source = command.from.as_deref().map(host_id).transpose()?;
 
-    let inventory = controller.list_guests("hosts/-").await?;
-    let guest = choose(&inventory, &command.guest, source.as_ref().map(HostId::as_str))?;
+    let meant = match (command.guest.parse::<GuestId>(), &source, command.request_id) {
+        (Ok(id), None, _) | (Ok(id), Some(_), Some(_)) => id.to_string(),
+        (_, _, Some(_)) => {
+            let found = lookup::guest_of_request(&mut controller, &command.guest, source.as_ref());
+            found.await?.uuid
+        }
+        (_, _, None) => {
+            lookup::guest(&mut controller, &command.guest, source.as_ref())
+                .await?
+                .uuid
+        }
+    };
     let wanted = CreateMigrationRequest {
         migration: Some(Migration {
-            guest_uuid: guest.uuid.clone(),
-            source_host: format!("hosts/{}", host_of(guest)),
+            guest_uuid: meant,
+            // As it was typed, and nothing else: the same command is the same request, wherever the guest is by now.
+            source_host: source.as_ref().map(HostId::resource_name).unwrap_or_default(),
             destination_host: destination.resource_name(),
             labels: command.labels.into_iter().collect(),
             destination_overrides: command.overrides.message(),

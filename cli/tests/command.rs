@@ -1,6 +1,7 @@
 //! The real `drover` command against a controller that plays a script.
 
 mod golden;
+mod meant;
 mod reach;
 mod requests;
 mod stand_in;
@@ -186,7 +187,8 @@ async fn a_guest_is_found_moved_and_watched_over_a_restart() {
     let wanted = stage.created[0].migration.as_ref().unwrap();
     assert_eq!(
         (wanted.guest_uuid.as_str(), wanted.source_host.as_str()),
-        (GUEST, "hosts/host-a")
+        (GUEST, ""),
+        "the controller finds the source"
     );
     assert_eq!(wanted.labels["team"], "red");
     assert!(!stage.created[0].request_id.is_empty());
@@ -279,6 +281,7 @@ async fn errors_tell_the_next_step() {
     let refusal = Some(Failure::new(Reason::HostNotFound, "there is no host host-d"));
     let bench = Bench::new(Stage {
         refusal,
+        all_answer: true,
         ..Stage::default()
     })
     .await;

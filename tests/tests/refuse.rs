@@ -46,7 +46,7 @@ fn unknown_names_are_refused_with_a_next_step() -> Result<()> {
     )?;
     expect(&cluster.drover(&["migration", "get", nowhere])?, NOT_FOUND, &[nowhere])?;
     let same = cluster.drover(&["migrate", "database", "--to", "host-a"])?;
-    ensure!(same.code != 0 && same.stderr.contains("another host"), "{same:?}");
+    expect(&same, REFUSED, &["on host-a already"])?;
     cluster.check(&[Expected::Runs(&guest, "host-a")])
 }
 

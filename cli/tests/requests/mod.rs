@@ -59,6 +59,8 @@ async fn a_check_tells_by_its_exit_code_whether_any_host_would_do() {
     assert_eq!(asked.destination_hosts, ["hosts/host-b"]);
     assert_eq!(asked.destination_overrides.unwrap().disks[0].source, "/srv/b.qcow2");
 
+    assert_eq!(bench.run("check nobody").await.code, 7, "host-c may have it");
+    bench.controller.0.lock().unwrap().all_answer = true;
     assert_eq!(bench.run("check nobody").await.code, 4);
     assert_eq!(bench.run("check demo --to Not/A/Host").await.code, 2);
 }

@@ -38,6 +38,10 @@ pub(crate) struct Stage {
     pub(crate) refusal: Option<Failure>,
     /// What CheckMigration answers.
     pub(crate) checks: Vec<DestinationChecks>,
+    /// Guests that hosts show, in place of the usual one.
+    pub(crate) guests: Option<Vec<Guest>>,
+    /// No host is silent.
+    pub(crate) all_answer: bool,
     /// Whose the guest is, nobody can say.
     pub(crate) undecided: bool,
     /// How often CreateMigration answers that it is not there.
@@ -118,6 +122,19 @@ fn examined(migration: Migration) -> Migration {
     }
 }
 
+/// The guest, as a host shows it.
+pub(crate) fn guest(host: &str) -> Guest {
+    Guest {
+        name: format!("hosts/{host}/guests/{GUEST}"),
+        uuid: GUEST.to_owned(),
+        display_name: "demo".to_owned(),
+        state: GuestState::Running.into(),
+        memory_bytes: 512 << 20,
+        vcpus: 1,
+        ..Guest::default()
+    }
+}
+
 fn host(id: &str) -> Host {
     Host {
         name: format!("hosts/{id}"),
@@ -153,7 +170,10 @@ impl MigrationService for StandIn {
             .map(|parent| parent.to_str().unwrap().to_owned());
         stage.traceparents.extend(parent);
         let request = request.into_inner();
-        let migration = request.migration.clone().unwrap();
+        let mut migration = request.migration.clone().unwrap();
+        if migration.source_host.is_empty() {
+            migration.source_host = "hosts/host-a".to_owned();
+        }
         stage.created.push(request);
         if stage.absences > 0 {
             stage.absences -= 1;
@@ -183,7 +203,12 @@ impl MigrationService for StandIn {
     ) -> Result<Response<ListMigrationsResponse>, Status> {
         // Two pages of one.
         let record = self.0.lock().unwrap().record.clone();
-        let next_page_token = if request.into_inner().page_token.is_empty() {
+        let request = request.into_inner();
+        let state = request.filter.strip_prefix("state = ");
+        if state.is_some_and(|state| state != record.state().as_str_name()) {
+            return Ok(Response::new(ListMigrationsResponse::default()));
+        }
+        let next_page_token = if request.page_token.is_empty() {
             "2".to_owned()
         } else {
             String::new()
@@ -276,18 +301,12 @@ impl HostService for StandIn {
     }
 
     async fn list_guests(&self, _: Request<ListGuestsRequest>) -> Result<Response<ListGuestsResponse>, Status> {
-        let guest = Guest {
-            name: format!("hosts/host-a/guests/{GUEST}"),
-            uuid: GUEST.to_owned(),
-            display_name: "demo".to_owned(),
-            state: GuestState::Running.into(),
-            memory_bytes: 512 << 20,
-            vcpus: 1,
-            ..Guest::default()
-        };
-        let unreachable_hosts = vec!["hosts/host-c".to_owned()];
+        let stage = self.0.lock().unwrap();
+        let guests = stage.guests.clone().unwrap_or_else(|| vec![guest("host-a")]);
+        let silent = (!stage.all_answer).then(|| "hosts/host-c".to_owned());
+        let unreachable_hosts = silent.into_iter().collect();
         Ok(Response::new(ListGuestsResponse {
-            guests: vec![guest],
+            guests,
             next_page_token: String::new(),
             unreachable_hosts,
         }))

@@ -49,9 +49,21 @@ impl Api {
     ) -> Result<v1::Migration, Failure> {
         let validate_only = request.validate_only;
         let wish = read(request, &self.policy)?;
-        if let Some(made) = self.made_before(&wish).await? {
+        let asked = wish.request.clone();
+        if let Some(made) = self.made_before(asked.as_ref()).await? {
             return self.shown(&made).await;
         }
+        match self.make(wish, asker, validate_only).await {
+            Ok(made) => Ok(made),
+            // The same request came twice at once, and the other one was faster.
+            Err(failure) => match self.made_before(asked.as_ref()).await {
+                Ok(Some(made)) => self.shown(&made).await,
+                Ok(None) | Err(_) => Err(failure),
+            },
+        }
+    }
+
+    async fn make(&self, wish: Wish, asker: Asker, validate_only: bool) -> Result<v1::Migration, Failure> {
         self.office.fence()?;
         let source = self.usable(&wish).await?;
         self.refuse_misfits(OVERRIDES, wish.guest, &source, &wish.overrides)
@@ -84,13 +96,11 @@ impl Api {
 
     /// The migration that the same request made: found before anything else is asked, because the guest may have
     /// moved since.
-    async fn made_before(&self, wish: &Wish) -> Result<Option<Record>, Failure> {
-        let Some(request) = &wish.request else { return Ok(None) };
-        let made = self.ledger.store.by_request(request.id).await.map_err(errors::store)?;
+    async fn made_before(&self, asked: Option<&RequestKey>) -> Result<Option<Record>, Failure> {
+        let Some(asked) = asked else { return Ok(None) };
+        let made = self.ledger.store.by_request(asked.id).await.map_err(errors::store)?;
         match made {
-            Some(made) if made.request.as_ref() != Some(request) => {
-                Err(errors::store(StoreError::RequestReused(made.id)))
-            }
+            Some(made) if !is_same(asked, &made) => Err(errors::store(StoreError::RequestReused(made.id))),
             made => Ok(made),
         }
     }
@@ -101,6 +111,10 @@ impl Api {
 
     /// Both hosts are known and not out of use. Gives the source.
     async fn usable(&self, wish: &Wish) -> Result<HostId, Failure> {
+        // A guest on its way is on two hosts, and may be silent: that is not what stands in the way.
+        if let Some(other) = self.unfinished_of(wish.guest).await? {
+            return Err(errors::store(StoreError::GuestBusy(other)));
+        }
         let destination = self.host(&wish.destination).await?;
         if destination.cordoned {
             let message = format!("{} is cordoned", destination.id);
@@ -109,13 +123,7 @@ impl Api {
         self.heard_of(&wish.destination)?;
         let source = match &wish.source {
             Some(source) => self.host(source).await?.id,
-            None => {
-                // A guest on its way is on two hosts, which is not what stands in the way.
-                if let Some(other) = self.unfinished_of(wish.guest).await? {
-                    return Err(errors::store(StoreError::GuestBusy(other)));
-                }
-                self.find_source(wish.guest, Some(&wish.destination)).await?
-            }
+            None => self.find_source(wish.guest, Some(&wish.destination)).await?,
         };
         if source == wish.destination {
             let why = "is the host on which the guest is";
@@ -295,6 +303,26 @@ fn content(
         Some(overrides) => serde_json::to_vec(&(words, policy, overrides.encode_to_vec())),
     };
     written.unwrap_or_default()
+}
+
+/// Whether a request is the one that made this migration: also where only one of them named the source, and it was this.
+fn is_same(asked: &RequestKey, made: &Record) -> bool {
+    let Some(first) = &made.request else { return false };
+    let both = (
+        with_source(&asked.content, &made.source),
+        with_source(&first.content, &made.source),
+    );
+    first == asked || matches!(both, (Some(asked), Some(first)) if asked == first)
+}
+
+/// A content in which the source is named; none where it is not understood.
+fn with_source(content: &[u8], source: &HostId) -> Option<serde_json::Value> {
+    let mut content: serde_json::Value = serde_json::from_slice(content).ok()?;
+    let named = content.get_mut(0)?.get_mut(1)?;
+    if named.is_null() {
+        *named = source.as_str().into();
+    }
+    Some(content)
 }
 
 fn record(wish: Wish, source: HostId, asker: Asker) -> Record {

@@ -37,6 +37,13 @@ async fn the_same_request_twice_makes_one_migration() {
         .unwrap()
         .into_inner();
     assert_eq!(first.name, third.name, "also after the guest has moved");
+    let mut from = request.clone();
+    from.migration.as_mut().unwrap().source_host = "hosts/host-1".to_owned();
+    let fourth = lab.migrations().create_migration(from.clone()).await.unwrap();
+    assert_eq!(first.name, fourth.into_inner().name, "also where the source is named");
+    from.migration.as_mut().unwrap().source_host = "hosts/host-9".to_owned();
+    let other = lab.migrations().create_migration(from).await.unwrap_err();
+    assert_eq!(reason(&other), Reason::RequestIdReused, "another source");
 
     request
         .migration
@@ -49,14 +56,39 @@ async fn the_same_request_twice_makes_one_migration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_request_many_times_at_once_makes_one_migration() {
+    let lab = Lab::new().await;
+    let mut request = wish();
+    request.request_id = "0190a1b2-0000-7000-8000-0000000000e2".to_owned();
+    let mut tasks = tokio::task::JoinSet::new();
+    for at in 0..8 {
+        let (mut migrations, mut request) = (lab.migrations(), request.clone());
+        if at % 2 == 0 {
+            request.migration.as_mut().unwrap().source_host = "hosts/host-1".to_owned();
+        }
+        tasks.spawn(async move { migrations.create_migration(request).await.unwrap().into_inner().name });
+    }
+    let names = tasks.join_all().await;
+    assert!(names.iter().all(|name| *name == names[0]), "{names:?}");
+    lab.world.called("WatchOutgoing", 1).await;
+    let again = lab.migrations().create_migration(request).await.unwrap();
+    assert_eq!(again.into_inner().name, names[0], "also on the way");
+    lab.world.open_gate();
+    lab.assert_moved(&names[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_has_one_migration_at_a_time() {
     let lab = Lab::new().await;
     let first = lab.create().await;
     lab.world.called("WatchOutgoing", 1).await;
     let mut again = wish();
     again.migration.as_mut().unwrap().source_host = "hosts/host-1".to_owned();
-    let refused = lab.migrations().create_migration(again).await.unwrap_err();
+    let refused = lab.migrations().create_migration(again.clone()).await.unwrap_err();
     assert_eq!(reason(&refused), Reason::MigrationExists);
+    again.validate_only = true;
+    let refused = lab.migrations().create_migration(again).await.unwrap_err();
+    assert_eq!(reason(&refused), Reason::MigrationExists, "also where it is only asked");
     assert!(refused.message().contains(&first.name));
     lab.world.open_gate();
     lab.assert_moved(&first.name).await;
