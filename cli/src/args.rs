@@ -141,8 +141,6 @@ pub(crate) struct Migrate {
     /// Label for the record; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
-    #[command(flatten)]
-    pub(crate) overrides: Overrides,
     /// Only check: print what a migration would be refused for, and move nothing
     #[arg(long, visible_alias = "validate-only", conflicts_with = "no_wait")]
     pub(crate) dry_run: bool,
@@ -152,6 +150,8 @@ pub(crate) struct Migrate {
     /// A UUID of your own: the same request sent twice makes one migration
     #[arg(long, value_name = "UUID")]
     pub(crate) request_id: Option<uuid::Uuid>,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
     #[command(flatten)]
     pub(crate) policy: crate::policy::Policy,
 }
@@ -181,14 +181,14 @@ pub(crate) struct Check {
     /// Host it is on; needed only where several hosts have a guest of that name
     #[arg(long, value_name = "HOST")]
     pub(crate) from: Option<String>,
-    #[command(flatten)]
-    pub(crate) overrides: Overrides,
     /// Show every check of every host, also where several were asked
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// Only check: leave out what the move would cost, which takes a second or more to find out
     #[arg(long)]
     pub(crate) no_estimate: bool,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
     #[command(flatten)]
     pub(crate) way: crate::policy::Way,
 }
@@ -202,8 +202,8 @@ pub(crate) enum Migration {
         #[arg(long, default_value = "")]
         filter: String,
         /// At most so many
-        #[arg(long, default_value_t = 50, value_name = "NUMBER")]
-        limit: usize,
+        #[arg(long, default_value_t = 50, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
     },
     /// Show a migration
     Get {
@@ -362,6 +362,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_heading_of_the_help_has_only_what_is_under_it() {
+        for name in ["migrate", "check"] {
+            let command = Cli::command();
+            let command = command.find_subcommand(name).unwrap();
+            let under = command
+                .get_arguments()
+                .filter(|arg| arg.get_help_heading() == Some("Different at the destination"));
+            let names: Vec<&str> = under.map(|arg| arg.get_id().as_str()).collect();
+            assert_eq!(names, ["disks", "interfaces", "graphics_listen"], "{name}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 
 use crate::config::Settings;
 use crate::exit::{Exit, Problem};
+use crate::trouble::of_files;
 
 /// Limit of one call; watches have none.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,7 +48,8 @@ impl Inventory {
 impl Controller {
     /// Reads the certificates; connects at the first call.
     pub(crate) fn new(settings: Settings) -> Result<Self, Problem> {
-        let tls = Tls::load_with(settings.files, settings.identities)?;
+        let files = settings.files.clone();
+        let tls = Tls::load_with(settings.files, settings.identities).map_err(|error| of_files(error, &files))?;
         let channel = channel(&tls, &settings.controller, Identity::Controller)?;
         Ok(Self {
             migrations: MigrationServiceClient::new(channel.clone())

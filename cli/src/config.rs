@@ -1,5 +1,6 @@
 //! Where the controller is and who we are: flags and environment first, then the user's file, then the machine's.
 
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use drover_proto::identity::IdentityError;
@@ -59,6 +60,11 @@ pub(crate) fn load(given: &Connection) -> Result<Settings, Problem> {
     let folder = user_folder();
     let mut files = Figment::new();
     if let Some(file) = &given.config {
+        if file.is_dir() {
+            let message = format!("{} is a directory, not a configuration file", file.display());
+            let next = format!("did you mean {}?", file.join("config.toml").display());
+            return Err(Problem::new(Exit::Usage, message).with_next(next));
+        }
         if !file.is_file() {
             let message = format!("there is no configuration file {}", file.display());
             return Err(Problem::new(Exit::Usage, message).with_next("name another with --config"));
@@ -85,6 +91,7 @@ fn combine(given: &Connection, file: File, folder: Option<&Path>) -> Result<Sett
     let controller = given.controller.clone().or(file.controller);
     let controller =
         controller.ok_or_else(|| missing("the controller's address", "--controller", "DROVER_CONTROLLER"))?;
+    let controller = address(&controller)?;
     // Beside the user's configuration file, by the names that `drover pki issue` writes.
     let path = |flag: &Option<PathBuf>, key: Option<RelativePathBuf>, name: &str| {
         let key = key.map(|path| path.relative());
@@ -104,10 +111,37 @@ fn combine(given: &Connection, file: File, folder: Option<&Path>) -> Result<Sett
     let usage = |error: IdentityError| Problem::new(Exit::Usage, error.to_string());
     let identities = IdentityPatterns::new(trust_domain.map_err(usage)?, &file.identities).map_err(usage)?;
     Ok(Settings {
-        controller: with_port(controller),
+        controller,
         files,
         identities,
     })
+}
+
+/// The address of a controller, with its port.
+fn address(text: &str) -> Result<String, Problem> {
+    let wrong = |why: &str| {
+        let message = format!("{text:?} is not the address of a controller: {why}");
+        Problem::new(Exit::Usage, message)
+            .with_next("give HOST or HOST:PORT, as in --controller controller.example:7440")
+    };
+    if text.contains("://") {
+        return Err(wrong("an address has no scheme"));
+    }
+    let address = with_port(text.to_owned());
+    let (host, port) = address.rsplit_once(':').ok_or_else(|| wrong("expected HOST:PORT"))?;
+    if !port.parse::<u16>().is_ok_and(|port| port != 0) {
+        return Err(wrong("a port is a number from 1 to 65535"));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let is_host = match host.strip_prefix('[') {
+        Some(v6) => v6.strip_suffix(']').is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty() && host.chars().all(plain),
+    };
+    if is_host {
+        Ok(address)
+    } else {
+        Err(wrong("expected a name or an IP address"))
+    }
 }
 
 /// Adds the usual port to an address without one.
@@ -160,6 +194,8 @@ mod tests {
 
         std::fs::write(&path, "contoller = 'typo:1'\n").unwrap();
         assert_eq!(load(&flags).unwrap_err().exit, Exit::Usage);
+        flags.config = Some(folder.path().to_owned());
+        assert!(load(&flags).unwrap_err().message.contains("is a directory"));
         flags.config = Some(folder.path().join("none.toml"));
         assert_eq!(load(&flags).unwrap_err().exit, Exit::Usage);
     }
@@ -188,7 +224,23 @@ mod tests {
             ("[::1]", "[::1]:7440"),
             ("[::1]:2", "[::1]:2"),
         ] {
-            assert_eq!(with_port(given.to_owned()), expected);
+            assert_eq!(address(given).unwrap(), expected);
+        }
+        for bad in [
+            "",
+            "http://c:1",
+            "[http://",
+            "c:99999",
+            "c:0",
+            "c:x",
+            ":1",
+            "a b:1",
+            "[::1:7",
+            "a/b:1",
+        ] {
+            let problem = address(bad).unwrap_err();
+            assert_eq!(problem.exit, Exit::Usage, "{bad}");
+            assert!(problem.next.unwrap().contains("HOST:PORT"));
         }
     }
 }

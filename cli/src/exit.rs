@@ -7,6 +7,9 @@ use drover_proto::tls::TlsError;
 use drover_proto::v1::{Migration, MigrationPhase, MigrationState};
 use tonic::{Code, Status};
 
+use crate::render::words::without_manual;
+use crate::trouble;
+
 /// Shown at the end of `--help`.
 pub(crate) const HELP: &str = "\
 Exit codes:
@@ -21,6 +24,16 @@ Exit codes:
   8    the guest ended by itself meanwhile
   9    not allowed
   130  interrupted; what was asked for goes on";
+
+/// The same as a document.
+pub(crate) fn codes() -> serde_json::Value {
+    let line = |line: &str| {
+        let (code, meaning) = line.trim_start().split_once(' ')?;
+        let code: u8 = code.parse().ok()?;
+        Some(serde_json::json!({ "code": code, "meaning": meaning.trim_start() }))
+    };
+    serde_json::json!({ "exit_codes": HELP.lines().filter_map(line).collect::<Vec<_>>() })
+}
 
 /// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +96,9 @@ impl std::error::Error for Problem {}
 
 impl From<TlsError> for Problem {
     fn from(error: TlsError) -> Self {
+        if let Some(problem) = trouble::of_connection(&error) {
+            return problem;
+        }
         let next = match &error {
             TlsError::Read { .. } | TlsError::Invalid { .. } | TlsError::Identity(_) => {
                 "look at the files with `drover pki show FILE…`, or name others with --cert, --key and --ca"
@@ -105,6 +121,9 @@ impl From<Status> for Problem {
     fn from(status: Status) -> Self {
         let failure = Failure::from_status(&status);
         let tls = sources(&status).find_map(|error| error.downcast_ref::<TlsError>());
+        if let Some(problem) = tls.and_then(trouble::of_connection) {
+            return problem;
+        }
         let exit = if failure.reason == Reason::GuestAmbiguous {
             // Which one is meant, the command line can say.
             Exit::NotFound
@@ -115,12 +134,14 @@ impl From<Status> for Problem {
             exit_of(failure.reason.code())
         };
         let next = match tls {
-            Some(TlsError::Connect { .. }) | None => failure.remedy.or_else(|| next_step(failure.reason)),
+            Some(TlsError::Connect { .. }) | None => trouble::of_role(&failure)
+                .or_else(|| failure.remedy.clone())
+                .or_else(|| next_step(&failure)),
             Some(_) => Some("compare the certificates of both sides with `drover pki show`".to_owned()),
         };
         Self {
             exit,
-            message: failure.message,
+            message: without_manual(&trouble::of_fields(&failure).unwrap_or(failure.message)),
             next,
         }
     }
@@ -151,13 +172,18 @@ fn exit_of(code: Code) -> Exit {
 }
 
 /// What helps in most cases, where the controller says nothing better.
-fn next_step(reason: Reason) -> Option<String> {
+fn next_step(failure: &Failure) -> Option<String> {
+    let reason = failure.reason;
     let step = match reason.code() {
         Code::NotFound if reason == Reason::GuestNotFound => "see `drover guest list`",
         Code::NotFound if reason == Reason::HostNotFound => "see `drover host list`",
         Code::NotFound | Code::AlreadyExists => "see `drover migration list`",
+        Code::Unavailable if reason == Reason::StoreFailed => "see the controller's log, and whether its disk is full",
+        Code::Unavailable if failure.is_answered() => "see the controller's log, and try again",
         Code::Unavailable => "is the controller running there? Name another with --controller",
-        Code::DeadlineExceeded => "it may have been done nevertheless: see `drover migration list`",
+        Code::DeadlineExceeded => {
+            "does the controller hang? See its log. What was asked for may have been done: see `drover migration list`"
+        }
         Code::PermissionDenied | Code::Unauthenticated => {
             "see who you are with `drover pki show CERTIFICATE`, and ask for a role"
         }
@@ -225,6 +251,15 @@ mod tests {
         let lost = Problem::from(Status::unavailable("gone"));
         assert_eq!(lost.exit, Exit::Unreachable);
         assert!(lost.next.unwrap().contains("--controller"));
+    }
+
+    #[test]
+    fn a_full_disk_is_not_an_absent_controller() {
+        let full = Failure::new(Reason::StoreFailed, "the store could not be read or written");
+        let problem = Problem::from(Status::from(full));
+        assert!(problem.next.unwrap().contains("disk is full"));
+        assert_eq!(codes()["exit_codes"][1]["code"], 1);
+        assert_eq!(codes()["exit_codes"].as_array().unwrap().len(), 11);
     }
 
     #[test]

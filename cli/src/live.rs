@@ -8,7 +8,7 @@ use drover_proto::v1::{GuestSwitched, Migration};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::Output;
-use crate::follow::News;
+use crate::follow::{News, is_at_rest};
 use crate::out;
 use crate::render::progress::Moment;
 use crate::render::{units, words};
@@ -80,6 +80,10 @@ impl Display {
             ));
         }
         self.phases_told = self.phases_told.max(ended.len());
+        // The result says how it ended.
+        if is_at_rest(migration) {
+            return;
+        }
         let moment = Moment::of(migration);
         match &mut self.surface {
             Surface::Bar(bar) => draw(bar, &moment),

@@ -20,12 +20,13 @@ mod overrides;
 mod pki;
 mod policy;
 mod render;
+mod trouble;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command, Connection, Guest};
+use args::{Cli, Command, Connection, Guest, Output};
 use client::Controller;
 use exit::{Exit, Problem};
 
@@ -50,7 +51,7 @@ async fn run(cli: Cli) -> Result<Exit, Problem> {
             out::result(&String::from_utf8_lossy(&script)).map(|()| Exit::Done)
         }
         Command::Man { dir } => manual::write(&dir, output).map(|()| Exit::Done),
-        Command::ExitCodes => out::result(exit::HELP).map(|()| Exit::Done),
+        Command::ExitCodes => exit_codes(output).map(|()| Exit::Done),
         Command::Migrate(command) => migrate::run(connect(&cli.connection)?, command, output).await,
         Command::Check(command) => check::run(connect(&cli.connection)?, command, output).await,
         Command::Migration(command) => migration::run(connect(&cli.connection)?, command, output).await,
@@ -58,6 +59,13 @@ async fn run(cli: Cli) -> Result<Exit, Problem> {
         Command::Host(command) => hosts::run(connect(&cli.connection)?, command, output).await,
         Command::Guest(Guest::List { host }) => inventory::guests(connect(&cli.connection)?, host, output).await,
         Command::Guest(Guest::Owner { guest }) => inventory::owner(connect(&cli.connection)?, &guest, output).await,
+    }
+}
+
+fn exit_codes(output: Output) -> Result<(), Problem> {
+    match output {
+        Output::Table => out::result(exit::HELP),
+        Output::Json => out::json(&exit::codes()),
     }
 }
 

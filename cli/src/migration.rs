@@ -61,8 +61,8 @@ pub(crate) async fn run(mut controller: Controller, command: Command, output: Ou
     }
 }
 
-async fn list(mut controller: Controller, filter: &str, limit: usize, output: Output) -> Result<Exit, Problem> {
-    let migrations = controller.list_migrations(filter, limit.max(1)).await?;
+async fn list(mut controller: Controller, filter: &str, limit: u32, output: Output) -> Result<Exit, Problem> {
+    let migrations = controller.list_migrations(filter, limit as usize).await?;
     match output {
         Output::Table => out::result(&lists::migrations(&migrations))?,
         Output::Json => {

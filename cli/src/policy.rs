@@ -20,16 +20,16 @@ use crate::migrate::show;
 #[command(next_help_heading = "Policy")]
 pub(crate) struct Policy {
     /// Longest time for which the guest may stand still: 200ms, 1.5s
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     max_downtime: Option<Duration>,
     /// Time for the transfer: 90s, 5m, 2h
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     deadline: Option<Duration>,
     /// What to do when it is over
     #[arg(long, value_enum, value_name = "ACTION")]
     on_deadline: Option<OnDeadline>,
     /// Limit over all connections: 500MiB/s, 800Mbit/s
-    #[arg(long, value_name = "RATE", value_parser = units::bytes_per_second)]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
     bandwidth: Option<u64>,
     /// Connections for memory
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(1..=64))]
@@ -142,13 +142,13 @@ pub(crate) struct Adjust {
     /// Id of the migration
     pub(crate) id: String,
     /// Longest time for which the guest may stand still: 200ms, 1.5s
-    #[arg(long, group = "change", value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, group = "change", value_name = "TIME", value_parser = time)]
     max_downtime: Option<Duration>,
     /// Time for the rest of the transfer, from now on: 90s, 5m
-    #[arg(long, group = "change", value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, group = "change", value_name = "TIME", value_parser = time)]
     deadline: Option<Duration>,
     /// Limit over all connections: 500MiB/s, 800Mbit/s, none
-    #[arg(long, group = "change", value_name = "RATE", value_parser = units::bytes_per_second)]
+    #[arg(long, group = "change", value_name = "RATE", value_parser = rate)]
     bandwidth: Option<u64>,
     /// Stop the guest now, send the rest, and let it run on at the destination
     #[arg(long, group = "change")]
@@ -176,6 +176,23 @@ impl Adjust {
     }
 }
 
+fn time(text: &str) -> Result<Duration, String> {
+    units::duration(text).map_err(|error| said(text, error.to_string(), |one| units::duration(one).is_ok()))
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    units::bytes_per_second(text)
+        .map_err(|error| said(text, error.to_string(), |one| units::bytes_per_second(one).is_ok()))
+}
+
+/// Why a measure was refused: it is well written but for its size, or it is not.
+fn said(text: &str, why: String, is_good: impl Fn(&str) -> bool) -> String {
+    let unit = text.trim().trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let number = text.trim().strip_suffix(unit).unwrap_or_default();
+    let large = number.parse::<f64>().is_ok_and(|number| number > 1.0) && is_good(&format!("1{unit}"));
+    if large { "it is too large".to_owned() } else { why }
+}
+
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -189,4 +206,21 @@ pub(crate) async fn adjust(
     let request = request(command.message(id));
     let migration = controller.migrations.adjust_migration(request).await?.into_inner();
     show(&migration, output).map(|()| Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_large_is_called_so() {
+        let many = "9".repeat(30);
+        for unit in ["s", "d"] {
+            assert_eq!(time(&format!("{many}{unit}")).unwrap_err(), "it is too large");
+        }
+        assert_eq!(rate(&format!("{many}MiB/s")).unwrap_err(), "it is too large");
+        assert!(rate("500").unwrap_err().contains("with its unit"));
+        assert!(time("1.2.3s").unwrap_err().contains("a time is"));
+        assert_eq!(rate("1MiB/s"), Ok(1 << 20));
+    }
 }

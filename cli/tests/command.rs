@@ -2,6 +2,7 @@
 
 mod golden;
 mod meant;
+mod mistakes;
 mod reach;
 mod requests;
 mod stand_in;

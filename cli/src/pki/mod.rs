@@ -16,6 +16,7 @@ use crate::exit::{Exit, Problem};
 use crate::out;
 use authority::{Authority, Names};
 use files::Folder;
+pub(crate) use show::describe;
 
 pub(crate) fn run(command: Pki, output: Output) -> Result<(), Problem> {
     let report = match command {

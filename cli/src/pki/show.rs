@@ -27,7 +27,7 @@ pub(super) fn run(files: &[PathBuf], output: Output) -> Result<(), Problem> {
 }
 
 /// One entry for each block of a PEM file.
-pub(super) fn describe(file: &Path, now: OffsetDateTime) -> Result<Vec<Value>, Problem> {
+pub(crate) fn describe(file: &Path, now: OffsetDateTime) -> Result<Vec<Value>, Problem> {
     let failed = |why: String| Problem::new(Exit::Failed, format!("{}: {why}", file.display()));
     let bytes = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
     let mut entries = Vec::new();

@@ -68,9 +68,22 @@ pub(crate) fn guest<'a>(name: &'a str, uuid: &'a str) -> &'a str {
     if name.is_empty() { uuid } else { name }
 }
 
+/// A message without the addresses of manuals that libraries put into their own.
+pub(crate) fn without_manual(text: &str) -> String {
+    let mut rest = text;
+    let mut kept = String::new();
+    while let Some(at) = rest.find("https://docs.rs/") {
+        kept.push_str(rest[..at].trim_end_matches([':', ' ']));
+        let end = rest[at..].find(char::is_whitespace).unwrap_or(rest.len() - at);
+        rest = &rest[at + end..];
+    }
+    kept + rest
+}
+
 /// Text from elsewhere for one line of a terminal: no control characters.
 pub(crate) fn one_line(text: &str) -> String {
-    text.chars()
+    without_manual(text)
+        .chars()
         .map(|letter| if letter.is_control() { ' ' } else { letter })
         .collect()
 }
@@ -85,6 +98,8 @@ mod tests {
         assert_eq!(phase(MigrationPhase::Transfer), "transfer");
         assert_eq!(guest_state(GuestState::ShutOff), "shut-off");
         assert_eq!(id("hosts/a/guests/b"), "b");
+        let eof = "peer closed: https://docs.rs/rustls/latest/x#y (host-b)";
+        assert_eq!(one_line(eof), "peer closed (host-b)");
         assert_eq!(one_line("a\x1b[31m\nb"), "a [31m b");
     }
 }
