@@ -3,10 +3,11 @@
 //! That never two copies ran, and never an old one over newer disks, is watched all the time by the simulated hosts
 //! themselves; here it is only read.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use drover_agent::hypervisor::GuestState;
-use drover_agent::journal::{DestinationState, Part};
+use drover_agent::journal::{DestinationState, Part, Record as Page};
 use drover_agent::offline::calls::FileCall;
 use drover_controller::saga::Phase;
 use drover_controller::store::Record;
@@ -75,7 +76,7 @@ fn look(world: &World, plan: &Plan, rest: &Rest) -> Vec<String> {
         // Where the guest ended with its host there is nothing to move.
         Rest::NotCreated if plan.scenario == Scenario::MoveTransient && rebooted(world) => Vec::new(),
         Rest::NotCreated => vec!["the migration was never created".to_owned()],
-        Rest::Restless { record } => vec![restless(record)],
+        Rest::Restless { record } => vec![format!("{}; {}", restless(record), both(world))],
         Rest::NeedsPerson { record } => needs_person(world, record),
         Rest::Ended { record, .. } => ended(world, plan, record),
     }
@@ -100,7 +101,21 @@ fn needs_person(world: &World, record: &Record) -> Vec<String> {
     if resuming && absent {
         return Vec::new();
     }
-    vec![format!("a person is asked for without need: {}", restless(record))]
+    let (why, found) = (restless(record), both(world));
+    vec![format!("a person is asked for without need: {why}; {found}")]
+}
+
+/// What each host has of the guest and of its move, for people.
+fn both(world: &World) -> String {
+    let of = |site: Site| {
+        let copy = world.host(site).look(world.guest_id()).map(|guest| guest.state);
+        let pages = world.jobs(site).map(|jobs| {
+            let page = |page: &Arc<Page>| format!("{} {:?}", page.state_name(), page.decision);
+            jobs.journal.records().iter().map(page).collect::<Vec<_>>()
+        });
+        format!("{}: {copy:?} {pages:?}", site.host())
+    };
+    Site::BOTH.map(of).join(", ")
 }
 
 /// Where the guest is to be, by what the record says. `None`: it ended.
