@@ -56,6 +56,7 @@ pub fn destination(status: &MigrationStatus, prepared: bool) -> Seen<Destination
         journal,
         post_copy: record.post_copy,
         stream_complete: status.stream_complete,
+        stream_flows: status.stream_flows,
         verdict: decided(record),
         copy: if record.offline {
             offline_destination(status, record)

@@ -273,6 +273,8 @@ fn destination_waiting(source: Seen<Source>, destination: Destination) -> Open {
 fn source_gone(destination: Destination) -> Open {
     match destination.copy {
         DestinationCopy::Still if destination.stream_complete => Open::FinishInPlace,
+        // The source had sent all of it: the rest is on its way through the destination's agent, or the channel ends.
+        DestinationCopy::Still if destination.stream_flows => Open::Settling,
         DestinationCopy::Absent => Open::Abort,
         DestinationCopy::Another => Open::Resolve(Undecidable::AnotherGuest),
         DestinationCopy::Still

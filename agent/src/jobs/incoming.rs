@@ -75,6 +75,11 @@ impl IncomingJob {
         *self.tunnel.main_attached().borrow()
     }
 
+    /// Whether the main channel is there: what is missing may still come.
+    pub fn stream_flows(&self) -> bool {
+        self.tunnel.main_flows()
+    }
+
     /// Whether the main channel was received to its announced end.
     pub fn stream_complete(&self) -> bool {
         *self.tunnel.main_complete().borrow()

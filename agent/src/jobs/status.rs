@@ -24,6 +24,7 @@ pub struct Status {
     pub call_in_flight: bool,
     pub performing: bool,
     pub perform_outcome: Option<PerformOutcome>,
+    pub stream_flows: bool,
     pub stream_complete: bool,
     pub agent_restarted: bool,
     pub host_rebooted: bool,
@@ -83,6 +84,8 @@ impl Jobs {
             call_in_flight,
             performing: course.step == TransferStep::Performing,
             perform_outcome: course.outcome,
+            // In this order: a channel that ends in between is not taken for one that broke.
+            stream_flows: incoming.as_deref().is_some_and(IncomingJob::stream_flows),
             stream_complete: is_complete(record.as_deref(), incoming.as_deref()),
             agent_restarted: record
                 .as_ref()

@@ -127,6 +127,7 @@ pub(super) fn status(host: &HostId, status: Status) -> agent::MigrationStatus {
         performing: status.performing,
         perform_outcome: outcome.into(),
         stream_complete: status.stream_complete,
+        stream_flows: status.stream_flows,
         agent_restarted: status.agent_restarted,
         host_rebooted: status.host_rebooted,
         guest_ended: status.record.as_ref().is_some_and(|record| record.guest_ended),

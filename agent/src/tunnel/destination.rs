@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -73,6 +74,7 @@ struct Migration {
     counters: Counters,
     main_attached: watch::Sender<bool>,
     main_complete: watch::Sender<bool>,
+    main_flows: AtomicBool,
     error: watch::Sender<Option<TunnelError>>,
     cut: CancellationToken,
     channels: TaskTracker,
@@ -124,6 +126,7 @@ impl Destination {
             counters: Counters::default(),
             main_attached: watch::Sender::new(false),
             main_complete: watch::Sender::new(false),
+            main_flows: AtomicBool::new(false),
             error: watch::Sender::new(None),
             cut: CancellationToken::new(),
             channels: TaskTracker::new(),
@@ -294,7 +297,8 @@ async fn carry(migration: &Migration, channel: Channel, mut stream: TlsStream<Tc
     };
     stream.write_all(&Reply::Accepted.encode()).await.map_err(cut)?;
     stream.flush().await.map_err(cut)?;
-    if channel == Channel::Main {
+    let flows = (channel == Channel::Main).then(|| Flows::new(&migration.main_flows));
+    if flows.is_some() {
         migration.main_attached.send_replace(true);
     }
     let (tcp, connection) = stream.into_inner();
@@ -315,6 +319,22 @@ async fn carry(migration: &Migration, channel: Channel, mut stream: TlsStream<Tc
             },
             Broken::Network(error) => cut(error),
         })
+}
+
+/// The main channel is there. However it ends, it is not there afterwards.
+struct Flows<'a>(&'a AtomicBool);
+
+impl<'a> Flows<'a> {
+    fn new(flows: &'a AtomicBool) -> Self {
+        flows.store(true, Ordering::Release);
+        Self(flows)
+    }
+}
+
+impl Drop for Flows<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 async fn connect_qemu(registration: &Registration, channel: Channel) -> Result<UnixStream, String> {
@@ -357,6 +377,14 @@ impl Waiting {
     /// HandedOver.
     pub fn main_complete(&self) -> watch::Receiver<bool> {
         self.migration.main_complete.subscribe()
+    }
+
+    /// Whether the main channel is there: what is missing may still come. Ask it before [`main_complete`], so that a
+    /// channel that ends in between is not taken for one that broke.
+    ///
+    /// [`main_complete`]: Self::main_complete
+    pub fn main_flows(&self) -> bool {
+        self.migration.main_flows.load(Ordering::Acquire)
     }
 
     /// What went wrong last.

@@ -78,6 +78,8 @@ pub struct Destination {
     pub post_copy: bool,
     /// The main channel came to its end.
     pub stream_complete: bool,
+    /// The main channel is there: what is missing may still come.
+    pub stream_flows: bool,
     pub verdict: Option<Decided>,
     pub copy: DestinationCopy,
 }

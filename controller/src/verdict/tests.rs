@@ -37,6 +37,7 @@ fn destination(journal: DestinationJournal, copy: DestinationCopy) -> Seen<Desti
         journal,
         post_copy: false,
         stream_complete: false,
+        stream_flows: false,
         verdict: None,
         copy,
     })
@@ -47,6 +48,7 @@ fn received(journal: DestinationJournal, copy: DestinationCopy) -> Seen<Destinat
         journal,
         post_copy: false,
         stream_complete: true,
+        stream_flows: false,
         verdict: None,
         copy,
     })
@@ -57,6 +59,7 @@ fn post_copy_destination(journal: DestinationJournal, copy: DestinationCopy) -> 
         journal,
         post_copy: true,
         stream_complete: false,
+        stream_flows: false,
         verdict: None,
         copy,
     })
@@ -126,12 +129,14 @@ fn every_destination() -> Vec<Seen<Destination>> {
     let mut all = vec![Seen::Unreachable, Seen::NoJournal, Seen::JournalLost];
     for copy in copies {
         for journal in [Waiting, Finishing, Resuming, Ran, Revoked, Failed] {
-            for (post_copy, stream_complete) in [(false, false), (false, true), (true, false), (true, true)] {
+            for bits in 0..8 {
+                let [post_copy, stream_complete, stream_flows] = [1, 2, 4].map(|bit| bits & bit != 0);
                 for verdict in [None, Some(Decided::NeverRan), Some(Decided::Ran)] {
                     all.push(Seen::Journal(Destination {
                         journal,
                         post_copy,
                         stream_complete,
+                        stream_flows,
                         verdict,
                         copy,
                     }));

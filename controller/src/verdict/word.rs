@@ -79,8 +79,11 @@ fn source_fenced(open: Open, source: Seen<Source>, destination: Seen<Destination
 
 /// What waits is all there is: it runs on if nothing is missing, else there is nothing to run.
 fn only_copy(destination: Destination) -> Open {
-    if destination.stream_complete && destination.copy == DestinationCopy::Still {
+    let still = destination.copy == DestinationCopy::Still;
+    if still && destination.stream_complete {
         Open::FinishInPlace
+    } else if still && destination.stream_flows {
+        Open::Settling
     } else {
         Open::Abort
     }
@@ -102,6 +105,7 @@ mod tests {
         journal: DestinationJournal::Waiting,
         post_copy: false,
         stream_complete: true,
+        stream_flows: false,
         verdict: None,
         copy: DestinationCopy::Still,
     };
@@ -135,6 +139,7 @@ mod tests {
         assert_eq!(complete, Judgement::Open(Open::FinishInPlace));
         let incomplete = Destination {
             stream_complete: false,
+            stream_flows: false,
             ..WAITING
         };
         let nothing_to_run = judge_with_word(Seen::Unreachable, Seen::Journal(incomplete), word);

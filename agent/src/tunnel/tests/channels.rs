@@ -148,10 +148,11 @@ async fn the_death_of_the_source_agent_is_not_a_complete_stream() {
     let (mut far, _) = soon(qemu.accept()).await.unwrap();
     near.write_all(b"some").await.unwrap();
     far.read_exact(&mut [0; 4]).await.unwrap();
+    assert!(waiting.main_flows());
     source.close().await;
     assert_eq!(far.read(&mut [0; 1]).await.unwrap_or(0), 0);
     assert!(matches!(error(waiting.errors()).await, TunnelError::Cut { .. }));
-    assert!(!*waiting.main_complete().borrow());
+    assert!(!*waiting.main_complete().borrow() && !waiting.main_flows());
     assert_eq!(near.read(&mut [0; 1]).await.unwrap_or(0), 0);
 }
 

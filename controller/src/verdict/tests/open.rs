@@ -96,6 +96,22 @@ fn an_incomplete_copy_of_a_source_that_is_gone_is_not_finished() {
 }
 
 #[test]
+fn a_copy_whose_last_bytes_are_on_their_way_is_waited_for() {
+    let flows = Seen::Journal(Destination {
+        journal: Waiting,
+        post_copy: false,
+        stream_complete: false,
+        stream_flows: true,
+        verdict: None,
+        copy: There::Still,
+    });
+    expect_open(source(HandedOver, Here::Gone), flows, Open::Settling);
+    // Whoever knows that the source is off knows nothing of what had left it.
+    let word = judge_with_word(UNREACHABLE_SOURCE, flows, Some(Side::Source));
+    assert_eq!(word, Judgement::Open(Open::Settling));
+}
+
+#[test]
 fn a_source_gone_while_sending_may_have_run_on_and_is_aborted() {
     expect_open(
         source(Sending, Here::Gone),
