@@ -271,10 +271,12 @@ fn unknown(record: &mut Record, wait: &Wait, detail: &str) {
     let since = before
         .filter(|old| old.reason == reason && old.host == host)
         .and_then(|old| old.since_time);
-    let remedy = if wait.remedy.is_empty() {
-        detail.to_owned()
-    } else {
-        wait.remedy.clone()
+    let remedy = match &wait.host {
+        _ if !wait.remedy.is_empty() => wait.remedy.clone(),
+        Some(host) if wait.reason == WaitReason::HostUnreachable => {
+            format!("bring {host} or its agent back: {detail}")
+        }
+        Some(_) | None => format!("nothing, it is tried again by itself: {detail}"),
     };
     record.details.waiting_for = Some(v1::WaitingFor {
         reason,

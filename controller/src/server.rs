@@ -86,6 +86,10 @@ fn own_tls(config: &Config) -> anyhow::Result<Tls> {
 
 /// Makes a restored database the one in use (`drover-controller adopt-restored`). No controller serves meanwhile.
 pub async fn adopt_restored(config: &Config, store: Arc<dyn Store>, allow_silent: bool) -> anyhow::Result<Restored> {
+    // Held meanwhile: one that runs would be put out of office by a word about its own database.
+    let _addresses = listen(config)
+        .await
+        .context("a controller seems to run with this configuration: stop it first")?;
     let tls = Tls::load_with(config.tls.clone(), config.identities()?)?;
     let agents = Agents::new(tls, Arc::clone(&store), Arc::new(Office::default()));
     Ok(restored::adopt_restored(&store, &agents, allow_silent).await?)

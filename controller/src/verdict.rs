@@ -59,6 +59,15 @@ pub enum Side {
     Destination,
 }
 
+impl Side {
+    pub fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+}
+
 /// Why only a person can decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Undecidable {

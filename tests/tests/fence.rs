@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use drover_tests::cluster::{Cluster, ClusterOptions, Expected, Migration, Process, Store};
-use drover_tests::{Guest, GuestSpec, Lab, Network, wait_until};
+use drover_tests::{Disk, Guest, GuestSpec, Lab, Network, wait_until};
 use nix::sys::signal::Signal;
 
 /// The guest runs at its destination, and the source is about to remove its copy.
 const CONFIRMING: &str = "source.confirming";
+
+/// The guest runs at its destination, and that is written there.
+const RAN: &str = "destination.ran";
 
 /// A guest that takes some seconds to send, on its way.
 fn on_its_way(cluster: &Cluster<'_>, guest: &Guest) -> Result<String> {
@@ -120,6 +123,48 @@ fn a_source_that_is_gone_after_the_switch_removes_its_copy_when_it_is_back() -> 
         let now = cluster.migration(&id)?;
         Ok(now.0["resolution"]["adopt_time"].is_string().then_some(()))
     })?;
+    cluster.check(&[Expected::Runs(&guest, "host-b")])?;
+    watch.finish()?.check_path(guest.name(), &["host-a", "host-b"])
+}
+
+#[test]
+fn a_word_that_was_wrong_is_taken_back_where_the_source_could_not_run_the_guest() -> Result<()> {
+    let disk = Disk::Shared {
+        format: "qcow2",
+        size_mib: 32,
+    };
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &busy().disk(disk))?;
+    let options = ClusterOptions {
+        fault_points: true,
+        ..ClusterOptions::default()
+    };
+    let mut cluster = Cluster::start_with(&lab, options)?;
+    let watch = lab.watch(&[&guest])?;
+    let destination = Process::Agent("host-b".to_owned());
+    cluster.arm(&destination, RAN)?;
+    let id = on_its_way(&cluster, &guest)?;
+    // The guest runs there, and nobody hears of it.
+    cluster.wait_for_point(&destination, RAN)?;
+    cluster.kill_agent("host-b")?;
+    cluster.release()?;
+    waits_for(&cluster, &id, "host-b")?;
+    let said = cluster.drover(&["migration", "resolve", &id, "--destination-is-fenced", "--yes"])?;
+    ensure!(said.code == 0, "{}", said.stderr);
+    // Its QEMU holds the image: the source is told to run the guest, and cannot.
+    cluster.wait_for(&id, "to have tried to give the guest back", |now| {
+        let phases = now.0["phases"].as_array();
+        phases.is_some_and(|phases| {
+            phases
+                .iter()
+                .any(|phase| phase["detail"].as_str().is_some_and(|detail| detail.contains("lock")))
+        })
+    })?;
+    let owner = cluster.drover(&["guest", "owner", guest.name()])?;
+    ensure!(owner.code == 7, "nobody can say: {} {}", owner.stdout, owner.stderr);
+    cluster.start_agent("host-b")?;
+    let end = cluster.wait_for_rest(&id)?;
+    ensure!(end.state() == "SUCCEEDED", "{}", end.0);
     cluster.check(&[Expected::Runs(&guest, "host-b")])?;
     watch.finish()?.check_path(guest.name(), &["host-a", "host-b"])
 }

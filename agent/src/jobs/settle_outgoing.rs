@@ -98,7 +98,11 @@ impl Jobs {
         verdict: Verdict,
     ) -> Result<(), Failure> {
         let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
-        let step = record.decision.decide(verdict)?;
+        let step = if verdict == Verdict::Ran && self.is_decided_in_vain(&record).await? {
+            Step::Write(Decision::Decided(verdict))
+        } else {
+            record.decision.decide(verdict)?
+        };
         if matches!(record.decision, Decision::Settled(_)) || record.closed.is_some() {
             return Ok(());
         }
@@ -137,6 +141,18 @@ impl Jobs {
             Verdict::NeverRan => self.give_guest_back(page, job.as_ref()).await,
             Verdict::Ran => self.remove_source_copy(page, job.as_ref(), &Cookie::default()).await,
         }
+    }
+
+    /// It was decided that the guest is this host's own, and it could not be run: its copy stands as it was handed
+    /// over. Only an operator's word brings that about, and only the proof of the destination takes it back.
+    async fn is_decided_in_vain(&self, record: &Record) -> Result<bool, Failure> {
+        let handed_over =
+            |part: &SourcePart| part.state == SourceState::HandedOver && !part.ran_on && part.offline.is_none();
+        if record.decision != Decision::Decided(Verdict::NeverRan) || !record.source().is_some_and(handed_over) {
+            return Ok(false);
+        }
+        let still = |guest: &GuestFacts| matches!(guest.state, GuestState::Paused | GuestState::PausedMigrating);
+        Ok(matches!(self.look(record).await?, Seen::Ours(guest) if still(&guest)))
     }
 
     async fn give_guest_back(&self, page: &mut OpenPage, job: Option<&Arc<OutgoingJob>>) -> Result<(), Failure> {

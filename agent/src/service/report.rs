@@ -13,7 +13,7 @@ use crate::hypervisor::JobStats;
 use crate::jobs::outgoing::PerformOutcome;
 use crate::jobs::progress::{self, Action, Event, Iteration, Problem, Stage, Summary, What};
 use crate::jobs::status::Status;
-use crate::journal::{Call, DefinitionNews, DestinationState, Part, Record, SourceState, Verdict};
+use crate::journal::{Call, Decision, DefinitionNews, DestinationState, Part, Record, SourceState, Verdict};
 
 pub(super) fn unfinished(own: &HostId, record: &Record) -> UnfinishedJournal {
     let own = own.resource_name();
@@ -44,6 +44,7 @@ fn journal(record: &Record) -> agent::JournalRecord {
         incarnation: record.incarnation().map(incarnation_message),
         create_time: Some(record.created.into()),
         closed: record.closed.is_some(),
+        settled: matches!(record.decision, Decision::Settled(_)),
         offline: record.is_offline(),
         ..agent::JournalRecord::default()
     };

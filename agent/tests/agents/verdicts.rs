@@ -155,3 +155,43 @@ async fn a_guest_that_stands_still_without_a_journal_is_neither_resumed_nor_said
     scene.rest(Verdict::NeverRan).await;
     assert_eq!(scene.runs_on(), ["a"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_word_decided_in_vain_is_taken_back_by_the_destinations_proof() {
+    let mut scene = Scene::new(SimGuest::named("web")).await;
+    let go_on = CancellationToken::new();
+    scene.b.host.script(Call::Finish, Fault::Until(go_on.clone()));
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    scene.until_state(&scene.b, JournalState::Finishing).await;
+    // The destination's answer never comes, and somebody says that it is off: its QEMU holds the image all the same.
+    scene.a.kill().await;
+    scene.a.start().await;
+    scene.a.host.script(Call::Resume, Fault::Refuse);
+    scene.settle_a(Verdict::NeverRan).await.unwrap_err();
+    let told = scene.status(&scene.a).await.journal.unwrap();
+    assert_eq!((told.verdict(), told.settled), (Verdict::NeverRan, false));
+    go_on.cancel();
+    scene.until_state(&scene.b, JournalState::Ran).await;
+    let settled = scene.settle_a(Verdict::Ran).await.unwrap();
+    assert!(settled.guest.is_none() && settled.journal.unwrap().settled);
+    scene.rest(Verdict::Ran).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_decided_and_carried_out_is_not_taken_back() {
+    let mut scene = Scene::new(SimGuest::named("web")).await;
+    scene.b.host.script(Call::Finish, Fault::Refuse);
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    scene.until_state(&scene.b, JournalState::Failed).await;
+    scene.a.kill().await;
+    scene.a.start().await;
+    // It runs, and its answer is lost.
+    scene.a.host.script(Call::Resume, Fault::LoseAnswer);
+    scene.settle_a(Verdict::NeverRan).await.unwrap_err();
+    assert_eq!(scene.runs_on(), ["a"]);
+    assert_eq!(reason(scene.settle_a(Verdict::Ran).await), Reason::VerdictConflict);
+    assert_eq!(scene.runs_on(), ["a"], "the only copy");
+    scene.rest(Verdict::NeverRan).await;
+}

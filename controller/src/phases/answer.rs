@@ -170,8 +170,12 @@ impl Report {
                 "end the copy that stands still on {}, then say so by `drover migration resolve --destination-is-fenced`",
                 record.destination
             ),
-            Undecidable::DiedWhileResuming
-            | Undecidable::JournalLost
+            Undecidable::DiedWhileResuming => format!(
+                "make sure that no copy runs on {}, then say so by `drover migration resolve --destination-is-fenced`: the \
+                 guest goes on at {}",
+                record.destination, record.source
+            ),
+            Undecidable::JournalLost
             | Undecidable::AnotherGuest
             | Undecidable::IncompleteCopy
             | Undecidable::Contradiction => {

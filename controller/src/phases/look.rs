@@ -1,6 +1,6 @@
 //! Looking at both hosts: every phase begins with it, and every decision is made from it.
 
-use drover_proto::agent::v1::{GetMigrationStatusRequest, MigrationStatus};
+use drover_proto::agent::v1::{self as agent, GetMigrationStatusRequest, JournalRecord, MigrationStatus};
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::v1::TransferSummary;
 
@@ -92,7 +92,28 @@ impl Look {
     }
 
     pub(super) fn judgement(&self) -> Judgement {
-        verdict::judge_with_word(self.seen_source(), self.seen_destination(), self.fenced)
+        let (source, destination) = (self.seen_source(), self.seen_destination());
+        if self.word_is_in_vain() && !verdict::both_run(source, destination) {
+            let unsaid = source.map(|seen| Source { verdict: None, ..seen });
+            if verdict::judge(unsaid, destination) == Judgement::Ran {
+                return Judgement::Ran;
+            }
+        }
+        verdict::judge_with_word(source, destination, self.fenced)
+    }
+
+    /// The source was told by an operator's word that the guest is its own, and could not run it: that is no proof
+    /// against what the destination proves, back again.
+    fn word_is_in_vain(&self) -> bool {
+        let told = |journal: &JournalRecord| journal.verdict() == agent::Verdict::NeverRan && !journal.settled;
+        let journal = self.source.as_ref().ok().and_then(|status| status.journal.as_ref());
+        self.fenced == Some(Side::Destination) && journal.is_some_and(told)
+    }
+
+    /// Whether the source has carried out what was decided.
+    pub(super) fn is_settled_at_source(&self) -> bool {
+        let journal = self.source.as_ref().ok().and_then(|status| status.journal.as_ref());
+        journal.is_some_and(|journal| journal.settled)
     }
 
     /// Whether the source has no copy any more.

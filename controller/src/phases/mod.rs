@@ -14,6 +14,7 @@ mod learned;
 mod look;
 mod offline;
 mod overrides;
+mod owner;
 mod policy;
 mod prepare;
 mod steer;
@@ -42,6 +43,7 @@ pub use examine::{Examined, Source, Wanted, absent, find};
 pub use learned::Learned;
 pub(crate) use learned::merge_actions;
 pub use offline::Way;
+pub use owner::owner;
 pub use policy::{refuse_unmade, transfer_policy};
 pub use word::needs_word;
 

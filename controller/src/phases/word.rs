@@ -5,7 +5,7 @@ use drover_proto::failure::{Failure, Reason};
 use super::{Work, look};
 use crate::saga::{Phase, Position};
 use crate::store::Record;
-use crate::verdict::{self, Judgement, Open, Side};
+use crate::verdict::{self, Destination, DestinationCopy, Judgement, Open, Seen, Side, Source, SourceCopy};
 
 /// Looks at both hosts now. Refused, with the reason, where the word is not needed or could do harm.
 pub async fn needs_word(work: &Work, fenced: Side) -> Result<(), Failure> {
@@ -20,6 +20,17 @@ pub async fn needs_word(work: &Work, fenced: Side) -> Result<(), Failure> {
     let (source, destination) = (look.seen_source(), look.seen_destination());
     let judgement = verdict::judge(source, destination);
     weigh(&work.record, judgement, fenced, answers)?;
+    if answers && has_only_copy(source, destination, fenced) {
+        let (host, other) = (work.record.host_of(fenced), work.record.host_of(fenced.other()));
+        let flag = match fenced.other() {
+            Side::Source => "--source-is-fenced",
+            Side::Destination => "--destination-is-fenced",
+        };
+        return Err(refused(
+            format!("{host} answers and has the only copy of the guest: to call it fenced would leave none"),
+            format!("where no copy runs on {other} any more, say so: `drover migration resolve {flag}`"),
+        ));
+    }
     // A word that decides nothing would only be waited for.
     let decides = verdict::judge_with_word(source, destination, Some(fenced)) != judgement;
     match judgement {
@@ -31,6 +42,32 @@ pub async fn needs_word(work: &Work, fenced: Side) -> Result<(), Failure> {
             "bring the hosts back; what they have is told by `drover migration get`",
         )),
         Judgement::Open(_) | Judgement::Ran | Judgement::NeverRan => Ok(()),
+    }
+}
+
+/// Whether a copy that could run is on this side and none on the other one.
+fn has_only_copy(source: Seen<Source>, destination: Seen<Destination>, side: Side) -> bool {
+    let at_source = match source {
+        Seen::Journal(seen) => match seen.copy {
+            SourceCopy::AsBefore(_) | SourceCopy::AllSent | SourceCopy::PostCopy | SourceCopy::PostCopyFailed => true,
+            SourceCopy::Gone | SourceCopy::EndedByUser | SourceCopy::Another => false,
+        },
+        Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => false,
+    };
+    let at_destination = match destination {
+        Seen::Journal(seen) => match seen.copy {
+            DestinationCopy::Still
+            | DestinationCopy::Runs
+            | DestinationCopy::PostCopy
+            | DestinationCopy::PostCopyFailed => true,
+            DestinationCopy::Absent | DestinationCopy::Another => false,
+        },
+        Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => false,
+    };
+    // One that does not answer may have one.
+    match side {
+        Side::Source => at_source && !at_destination && destination != Seen::Unreachable,
+        Side::Destination => at_destination && !at_source && source != Seen::Unreachable,
     }
 }
 

@@ -10,6 +10,8 @@ use drover_proto::v1::{GetGuestOwnerResponse, Guest, GuestState, ListGuestsReque
 use super::validation::host_name;
 use super::{Api, errors, page};
 use crate::inventory;
+use crate::phases::{self, Work};
+use crate::saga::{Phase, Position};
 use crate::store::Record;
 use crate::view;
 
@@ -59,11 +61,24 @@ impl Api {
 
     pub(super) async fn owner(&self, guest: GuestId) -> Result<GetGuestOwnerResponse, Failure> {
         if let Some(id) = self.ledger.store.unfinished_of(guest).await.map_err(errors::store)? {
-            let record = self.record(id).await?;
-            let owner = view::guest_host(&record);
+            let work = Work {
+                record: self.record(id).await?,
+                agents: std::sync::Arc::clone(&self.agents),
+                ledger: self.ledger.clone(),
+                estimates: std::sync::Arc::clone(&self.estimates),
+            };
+            let owner = match work.record.position {
+                Position::At(Phase::Transfer | Phase::Abort) => {
+                    phases::owner(&work).await.map(|side| work.record.host_of(side))
+                }
+                Position::At(Phase::Validate | Phase::Prepare | Phase::Verify | Phase::Finalize | Phase::Discard)
+                | Position::Stuck(_)
+                | Position::Ended(_) => view::guest_host(&work.record),
+            };
+            let record = &work.record;
             let undecided = match owner {
                 Some(_) => String::new(),
-                None => undecided(&record),
+                None => undecided(record),
             };
             return Ok(GetGuestOwnerResponse {
                 owner_host: owner.map(HostId::resource_name).unwrap_or_default(),

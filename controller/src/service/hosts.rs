@@ -22,6 +22,7 @@ const PAGE: u32 = 100;
 
 /// The agent that is registered answers within this time, or it is not there any more.
 const STILL_THERE: Duration = Duration::from_secs(3);
+const MOVED_IN: Duration = Duration::from_millis(500);
 
 /// So often a write is tried again where somebody else wrote meanwhile.
 const MAX_CONFLICTS: u32 = 20;
@@ -190,11 +191,13 @@ impl Api {
         }
         // The address that is registered: a restarted agent answers there as its new self.
         let registered = self.agents.of(id).await?;
-        let asked = tokio::time::timeout(
-            STILL_THERE,
-            registered.get_agent_status(GetAgentStatusRequest::default()),
-        )
-        .await;
+        let patience = if known.registration.management_address == said.management_address {
+            // Its successor has the address already, and does not serve before it has been answered.
+            MOVED_IN
+        } else {
+            STILL_THERE
+        };
+        let asked = tokio::time::timeout(patience, registered.get_agent_status(GetAgentStatusRequest::default())).await;
         let answers = match asked {
             Ok(Ok(status)) => status
                 .host

@@ -191,6 +191,8 @@ async fn a_destination_that_died_while_it_let_the_guest_run_is_decided_by_a_word
         ("", name.as_str())
     );
     assert!(owner.undecided_reason.contains("resolve"), "{owner:?}");
+    let needless = lab.resolve(&name, FencedSide::Source).await.unwrap_err();
+    assert!(needless.message().contains("the only copy"), "{needless}");
     lab.resolve(&name, FencedSide::Destination).await.unwrap();
     let again = lab.resolve(&name, FencedSide::Destination).await.unwrap();
     assert!(again.resolution.is_some(), "the same word again is the same word");
