@@ -373,12 +373,14 @@ fn pace(record: &Record, finished: &Finished, running: &Running) -> Duration {
     let waits = record.details.waiting_for.clone();
     let before = std::mem::replace(&mut *running.waits(), waits.clone());
     let told = told(before.as_ref(), waits.as_ref(), unknowns);
-    let reason = waits.map(|wait| wait.reason).unwrap_or_default();
+    let WaitingFor { reason, host, .. } = waits.unwrap_or_default();
     trace::tell(record, || match told {
         Told::Attention => {
-            tracing::error!(migration_id = %id, %phase, reason, "the migration asks for attention: {detail}");
+            tracing::error!(migration_id = %id, %phase, reason, host, "the migration asks for attention: {detail}");
         }
-        Told::Waits => tracing::warn!(migration_id = %id, %phase, reason, "the migration waits: {detail}"),
+        Told::Waits => {
+            tracing::warn!(migration_id = %id, %phase, reason, host, "the migration waits: {detail}");
+        }
         Told::Again => {
             tracing::debug!(migration_id = %id, %phase, unknowns, "looks again in {:?}: {detail}", pace.delay);
         }
