@@ -1,12 +1,14 @@
 //! Whether this host could take a guest: what the guest needs against what is here. Pure comparisons; the facts are
 //! gathered by the service. The ids are listed in docs/checks.md.
 
+mod post_copy;
 mod resources;
 mod versions;
 
 use drover_proto::agent::v1 as agent;
 use drover_proto::v1::{Check, CheckResult};
 
+pub use post_copy::is_wanted as post_copy_wanted;
 pub use resources::{Presence, look};
 pub use versions::version;
 
@@ -18,6 +20,8 @@ pub struct Candidate<'a> {
     /// The guest as its source sees it.
     pub guest: &'a agent::GuestFacts,
     pub source: &'a agent::HostFacts,
+    /// How it may be moved, where that was said.
+    pub policy: Option<&'a agent::TransferPolicy>,
     /// This host.
     pub host: &'a HostFacts,
     /// A guest of the same UUID here.
@@ -43,7 +47,7 @@ pub struct Space {
 
 /// Every check, in the order in which people should read them.
 pub fn all(candidate: &Candidate<'_>) -> Vec<Check> {
-    vec![
+    let mut checks = vec![
         migration_calls(candidate),
         host_uuid(candidate),
         uuid_free(candidate),
@@ -59,7 +63,9 @@ pub fn all(candidate: &Candidate<'_>) -> Vec<Check> {
         names("bridges", "bridge", candidate, &candidate.host.bridges),
         names("networks", "network", candidate, &candidate.host.networks),
         resources::space(candidate),
-    ]
+    ];
+    checks.extend(post_copy::post_copy(candidate));
+    checks
 }
 
 fn passed(id: &str, found: impl Into<String>) -> Check {

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::guest_xml::HugePages;
-use crate::hypervisor::{GuestState, MachineTypes};
+use crate::hypervisor::{GuestState, MachineTypes, UserFaults};
 
 fn guest() -> agent::GuestFacts {
     agent::GuestFacts {
@@ -86,6 +86,7 @@ fn not_passed(change: impl FnOnce(&mut Candidate<'_>)) -> Vec<String> {
     let mut candidate = Candidate {
         guest: &guest,
         source: &source,
+        policy: None,
         host: &host,
         same_uuid: None,
         same_name: None,
@@ -124,6 +125,64 @@ fn leak<T>(value: T) -> &'static T {
 #[test]
 fn a_fitting_guest_passes_everything() {
     assert!(not_passed(|_| {}).is_empty());
+}
+
+/// Where the guest may go post-copy.
+fn post_copy_lacks(change: impl FnOnce(&mut HostFacts, &mut agent::GuestFacts, &mut agent::TransferPolicy)) -> bool {
+    let mut policy = agent::TransferPolicy {
+        post_copy: true,
+        ..agent::TransferPolicy::default()
+    };
+    let mut host = HostFacts {
+        user_faults: UserFaults::Anybody,
+        ..host()
+    };
+    let mut guest = guest();
+    change(&mut host, &mut guest, &mut policy);
+    let (policy, host, guest) = (leak(policy), leak(host), leak(guest));
+    let bad = not_passed(|candidate| {
+        (candidate.policy, candidate.host, candidate.guest) = (Some(policy), host, guest);
+    });
+    assert!(bad.is_empty() || bad == ["post-copy"], "{bad:?}");
+    !bad.is_empty()
+}
+
+#[test]
+fn post_copy_is_looked_at_only_where_it_may_come_to_that() {
+    assert!(!post_copy_lacks(|_, _, _| {}));
+    assert!(post_copy_lacks(|host, _, _| host.user_faults = UserFaults::Nobody));
+    assert!(post_copy_lacks(|host, _, _| host.user_faults = UserFaults::Unknown));
+    assert!(!post_copy_lacks(|host, _, _| host.user_faults = UserFaults::ByDevice));
+    assert!(post_copy_lacks(|host, _, _| {
+        (host.user_faults, host.qemu_version) = (UserFaults::ByDevice, 8_000_000);
+    }));
+    let huge = agent::HugePages {
+        page_bytes: 2 << 20,
+        total_bytes: 1 << 30,
+    };
+    assert!(post_copy_lacks(|_, guest, _| guest.huge_pages = vec![huge]));
+    assert!(
+        post_copy_lacks(|_, _, policy| policy.parallel_connections = 2),
+        "QEMU 10.0"
+    );
+    let device = agent::Blocker {
+        check_id: "host-devices".to_owned(),
+        what: "a network card".to_owned(),
+    };
+    assert!(post_copy_lacks(|_, guest, _| guest.ties = vec![device]));
+    // At the deadline alone it may come to that as well; else nobody asks.
+    let at_deadline = |policy: &mut agent::TransferPolicy| {
+        policy.post_copy = false;
+        policy.set_on_deadline(drover_proto::v1::DeadlineAction::PostCopy);
+    };
+    assert!(post_copy_lacks(|host, _, policy| {
+        host.user_faults = UserFaults::Nobody;
+        at_deadline(policy);
+    }));
+    assert!(!post_copy_lacks(|host, _, policy| {
+        host.user_faults = UserFaults::Nobody;
+        policy.post_copy = false;
+    }));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 pub use copied::CopiedDisks;
-pub use facts::{CpuAnswer, CpuQuestion, GuestFacts, GuestState, HostFacts, Incarnation, MachineTypes};
+pub use facts::{CpuAnswer, CpuQuestion, GuestFacts, GuestState, HostFacts, Incarnation, MachineTypes, UserFaults};
 
 pub type Result<T> = std::result::Result<T, HypervisorError>;
 
@@ -98,6 +98,11 @@ pub trait Outgoing: Send + Sync {
 
     /// Makes a running `perform` fail; the guest stays here and runs. Refused in post-copy.
     async fn abort(&self) -> Result<()>;
+
+    /// Tells a running `perform` to go post-copy, where [`MigrateFlags::post_copy`] allows it: the guest stops here, and
+    /// once Finish was called it runs at the destination while its memory follows. `Ok` says that QEMU was told;
+    /// `perform` returns when it has switched.
+    async fn start_post_copy(&self) -> Result<()>;
 
     /// The statistics of the job as it runs.
     async fn job(&self) -> Result<Option<JobStats>>;

@@ -1,8 +1,8 @@
 //! The migrations of this host, leaving and arriving: what the controller may ask for, each in a file of its own.
 //!
 //! - leaving: [`begin`] → [`transfer`] → [`hand_over`] → [`settle_outgoing`], and [`abort`]; on the way [`adjust`],
-//!   `deadline`, `pause`
-//! - arriving: [`prepare`] → [`arrive`] → [`settle_incoming`], and [`revoke`]
+//!   `control`, `deadline`, `pause`, `post_copy`
+//! - arriving: [`prepare`] → [`arrive`] → [`settle_incoming`], and [`revoke`]; in post-copy `arrive_early`, `pages`
 //! - a guest that is shut off: [`offline_begin`] → [`transfer`] → `offline_leave`, and `offline_wait` →
 //!   `offline_arrive`, within the same operations
 //! - both: [`status`], [`close`], [`restart`], [`resolve`], [`ended`]
@@ -14,6 +14,7 @@
 pub mod abort;
 pub mod adjust;
 pub mod arrive;
+mod arrive_early;
 pub mod begin;
 pub mod calls;
 pub mod close;
@@ -31,7 +32,9 @@ pub mod offline_begin;
 mod offline_leave;
 mod offline_wait;
 pub mod outgoing;
+mod pages;
 mod pause;
+mod post_copy;
 pub mod prepare;
 pub mod progress;
 pub mod resolve;
@@ -42,11 +45,12 @@ pub mod settle_outgoing;
 pub mod sockets;
 pub mod status;
 mod steering;
+mod switched;
 pub mod transfer;
 mod watching;
 mod ways;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -92,6 +96,8 @@ pub struct Jobs {
     pub instance: Uuid,
     outgoing: Mutex<HashMap<MigrationId, Arc<OutgoingJob>>>,
     incoming: Mutex<HashMap<MigrationId, Arc<IncomingJob>>>,
+    /// Arriving migrations whose last page somebody waits for.
+    awaiting_pages: Mutex<HashSet<MigrationId>>,
     /// Operations that must not be cut off by the end of the process.
     critical: watch::Sender<usize>,
     stopping: watch::Sender<bool>,
@@ -170,6 +176,7 @@ impl Jobs {
             instance: Uuid::now_v7(),
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
+            awaiting_pages: Mutex::default(),
             critical: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
         })

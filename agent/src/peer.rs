@@ -48,6 +48,8 @@ pub struct Arrived {
     /// From the request's arrival to that moment; `None` in a repeat.
     pub elapsed: Option<Duration>,
     pub calls: Vec<Call>,
+    /// Post-copy: not all of its memory is there.
+    pub pages_missing: bool,
 }
 
 impl PeerClient {
@@ -111,6 +113,7 @@ impl PeerClient {
             cookie: Cookie(response.cookie.to_vec()),
             switched: response.switch_time.as_ref().and_then(system_time),
             elapsed: response.elapsed.as_ref().and_then(std_duration),
+            pages_missing: response.pages_missing,
             calls: response
                 .calls
                 .iter()

@@ -60,6 +60,9 @@ pub(crate) struct Way {
     /// Remove the source's files of copied disks once the destination has the guest
     #[arg(long)]
     delete_source: bool,
+    /// Let the guest run there before all its memory has arrived, where it does not converge
+    #[arg(long)]
+    allow_post_copy: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -97,6 +100,7 @@ impl Way {
         (*self != Self::default()).then(|| MigrationPolicy {
             mode: self.mode().into(),
             storage: self.storage(),
+            allow_post_copy: self.allow_post_copy.then_some(true),
             ..MigrationPolicy::default()
         })
     }
@@ -108,6 +112,8 @@ enum OnDeadline {
     Abort,
     /// The guest is stopped, the rest is sent, and it runs on at the destination
     PauseAndFinish,
+    /// The guest runs on at the destination, and the rest is sent after it
+    PostCopy,
 }
 
 impl Policy {
@@ -120,12 +126,14 @@ impl Policy {
             None => DeadlineAction::Unspecified,
             Some(OnDeadline::Abort) => DeadlineAction::Abort,
             Some(OnDeadline::PauseAndFinish) => DeadlineAction::PauseAndFinish,
+            Some(OnDeadline::PostCopy) => DeadlineAction::PostCopy,
         };
         Some(MigrationPolicy {
             max_downtime: self.max_downtime.map(proto_duration),
             deadline: self.deadline.map(proto_duration),
             on_deadline: on_deadline.into(),
             allow_auto_converge: self.allow_auto_converge.then_some(true),
+            allow_post_copy: self.way.allow_post_copy.then_some(true),
             bandwidth_limit_bytes_per_second: signed(self.bandwidth.unwrap_or(0)),
             parallel_connections: self.parallel.unwrap_or(0),
             mode: self.way.mode().into(),
@@ -153,6 +161,9 @@ pub(crate) struct Adjust {
     /// Stop the guest now, send the rest, and let it run on at the destination
     #[arg(long, group = "change")]
     pause_and_finish: bool,
+    /// Let it run on at the destination now, and send the rest after it
+    #[arg(long, group = "change", conflicts_with = "pause_and_finish")]
+    post_copy_now: bool,
     /// Only if the record is still the one with this etag
     #[arg(long, value_name = "ETAG", default_value = "")]
     etag: String,
@@ -162,6 +173,8 @@ impl Adjust {
     fn message(self, id: MigrationId) -> AdjustMigrationRequest {
         let action = if self.pause_and_finish {
             AdjustAction::PauseAndFinish
+        } else if self.post_copy_now {
+            AdjustAction::PostCopy
         } else {
             AdjustAction::Unspecified
         };

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::time::{proto_duration, timestamp};
 use drover_proto::units::{duration_text, proto_duration_text, rate_text};
-use drover_proto::v1::ActionRecord;
+use drover_proto::v1::{ActionRecord, DeadlineAction};
 
 use crate::phases::merge_actions;
 use crate::saga::{Phase, Position, Stuck};
@@ -20,6 +20,7 @@ pub struct Wish {
     /// From now on.
     pub deadline: Option<Duration>,
     pub pause_and_finish: bool,
+    pub post_copy: bool,
 }
 
 impl Wish {
@@ -61,6 +62,18 @@ pub fn possible(record: &Record) -> Result<(), Failure> {
         }
         Position::Ended(_) => refuse(Reason::MigrationState, "is at rest"),
     }
+}
+
+/// Whether the migration was begun so that it can do this.
+pub fn allowed(record: &Record, wish: &Wish) -> Result<(), Failure> {
+    let policy = record.details.policy.clone().unwrap_or_default();
+    let may_go = policy.allow_post_copy() || policy.on_deadline() == DeadlineAction::PostCopy;
+    if wish.post_copy && !may_go {
+        let why = format!("{} was begun without post-copy", record.id.resource_name());
+        let remedy = "let it pause to finish; or cancel it, and allow post-copy from the start";
+        return Err(Failure::new(Reason::MigrationState, why).with_remedy(remedy));
+    }
+    Ok(())
 }
 
 /// Changes the policy, and notes each change with what was before.
@@ -107,6 +120,10 @@ pub fn adjust(record: &mut Record, wish: &Wish, actor: &str, now: SystemTime) {
     if wish.pause_and_finish {
         record.details.pause_and_finish_requested.get_or_insert(timestamp(now));
         note("pause-and-finish", String::new(), "asked for".to_owned());
+    }
+    if wish.post_copy {
+        record.details.post_copy_requested.get_or_insert(timestamp(now));
+        note("post-copy", String::new(), "asked for".to_owned());
     }
     merge_actions(&mut record.details.actions, &done);
 }
@@ -194,6 +211,7 @@ mod tests {
             bandwidth: Some(0),
             deadline: Some(60 * SECOND),
             pause_and_finish: true,
+            post_copy: true,
         };
         adjust(&mut record, &wish, "spiffe://x/user/a", time);
         let policy = record.details.policy.clone().unwrap();
@@ -217,6 +235,7 @@ mod tests {
                 ("bandwidth", "none", "asked for; it was none"),
                 ("deadline", "70 s", "asked for 60 s from now on; it was 20 s"),
                 ("pause-and-finish", "", "asked for"),
+                ("post-copy", "", "asked for"),
             ]
         );
         assert!(
@@ -232,6 +251,29 @@ mod tests {
                 .reason
                 .ends_with("it came too late: all is sent")
         );
+    }
+
+    #[test]
+    fn post_copy_must_have_been_allowed_from_the_start() {
+        let wish = Wish {
+            post_copy: true,
+            ..Wish::default()
+        };
+        let with = |policy: MigrationPolicy| {
+            let mut record = at(Position::At(Phase::Transfer));
+            record.details.policy = Some(policy);
+            allowed(&record, &wish).map_err(|failure| failure.reason)
+        };
+        assert_eq!(with(MigrationPolicy::default()), Err(Reason::MigrationState));
+        let early = MigrationPolicy {
+            allow_post_copy: Some(true),
+            ..MigrationPolicy::default()
+        };
+        let at_deadline = MigrationPolicy {
+            on_deadline: DeadlineAction::PostCopy.into(),
+            ..MigrationPolicy::default()
+        };
+        assert_eq!((with(early), with(at_deadline)), (Ok(()), Ok(())));
     }
 
     #[test]

@@ -197,7 +197,7 @@ mod tests {
             "max_downtime = \"200\"",
             "bandwidth = 5",
             "deadlin = \"5m\"",
-            "on_deadline = \"post-copy\"",
+            "on_deadline = \"never\"",
         ] {
             std::fs::write(&file, text.to_owned() + bad).unwrap();
             assert!(Config::from_figment(&file, &Flags::default()).is_err(), "{bad}");

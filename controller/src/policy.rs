@@ -27,6 +27,7 @@ pub struct PolicyDefaults {
     /// Connections for memory; 0 is one.
     pub parallel: u8,
     pub allow_auto_converge: bool,
+    pub allow_post_copy: bool,
 }
 
 /// What happens at the deadline.
@@ -35,6 +36,7 @@ pub struct PolicyDefaults {
 pub enum OnDeadline {
     Abort,
     PauseAndFinish,
+    PostCopy,
 }
 
 fn time<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
@@ -52,6 +54,7 @@ impl PolicyDefaults {
     pub fn message(&self) -> MigrationPolicy {
         let on_deadline = match (self.on_deadline, self.deadline) {
             (Some(OnDeadline::PauseAndFinish), _) => DeadlineAction::PauseAndFinish,
+            (Some(OnDeadline::PostCopy), _) => DeadlineAction::PostCopy,
             (Some(OnDeadline::Abort), _) | (None, Some(_)) => DeadlineAction::Abort,
             (None, None) => DeadlineAction::Unspecified,
         };
@@ -60,6 +63,7 @@ impl PolicyDefaults {
             deadline: self.deadline.map(proto_duration),
             on_deadline: on_deadline.into(),
             allow_auto_converge: Some(self.allow_auto_converge),
+            allow_post_copy: Some(self.allow_post_copy),
             bandwidth_limit_bytes_per_second: i64::try_from(self.bandwidth).unwrap_or(i64::MAX),
             parallel_connections: self.parallel.into(),
             ..MigrationPolicy::default()
@@ -79,6 +83,8 @@ pub fn with_defaults(asked: Option<&MigrationPolicy>, defaults: &MigrationPolicy
         deadline,
         on_deadline,
         allow_auto_converge: asked.allow_auto_converge.or(defaults.allow_auto_converge),
+        // Who wants it at the deadline allows it then.
+        allow_post_copy: asked.allow_post_copy.or(defaults.allow_post_copy),
         bandwidth_limit_bytes_per_second: match asked.bandwidth_limit_bytes_per_second {
             0 => defaults.bandwidth_limit_bytes_per_second,
             limit => limit,
@@ -104,6 +110,7 @@ mod tests {
             bandwidth_limit_bytes_per_second: 100 << 20,
             parallel_connections: 4,
             allow_auto_converge: Some(true),
+            allow_post_copy: Some(true),
             ..MigrationPolicy::default()
         }
     }
@@ -122,6 +129,7 @@ mod tests {
             bandwidth_limit_bytes_per_second: 1 << 20,
             parallel_connections: 1,
             allow_auto_converge: Some(false),
+            allow_post_copy: Some(false),
             priority: 7,
             ..MigrationPolicy::default()
         };

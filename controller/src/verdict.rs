@@ -43,7 +43,7 @@ pub enum Open {
     TouchNothing,
     /// The memory lies on two hosts and its stream is broken: repair it, destroy neither.
     RecoverPostCopy,
-    /// The source died in post-copy. Say so, keep what is there.
+    /// One of the two hosts died in post-copy. Say so, keep what is there.
     GuestLost,
     /// Nothing can be said until this host answers.
     WaitFor(Side),
@@ -205,9 +205,11 @@ fn post_copy(source: Seen<Source>, destination: Seen<Destination>) -> Option<Ope
     }
     let both_failed =
         at_source == Some(SourceCopy::PostCopyFailed) && at_destination == Some(DestinationCopy::PostCopyFailed);
+    // What was sent there is gone with it, and what is at the source does not run without it.
+    let destination_died = at_destination == Some(DestinationCopy::Absent);
     Some(if both_failed {
         Open::RecoverPostCopy
-    } else if source_gone {
+    } else if source_gone || destination_died {
         Open::GuestLost
     } else if source_in && waiting && !destination_in {
         Open::HandOver

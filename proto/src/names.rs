@@ -83,6 +83,7 @@ pub mod span {
     pub const LIBVIRT_RESUME: &str = "libvirt.resume";
     pub const LIBVIRT_CONFIRM: &str = "libvirt.confirm";
     pub const LIBVIRT_ABORT: &str = "libvirt.abort";
+    pub const LIBVIRT_START_POST_COPY: &str = "libvirt.start-post-copy";
 
     /// Name of a phase's span: `phase.` and the phase in lower case.
     pub fn phase(phase: &str) -> String {

@@ -10,6 +10,7 @@ use drover_controller::store::{Record, Store};
 use drover_proto::channel::channel;
 use drover_proto::identity::Identity;
 use drover_proto::ids::MigrationId;
+use drover_proto::time::proto_duration;
 use drover_proto::v1::migration_service_client::MigrationServiceClient;
 use drover_proto::v1::{
     CancelMigrationRequest, CreateMigrationRequest, DestinationOverrides, DiskOverride, Migration, MigrationMode,
@@ -147,12 +148,11 @@ fn waits_for(record: &Record, reason: WaitReason) -> bool {
 
 /// Asked again, with the same request id, until it is answered.
 async fn create(world: &Arc<World>, scenario: Scenario, until: Instant) -> Option<MigrationId> {
-    let policy = scenario.copies().then(copying).or(scenario.is_offline().then(offline));
     let request = CreateMigrationRequest {
         migration: Some(Migration {
             guest_uuid: world.guest_id().to_string(),
             destination_host: format!("hosts/{}", Site::Destination.host()),
-            policy,
+            policy: policy(scenario),
             destination_overrides: scenario.copies().then(|| elsewhere(world)),
             ..Migration::default()
         }),
@@ -169,6 +169,27 @@ async fn create(world: &Arc<World>, scenario: Scenario, until: Instant) -> Optio
         tokio::time::sleep(TICK).await;
     }
     None
+}
+
+fn policy(scenario: Scenario) -> Option<MigrationPolicy> {
+    match scenario {
+        Scenario::PostCopy => Some(going_over()),
+        Scenario::MoveOffline | Scenario::UndoOffline => Some(offline()),
+        Scenario::MoveTransient => None,
+        Scenario::Move | Scenario::MovePaused | Scenario::Undo | Scenario::HandOver | Scenario::Finish => {
+            Some(copying())
+        }
+    }
+}
+
+/// So slow that it does not converge, and that its pages take a moment to follow.
+fn going_over() -> MigrationPolicy {
+    MigrationPolicy {
+        allow_post_copy: Some(true),
+        bandwidth_limit_bytes_per_second: 8 << 20,
+        max_downtime: Some(proto_duration(Duration::from_millis(1))),
+        ..MigrationPolicy::default()
+    }
 }
 
 fn copying() -> MigrationPolicy {

@@ -77,7 +77,7 @@ fn look(world: &World, plan: &Plan, rest: &Rest) -> Vec<String> {
         Rest::NotCreated if plan.scenario == Scenario::MoveTransient && rebooted(world) => Vec::new(),
         Rest::NotCreated => vec!["the migration was never created".to_owned()],
         Rest::Restless { record } => vec![format!("{}; {}", restless(record), both(world))],
-        Rest::NeedsPerson { record } => needs_person(world, record),
+        Rest::NeedsPerson { record } => needs_person(world, plan, record),
         Rest::Ended { record, .. } => ended(world, plan, record),
     }
 }
@@ -88,8 +88,9 @@ fn restless(record: &Record) -> String {
     format!("it does not come to rest: {} {waiting}", record.position)
 }
 
-/// The one case that nobody can decide: the destination died between `Resuming` and `Ran`, and the copy is gone.
-fn needs_person(world: &World, record: &Record) -> Vec<String> {
+/// The one case that nobody can decide: the destination died between `Resuming` and `Ran`, and the copy is gone. And
+/// the one that nobody repairs: the stream broke in post-copy, and what each side has is still there.
+fn needs_person(world: &World, plan: &Plan, record: &Record) -> Vec<String> {
     let resuming = world.jobs(Site::Destination).is_some_and(|jobs| {
         jobs.journal.records().iter().any(|page| match &page.part {
             Part::Destination(part) => part.state == DestinationState::Resuming,
@@ -97,8 +98,17 @@ fn needs_person(world: &World, record: &Record) -> Vec<String> {
         })
     });
     let there = world.host(Site::Destination).look(world.guest_id());
-    let absent = there.is_none_or(|guest| !guest.state.is_active());
-    if resuming && absent {
+    let there = there.map_or(GuestState::ShutOff, |guest| guest.state);
+    let absent = !there.is_active();
+    let waits_for_pages = plan.scenario == Scenario::PostCopy && there == GuestState::RunningPostCopyFailed;
+    let here = world.host(Site::Source).look(world.guest_id()).map(|guest| guest.state);
+    let dropped = waits_for_pages && !rebooted(world) && here != Some(GuestState::PausedPostCopyFailed);
+    if dropped {
+        return vec!["the pages that are missing were thrown away".to_owned()];
+    }
+    // It died after the guest was stopped to go over, and before it was told that.
+    let lost = plan.scenario == Scenario::PostCopy && absent && here.is_some_and(GuestState::is_post_copy);
+    if resuming && (absent || waits_for_pages) || lost {
         return Vec::new();
     }
     let (why, found) = (restless(record), both(world));
@@ -223,9 +233,12 @@ fn at_home(world: &World, plan: &Plan, home: Site) -> Vec<String> {
     };
     let expected = match plan.scenario {
         Scenario::MovePaused => GuestState::Paused,
-        Scenario::Move | Scenario::MoveTransient | Scenario::Undo | Scenario::HandOver | Scenario::Finish => {
-            GuestState::Running
-        }
+        Scenario::Move
+        | Scenario::MoveTransient
+        | Scenario::Undo
+        | Scenario::HandOver
+        | Scenario::Finish
+        | Scenario::PostCopy => GuestState::Running,
         Scenario::MoveOffline | Scenario::UndoOffline => GuestState::ShutOff,
     };
     // One that stood still, and whose host went down and started it anew, runs now.

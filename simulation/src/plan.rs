@@ -67,10 +67,12 @@ pub enum Scenario {
     MoveOffline,
     /// The same, cancelled when one of its files has come.
     UndoOffline,
+    /// A guest that does not converge goes over, and its pages follow.
+    PostCopy,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Move,
         Self::MovePaused,
         Self::MoveTransient,
@@ -79,6 +81,7 @@ impl Scenario {
         Self::Finish,
         Self::MoveOffline,
         Self::UndoOffline,
+        Self::PostCopy,
     ];
 }
 
@@ -109,7 +112,7 @@ impl Scenario {
     pub fn copies(self) -> bool {
         match self {
             Self::Move | Self::MovePaused | Self::Undo | Self::HandOver | Self::Finish => true,
-            Self::MoveTransient | Self::MoveOffline | Self::UndoOffline => false,
+            Self::MoveTransient | Self::MoveOffline | Self::UndoOffline | Self::PostCopy => false,
         }
     }
 
@@ -117,7 +120,13 @@ impl Scenario {
     pub fn is_offline(self) -> bool {
         match self {
             Self::MoveOffline | Self::UndoOffline => true,
-            Self::Move | Self::MovePaused | Self::MoveTransient | Self::Undo | Self::HandOver | Self::Finish => false,
+            Self::Move
+            | Self::MovePaused
+            | Self::MoveTransient
+            | Self::Undo
+            | Self::HandOver
+            | Self::Finish
+            | Self::PostCopy => false,
         }
     }
 
@@ -142,7 +151,7 @@ impl Scenario {
         };
         const HAND_OVER: &str = "/drover.agent.v1.PeerService/HandOverGuest";
         match self {
-            Self::Move | Self::MovePaused | Self::MoveTransient | Self::MoveOffline => Vec::new(),
+            Self::Move | Self::MovePaused | Self::MoveTransient | Self::MoveOffline | Self::PostCopy => Vec::new(),
             Self::UndoOffline => vec![Event {
                 when: after_first_file(),
                 fault: Fault::Cancel,

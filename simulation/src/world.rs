@@ -78,6 +78,7 @@ impl World {
         let folder = Folder::new(scenario)?;
         let guest = SimGuest {
             memory_mib: 1,
+            dirty_mib_per_second: if scenario == Scenario::PostCopy { 1000 } else { 0 },
             persistent: scenario != Scenario::MoveTransient,
             autostart: scenario != Scenario::MoveTransient,
             paused: scenario == Scenario::MovePaused,

@@ -106,6 +106,29 @@ async fn pairs_that_once_failed() {
     judge("pairs that once failed", &runner::run(plans.into()).await);
 }
 
+/// The guest has gone from its source, and its copy dies before it was told: lost, and said so. It was undone and begun
+/// again on and on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_dies_between_the_switch_and_the_hand_over() {
+    let hand_over = Point {
+        phase: "transfer",
+        site: Site::Destination,
+        call: "/drover.agent.v1.PeerService/HandOverGuest".to_owned(),
+        nth: 0,
+    };
+    let event = |fault| Event::at(hand_over.clone(), Moment::Before, fault);
+    let faults = [
+        Fault::AgentDies(Site::Destination),
+        Fault::HostReboots(Site::Destination),
+    ];
+    let plans = faults.map(|fault| Plan {
+        scenario: Scenario::PostCopy,
+        events: vec![event(fault)],
+        seed: None,
+    });
+    judge("lost in post-copy", &runner::run(plans.into()).await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pairs_of_faults() {
     let pairs = Pairs::new(&rows(Depth::First).await);

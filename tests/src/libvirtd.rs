@@ -7,6 +7,7 @@ use crate::process::{self, wait_until};
 use crate::qemu_tls;
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -122,8 +123,23 @@ pub(crate) fn prepare_host(layout: &Layout, name: &str, host_uuid: &str, listen_
         .push((layout.shared().display().to_string(), "/srv/shared".into()));
     spec.binds
         .push((folder.join("local").display().to_string(), "/srv/local".into()));
+    add_user_faults(&mut spec, &folder)?;
     add_identity(&mut spec, layout, name, host_uuid)?;
     Ok(spec)
+}
+
+/// A device of the host's own that QEMU's user may open: post-copy needs it, and the machine's setting stays as it is.
+fn add_user_faults(spec: &mut NodeSpec, folder: &Path) -> Result<()> {
+    const DEVICE: &str = "/dev/userfaultfd";
+    let Ok(known) = fs::metadata(DEVICE) else {
+        return Ok(());
+    };
+    let own = folder.join("userfaultfd");
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+    nix::sys::stat::mknod(&own, nix::sys::stat::SFlag::S_IFCHR, mode, known.rdev())?;
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o666))?;
+    spec.binds.push((own.display().to_string(), DEVICE.to_string()));
+    Ok(())
 }
 
 /// What tells one machine from another besides its name. A new boot id belongs to every start of a host.

@@ -205,6 +205,7 @@ fn asked_as_the_controller(cluster: &Cluster<'_>, guest: GuestFacts) -> Result<V
                 let request = CheckIncomingRequest {
                     guest: Some(guest),
                     source: Some(HostFacts::default()),
+                    policy: None,
                 };
                 let answer = AgentServiceClient::new(channel).check_incoming(request).await?;
                 Ok(answer.into_inner().checks)

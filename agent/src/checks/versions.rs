@@ -10,7 +10,7 @@ pub fn version(number: u64) -> String {
 }
 
 /// Major and minor of a version.
-fn release(number: u64) -> (u64, u64) {
+pub(super) fn release(number: u64) -> (u64, u64) {
     (number / 1_000_000, number / 1000 % 1000)
 }
 

@@ -37,6 +37,21 @@ pub struct HostFacts {
     pub online_cpus: Vec<u32>,
     /// `none`, `lockd`, `sanlock`; `None` where nobody can say.
     pub lock_manager: Option<String>,
+    /// Whether QEMU may catch page faults, which a destination in post-copy has to.
+    pub user_faults: UserFaults,
+}
+
+/// Who may use userfaultfd on a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UserFaults {
+    /// Nobody could say.
+    #[default]
+    Unknown,
+    /// Every process, or QEMU is root.
+    Anybody,
+    /// Whoever may open /dev/userfaultfd, and QEMU's user may.
+    ByDevice,
+    Nobody,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -58,6 +58,8 @@ impl Jobs {
     pub(super) async fn refuse_in_post_copy(&self, record: &Record) -> Result<(), Failure> {
         match self.look(record).await? {
             Seen::Ours(guest) if guest.state.is_post_copy() => Err(Forbidden::PostCopy.into()),
+            // It was told to, and may be any moment.
+            Seen::Ours(_) if self.is_switching(record) => Err(Forbidden::PostCopy.into()),
             Seen::Ours(_) | Seen::Unknown | Seen::ShutOff(_) | Seen::Another(_) => Ok(()),
         }
     }

@@ -10,7 +10,7 @@ use drover_proto::failure::{Failure, Reason};
 use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::TransferStep;
 use super::{Jobs, Seen};
-use crate::journal::{Decision, Forbidden, Limits, SourceState};
+use crate::journal::{AtDeadline, Decision, Forbidden, Limits, SourceState};
 
 impl Jobs {
     /// In force when this returns, or from the start of the transfer. Refused once all is sent.
@@ -39,6 +39,10 @@ impl Jobs {
         if part.state == SourceState::HandedOver || course.outcome.is_some() {
             let message = "all is sent, or the transfer has ended: there is nothing left to change";
             return Err(Failure::new(Reason::TooLate, message));
+        }
+        if (limits.post_copy_now || limits.at_deadline == AtDeadline::PostCopy) && !part.flags.post_copy {
+            let message = "the migration was begun without post-copy, or with a guest that stood still";
+            return Err(Failure::new(Reason::MigrationState, message));
         }
         let Some(limits) = limits.after(&part.limits) else {
             return Ok(());

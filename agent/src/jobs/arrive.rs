@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  pre-copy   Finishing (fsync) ▶ Finish ▶ Resuming (fsync) ▶ resume ▶ Ran (fsync) ▶ answer
-//!  post-copy  Resuming (fsync) ▶ Finish ▶ … every page arrived ▶ Ran (fsync) ▶ answer
+//!  post-copy  Resuming (fsync) ▶ Finish … the guest runs ▶ answer … every page arrived ▶ Ran (fsync)  (`arrive_early`)
 //! ```
 //!
 //! The migration's lock is held throughout, so a repeat joins the first by waiting for the lock, and finds the
@@ -21,9 +21,6 @@ use super::incoming::{IncomingJob, call_log};
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::{Cookie, GuestFacts, GuestState};
 use crate::journal::{Arrival, Call, DestinationPart, DestinationState, FinishStep, Forbidden, OpenPage, Record, Step};
-
-/// How often post-copy is asked whether every page has arrived.
-const PAGES_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The source's word that all is sent.
 #[derive(Clone, Debug)]
@@ -48,6 +45,8 @@ pub struct Taken {
     /// From the request's arrival to the switch; `None` in a repeat.
     pub elapsed: Option<Duration>,
     pub calls: Vec<Call>,
+    /// Post-copy: it runs, and not all of its memory is here.
+    pub pages_missing: bool,
 }
 
 impl Jobs {
@@ -93,7 +92,7 @@ impl Jobs {
     }
 
     async fn arrive(
-        &self,
+        self: &Arc<Self>,
         page: &mut OpenPage,
         cookie: &Cookie,
         runs: Option<bool>,
@@ -119,16 +118,16 @@ impl Jobs {
                     return Err(failure);
                 }
                 fault_points::reach(point::DESTINATION_FINISHING).await;
+                if part.flags.post_copy {
+                    return self.arrive_early(page, job, handle, cookie.clone(), arrived).await;
+                }
                 let finished = job.calls.call(span::LIBVIRT_FINISH, handle.finish(cookie)).await;
                 drop(handle);
                 let result = match finished {
                     Ok(cookie) => self.after_finish(page, &job, cookie, arrived).await,
                     Err(error) => self.after_failed_finish(page, error.to_string()).await,
                 };
-                // In post-copy the way in must stay while a page may be missing.
-                if result.is_ok() || !part.flags.post_copy {
-                    self.forget_incoming(record.migration);
-                }
+                self.forget_incoming(record.migration);
                 result
             }
         }
@@ -152,18 +151,9 @@ impl Jobs {
         cookie: Cookie,
         arrived: Instant,
     ) -> Result<Taken, Failure> {
-        let record = page.record().ok_or_else(refused)?;
-        let part = record.destination().ok_or_else(refused)?;
-        let switched = if part.flags.post_copy {
-            // Finish started the guest; it counts as run only when no page is missing any more.
-            let switched = (SystemTime::now(), arrived.elapsed());
-            self.await_pages(&record).await?;
-            switched
-        } else {
-            fault_points::reach(point::DESTINATION_FINISHED).await;
-            self.start_guest(page, job).await?;
-            (SystemTime::now(), arrived.elapsed())
-        };
+        fault_points::reach(point::DESTINATION_FINISHED).await;
+        self.start_guest(page, job).await?;
+        let switched = (SystemTime::now(), arrived.elapsed());
         let arrival = Arrival {
             switched: switched.0,
             cookie,
@@ -175,6 +165,7 @@ impl Jobs {
             arrival,
             elapsed: Some(switched.1),
             calls: job.calls.all(),
+            pages_missing: false,
         })
     }
 
@@ -221,32 +212,14 @@ impl Jobs {
         }
     }
 
-    async fn await_pages(&self, record: &Record) -> Result<(), Failure> {
-        loop {
-            // A libvirtd that is being restarted does not stop the pages.
-            let Ok(seen) = self.look(record).await else {
-                tokio::time::sleep(PAGES_INTERVAL).await;
-                continue;
-            };
-            match seen {
-                Seen::Ours(guest) if guest.state == GuestState::RunningPostCopy => {
-                    tokio::time::sleep(PAGES_INTERVAL).await;
-                }
-                Seen::Ours(guest) if guest.state.runs() && !guest.state.is_post_copy() => return Ok(()),
-                Seen::Ours(guest) => {
-                    let message = format!("the guest is {:?} in post-copy", guest.state);
-                    return Err(Failure::new(Reason::LibvirtUnavailable, message));
-                }
-                Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) => return Err(undecided()),
-            }
-        }
-    }
-
     /// Finish was called before, and whoever called it did not write how it came out. What is here now decides;
     /// Finish is not called again.
-    async fn go_on(&self, page: &mut OpenPage) -> Result<Taken, Failure> {
+    async fn go_on(self: &Arc<Self>, page: &mut OpenPage) -> Result<Taken, Failure> {
         let record = page.record().ok_or_else(refused)?;
         let state = self.state(&record)?;
+        if self.awaits_pages(record.migration) {
+            return self.runs_without_pages(page, &record).await;
+        }
         match self.look(&record).await? {
             Seen::Ours(guest) => self.go_on_with(page, &record, &guest).await,
             Seen::Unknown | Seen::ShutOff(_) if state == DestinationState::Finishing => {
@@ -259,14 +232,21 @@ impl Jobs {
         }
     }
 
-    async fn go_on_with(&self, page: &mut OpenPage, record: &Record, guest: &GuestFacts) -> Result<Taken, Failure> {
+    pub(super) async fn go_on_with(
+        self: &Arc<Self>,
+        page: &mut OpenPage,
+        record: &Record,
+        guest: &GuestFacts,
+    ) -> Result<Taken, Failure> {
         let busy = || {
             let message = format!("libvirt is still busy with the arriving copy ({:?})", guest.state);
             Failure::new(Reason::LibvirtUnavailable, message)
         };
         match guest.state {
             GuestState::Running | GuestState::ShuttingDown => {}
-            GuestState::RunningPostCopy => self.await_pages(record).await?,
+            GuestState::RunningPostCopy | GuestState::RunningPostCopyFailed => {
+                return self.runs_without_pages(page, record).await;
+            }
             // Finish has ended: during it libvirt says that a migration pauses the guest, and holds a job.
             GuestState::Paused => {
                 if self
@@ -290,7 +270,6 @@ impl Jobs {
                 }
             }
             GuestState::PausedMigrating
-            | GuestState::RunningPostCopyFailed
             | GuestState::PausedPostCopy
             | GuestState::PausedPostCopyFailed
             | GuestState::PausedFault
@@ -305,10 +284,12 @@ impl Jobs {
     /// The guest is seen where it was told to run, or had no need to be told.
     pub(super) async fn write_seen_running(&self, page: &mut OpenPage) -> Result<(), Failure> {
         let record = page.record().ok_or_else(refused)?;
-        let arrival = Arrival {
+        let now = || Arrival {
             switched: SystemTime::now(),
             cookie: Cookie::default(),
         };
+        let known = record.destination().and_then(|part| part.arrival.clone());
+        let arrival = known.unwrap_or_else(now);
         if arrives_running(&record)
             && let Step::Write(state) = self.state(&record)?.resume()?
         {
@@ -374,6 +355,7 @@ pub(super) fn taken_before(record: &Record) -> Result<Taken, Failure> {
         arrival,
         elapsed: None,
         calls: record.calls.clone(),
+        pages_missing: false,
     })
 }
 
@@ -386,7 +368,7 @@ pub(super) fn refused() -> Failure {
 }
 
 /// Between Resuming and Ran: nobody can say, so nobody may conclude. Asking again does not change it.
-fn undecided() -> Failure {
+pub(super) fn undecided() -> Failure {
     let message = "the guest may have run here and is not here any more: only an operator can tell";
     Failure::new(Reason::MigrationState, message)
         .with_remedy("fence one of the two hosts, then `drover migration resolve`")

@@ -164,6 +164,7 @@ impl Jobs {
             incarnation: order.incarnation.clone(),
             flags: MigrateFlags {
                 persistent: guest.persistent,
+                post_copy: order.flags.post_copy && guest.state.runs(),
                 ..order.flags.clone()
             },
             copied,
@@ -171,6 +172,7 @@ impl Jobs {
             limits: order.limits,
             suspended_by_agent: false,
             ran_on: false,
+            post_copy_ordered: false,
             delivery: None,
             offline: None,
         };

@@ -1,9 +1,11 @@
-//! Source: the deadline of a transfer, kept by this agent alone: the controller may be away.
+//! Source: what ends a transfer that does not end by itself: its deadline, a wish, the control loop. Kept by this agent
+//! alone: the controller may be away.
 //!
 //! | then | what is done | if this process dies |
 //! |---|---|---|
 //! | abort | Perform is told to stop; it fails and the guest runs on | Perform fails, the guest runs on |
 //! | pause and finish | the guest is stopped, the rest is sent | it is given back (`pause`) |
+//! | post-copy | the guest goes over, the rest follows | before the switch it runs on; after it both sides wait |
 //!
 //! A transfer that is all sent at that moment is handed over: that is the sooner end.
 
@@ -31,30 +33,40 @@ pub(super) struct Deadline {
 }
 
 /// What is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Due {
     Nothing,
     In(Duration),
     Abort(Duration),
     Pause(Why),
+    PostCopy(Why),
 }
 
-/// Why the guest is stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why the guest is stopped, or goes over.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Why {
     Asked,
     Expired(Duration),
+    /// By the control loop, with the numbers.
+    DoesNotConverge(String),
 }
 
-fn due(limits: &Limits, elapsed: Duration) -> Due {
+fn due(limits: &Limits, elapsed: Duration, stuck: Option<String>) -> Due {
     if limits.pause_and_finish {
         return Due::Pause(Why::Asked);
+    }
+    if limits.post_copy_now {
+        return Due::PostCopy(Why::Asked);
+    }
+    if let Some(reason) = stuck {
+        return Due::PostCopy(Why::DoesNotConverge(reason));
     }
     match (limits.deadline, limits.at_deadline) {
         (None, _) => Due::Nothing,
         (Some(deadline), _) if elapsed < deadline => Due::In(deadline - elapsed),
         (Some(deadline), AtDeadline::Abort) => Due::Abort(deadline),
         (Some(deadline), AtDeadline::PauseAndFinish) => Due::Pause(Why::Expired(deadline)),
+        (Some(deadline), AtDeadline::PostCopy) => Due::PostCopy(Why::Expired(deadline)),
     }
 }
 
@@ -64,9 +76,10 @@ impl Deadline {
         let sent = self.sent.clone();
         // What was begun is carried to its end: a guest is not stopped by half.
         while !sent.is_cancelled() {
-            let mut changes = self.job.steering.watch();
+            let (mut changes, mut stuck) = (self.job.steering.watch(), self.job.steering.wants_post_copy());
             let limits = *changes.borrow_and_update();
-            let wait = match due(&limits, self.started.elapsed()) {
+            let wish = stuck.borrow_and_update().clone();
+            let wait = match due(&limits, self.started.elapsed(), wish) {
                 Due::Nothing => None,
                 Due::In(left) => Some(left),
                 Due::Abort(deadline) => {
@@ -79,22 +92,26 @@ impl Deadline {
                     }
                     Some(AGAIN)
                 }
+                Due::PostCopy(why) => {
+                    if self.post_copy(why).await {
+                        return;
+                    }
+                    Some(AGAIN)
+                }
             };
             tokio::select! {
                 () = sent.cancelled() => return,
                 () = after(wait) => {}
                 // The sender is part of the job: this cannot fail.
                 _ = changes.changed() => {}
+                _ = stuck.changed() => {}
             }
         }
     }
 
     /// An abort that comes before QEMU has begun to send is lost: it is repeated until Perform has ended.
     async fn abort(&self, deadline: Duration) {
-        let why = format!(
-            "the deadline of {} expired before the guest had moved",
-            duration_text(deadline)
-        );
+        let why = expired(deadline);
         self.job.expire();
         self.job.act(Action::now(Action::ABORT, "", why));
         while !self.sent.is_cancelled() {
@@ -109,14 +126,7 @@ impl Deadline {
     async fn pause(&self, why: Why) -> bool {
         match self.jobs.pause_to_finish(&self.job).await {
             Ok(true) => {
-                // What somebody asked for is in the controller's record already.
-                if let Why::Expired(deadline) = why {
-                    let why = format!(
-                        "the deadline of {} expired before the guest had moved",
-                        duration_text(deadline)
-                    );
-                    self.job.act(Action::now(Action::PAUSE_AND_FINISH, "", why));
-                }
+                self.note(Action::PAUSE_AND_FINISH, why);
                 true
             }
             // It stands still already.
@@ -127,6 +137,39 @@ impl Deadline {
             }
         }
     }
+
+    /// Gives whether there is nothing more to do.
+    async fn post_copy(&self, why: Why) -> bool {
+        match self.jobs.switch_to_post_copy(&self.job).await {
+            Ok(true) => {
+                self.note(Action::POST_COPY, why);
+                true
+            }
+            // It stands still, and arrives by itself; or it was undone meanwhile.
+            Ok(false) => true,
+            Err(error) => {
+                tracing::warn!(migration_id = %self.job.migration, %error, "QEMU does not go post-copy");
+                false
+            }
+        }
+    }
+
+    /// What somebody asked for is in the controller's record already.
+    fn note(&self, action: &'static str, why: Why) {
+        let reason = match why {
+            Why::Asked => return,
+            Why::Expired(deadline) => expired(deadline),
+            Why::DoesNotConverge(reason) => reason,
+        };
+        self.job.act(Action::now(action, "", reason));
+    }
+}
+
+fn expired(deadline: Duration) -> String {
+    format!(
+        "the deadline of {} expired before the guest had moved",
+        duration_text(deadline)
+    )
 }
 
 async fn after(wait: Option<Duration>) {
@@ -149,20 +192,31 @@ mod tests {
             ..Limits::default()
         };
         let none = limits(None, AtDeadline::PauseAndFinish);
-        assert_eq!(due(&none, 1000 * second), Due::Nothing);
+        assert_eq!(due(&none, 1000 * second, None), Due::Nothing);
         let abort = limits(Some(2 * second), AtDeadline::Abort);
-        assert_eq!(due(&abort, second), Due::In(second));
-        assert_eq!(due(&abort, 2 * second), Due::Abort(2 * second));
+        assert_eq!(due(&abort, second, None), Due::In(second));
+        assert_eq!(due(&abort, 2 * second, None), Due::Abort(2 * second));
         let pause = limits(Some(second), AtDeadline::PauseAndFinish);
-        assert_eq!(due(&pause, second), Due::Pause(Why::Expired(second)));
+        assert_eq!(due(&pause, second, None), Due::Pause(Why::Expired(second)));
         let asked = Limits {
             pause_and_finish: true,
             ..abort
         };
         assert_eq!(
-            due(&asked, 3 * second),
+            due(&asked, 3 * second, None),
             Due::Pause(Why::Asked),
             "a wish to finish is stronger"
         );
+        let over = limits(Some(second), AtDeadline::PostCopy);
+        assert_eq!(due(&over, second, None), Due::PostCopy(Why::Expired(second)));
+        let stuck = || Some("it does not converge".to_owned());
+        let why = Why::DoesNotConverge("it does not converge".to_owned());
+        assert_eq!(due(&abort, second, stuck()), Due::PostCopy(why));
+        let now = Limits {
+            post_copy_now: true,
+            ..abort
+        };
+        assert_eq!(due(&now, Duration::ZERO, None), Due::PostCopy(Why::Asked));
+        assert_eq!(due(&asked, second, stuck()), Due::Pause(Why::Asked));
     }
 }

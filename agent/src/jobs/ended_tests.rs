@@ -38,6 +38,7 @@ fn source(state: SourceState, decision: Decision, closed: bool) -> Record {
         limits: Limits::default(),
         suspended_by_agent: false,
         ran_on: false,
+        post_copy_ordered: false,
         delivery: None,
         offline: None,
     };

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::fault_points::{self, point};
+use drover_proto::ids::Ticket;
 use drover_proto::trace::names::{attribute, metric};
 use opentelemetry::global;
 use tracing::Instrument;
@@ -21,12 +22,13 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep};
-use super::progress::{Problem, Progress, Stage, Summary, What, blackout};
+use super::progress::{Problem, Summary, What};
+use super::switched::{Answer, switched};
 use super::transfer::fail;
 use super::{Jobs, Seen};
-use crate::hypervisor::{Cookie, JobStats};
-use crate::journal::{Decision, Delivery, Forbidden, OpenPage, Record, Step, Verdict};
-use crate::peer::{Arrived, HandedOver, PeerClient};
+use crate::hypervisor::Cookie;
+use crate::journal::{Decision, Forbidden, OpenPage, Record, Step};
+use crate::peer::{HandedOver, PeerClient};
 
 /// The pauses between tries grow up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -60,8 +62,8 @@ impl Jobs {
                         .record(blackout.as_secs_f64(), &[]);
                 }
                 drop(switchover);
-                switched(job, summary, started);
-                self.remove_after_switch(job, answer.arrived.cookie).await;
+                switched(job, summary, started, answer.arrived.pages_missing);
+                self.after_switch(job, record, answer, started, tunnel_bytes).await;
             }
             Err(failure) => fail(job, Problem::from(&failure)),
         }
@@ -84,20 +86,31 @@ impl Jobs {
         self.call_until_answered(job, &record, cookie).await
     }
 
+    /// The way to the destination's agent, and by what right.
+    pub(super) fn way_to_peer(&self, job: &OutgoingJob, record: &Record) -> Result<(Arc<PeerClient>, Ticket), Failure> {
+        let (part, delivery) = record
+            .source()
+            .and_then(|part| Some((part, part.delivery.as_ref()?)))
+            .ok_or_else(|| Failure::new(Reason::MigrationState, "nobody has said where the guest goes"))?;
+        let addresses = delivery.hand_over_addresses();
+        let peer = job.peer(|| PeerClient::new(&self.tls, part.peer.clone(), addresses));
+        Ok((peer, delivery.ticket.clone()))
+    }
+
     async fn call_until_answered(
         &self,
         job: &OutgoingJob,
         record: &Record,
         cookie: &Cookie,
     ) -> Result<Answer, Failure> {
-        let (part, delivery) = record
+        let (peer, ticket) = self.way_to_peer(job, record)?;
+        let runs = record.source().and_then(|part| part.runs);
+        let (ways, has_management) = record
             .source()
-            .and_then(|part| Some((part, part.delivery.as_ref()?)))
-            .ok_or_else(|| Failure::new(Reason::MigrationState, "nobody has said where the guest goes"))?;
-        let Delivery { ticket, management, .. } = delivery;
-        let addresses = delivery.hand_over_addresses();
-        let ways = addresses.len();
-        let peer = job.peer(|| PeerClient::new(&self.tls, part.peer.clone(), addresses));
+            .and_then(|part| part.delivery.as_ref())
+            .map_or((0, false), |to| {
+                (to.hand_over_addresses().len(), !to.management.is_empty())
+            });
         let mut pause = Duration::from_millis(50);
         let mut call = 0;
         loop {
@@ -105,11 +118,8 @@ impl Jobs {
             let asked = peer.hand_over(
                 record.migration,
                 record.attempt,
-                ticket,
-                HandedOver {
-                    cookie,
-                    runs: part.runs,
-                },
+                &ticket,
+                HandedOver { cookie, runs },
                 call,
                 self.limits.hand_over,
             );
@@ -131,7 +141,7 @@ impl Jobs {
                 return Err(failure);
             }
             tracing::warn!(%failure, "the destination's agent did not say who has the guest; asking again");
-            if call == ways && management.is_empty() {
+            if call == ways && !has_management {
                 tracing::warn!("no migration address answers, and the management address is not known here: not tried");
             }
             if job
@@ -160,49 +170,6 @@ impl Jobs {
             Some(now) if now.is_tombstoned(now.attempt) => Err(Forbidden::Tombstoned.into()),
             Some(now) if ran_on(&now) => Err(newer_here()),
             Some(_) | None => Ok(()),
-        }
-    }
-
-    async fn summary(&self, job: &OutgoingJob, answer: &Answer, started: Instant, tunnel_bytes: u64) -> Summary {
-        let completed = match job.handle() {
-            Some(handle) => handle.completed_job().await.ok().flatten(),
-            None => None,
-        };
-        let stats = completed
-            .or_else(|| job.progress().map(|progress| progress.stats))
-            .unwrap_or_default();
-        let measured = |elapsed| Some(blackout(job.stopped()?, answer.sent, answer.answered, elapsed));
-        for call in &answer.arrived.calls {
-            job.calls.add(call.clone());
-        }
-        Summary {
-            switched: answer.arrived.switched,
-            blackout: answer.arrived.elapsed.and_then(measured),
-            stats: JobStats {
-                iteration: stats.iteration.max(job.iterations().len() as u64),
-                ..stats
-            },
-            tunnel_bytes,
-            duration: started.elapsed(),
-        }
-    }
-
-    /// The destination itself has said that it ran: that is the verdict, written before it is acted upon.
-    async fn remove_after_switch(self: &Arc<Self>, job: &Arc<OutgoingJob>, cookie: Cookie) {
-        let settled = async {
-            let mut page = self.lock(job.migration).await?;
-            let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
-            if let Step::Write(decision) = record.decision.decide(Verdict::Ran)? {
-                page.change(|record| record.decision = decision).await?;
-            }
-            fault_points::reach(point::SOURCE_CONFIRMING).await;
-            self.remove_source_copy(&mut page, Some(job), &cookie).await?;
-            fault_points::reach(point::SOURCE_CONFIRMED).await;
-            Ok::<(), Failure>(())
-        };
-        if let Err(failure) = settled.await {
-            // The controller looks, and asks for it again.
-            fail(job, Problem::from(&failure));
         }
     }
 
@@ -240,24 +207,33 @@ impl Jobs {
         let job = job.unwrap_or_else(|| self.adopt(&record));
         let under_way = job.under_way(TransferStep::HandingOver);
         drop(page);
-        let cookie = match job.course().outcome {
-            Some(PerformOutcome::Sent(cookie)) => cookie,
-            Some(PerformOutcome::Failed) | None => Cookie::default(),
-        };
+        let cookie = cookie_of(&job);
         let started = Instant::now();
-        let result = self.call_until_answered(&job, &record, &cookie).await;
-        let summary = match result {
+        match self.call_until_answered(&job, &record, &cookie).await {
             Ok(answer) => {
+                let missing = answer.arrived.pages_missing;
                 let summary = self.summary(&job, &answer, started, 0).await;
-                switched(&job, summary.clone(), started);
-                self.remove_after_switch(&job, answer.arrived.cookie).await;
+                switched(&job, summary.clone(), started, answer.arrived.pages_missing);
+                let jobs = Arc::clone(self);
+                let rest = async move {
+                    jobs.after_switch(&job, &record, answer, started, || 0).await;
+                    drop(under_way);
+                    jobs.forget_if_settled(&job);
+                };
+                // Pages may take hours: nobody waits for them here.
+                if missing {
+                    tokio::spawn(rest.in_current_span());
+                } else {
+                    rest.await;
+                }
                 Ok(summary)
             }
-            Err(failure) => Err(failure),
-        };
-        drop(under_way);
-        self.forget_if_settled(&job);
-        summary
+            Err(failure) => {
+                drop(under_way);
+                self.forget_if_settled(&job);
+                Err(failure)
+            }
+        }
     }
 
     /// HandedOver is written; a guest that is shut off is forgotten here, too.
@@ -291,6 +267,8 @@ impl Jobs {
         match self.look(record).await? {
             // Whatever the reason: by the migration, by its user before, by this agent, or lost with libvirtd.
             Seen::Ours(guest) if (handed_over || sent) && !guest.state.runs() => Ok(()),
+            // The switch was made: only the destination can go on.
+            Seen::Ours(guest) if guest.state.is_post_copy() => Ok(()),
             Seen::Unknown | Seen::ShutOff(_) if handed_over => Ok(()),
             Seen::Ours(guest) => {
                 let message = format!("the guest is {:?} here: not all is sent", guest.state);
@@ -304,9 +282,17 @@ impl Jobs {
     }
 }
 
-/// A hand-over is under way already: its result, if it comes soon.
+/// What Perform gave for Finish; nothing where a former agent had it.
+fn cookie_of(job: &OutgoingJob) -> Cookie {
+    match job.course().outcome {
+        Some(PerformOutcome::Sent(cookie)) => cookie,
+        Some(PerformOutcome::Failed) | None => Cookie::default(),
+    }
+}
+
+/// A hand-over is under way already: its result, if it comes soon. In post-copy it is known long before the end.
 async fn join(job: &OutgoingJob) -> Result<Summary, Failure> {
-    job.settled_within(super::PATIENCE).await;
+    job.switched_within(super::PATIENCE).await;
     let open = || Failure::new(Reason::DeadlineExceeded, "the destination has not answered yet");
     job.course().summary.ok_or_else(open)
 }
@@ -320,13 +306,6 @@ fn ran_on(record: &Record) -> bool {
 pub(super) fn newer_here() -> Failure {
     let message = "the guest was used here after it was handed over: what is here is newer than what was sent";
     Failure::new(Reason::MigrationState, message)
-}
-
-/// What the destination answered, and when.
-struct Answer {
-    arrived: Arrived,
-    sent: Instant,
-    answered: Instant,
 }
 
 /// Whether the CPUs were stopped while memory was sent, before QEMU itself stopped them. Where only one round was seen
@@ -363,20 +342,6 @@ async fn write_handed_over(page: &mut OpenPage, paused: bool) -> Result<Arc<Reco
             })
             .await?),
     }
-}
-
-fn switched(job: &OutgoingJob, summary: Summary, started: Instant) {
-    tracing::info!(migration_id = %job.migration, blackout = ?summary.blackout, "the guest runs at the destination");
-    let progress = Progress {
-        time: std::time::SystemTime::now(),
-        stage: Stage::Switched,
-        stats: summary.stats.clone(),
-        elapsed: started.elapsed(),
-        blackout: summary.blackout,
-    };
-    job.saw_progress(progress);
-    job.change_course(|course| course.summary = Some(summary.clone()));
-    job.tell(What::Switched(summary));
 }
 
 impl Jobs {

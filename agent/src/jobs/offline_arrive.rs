@@ -67,6 +67,7 @@ impl Jobs {
             arrival,
             elapsed,
             calls: record.calls.clone(),
+            pages_missing: false,
         })
     }
 

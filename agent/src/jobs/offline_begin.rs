@@ -99,6 +99,7 @@ impl Jobs {
             limits: order.limits,
             suspended_by_agent: false,
             ran_on: false,
+            post_copy_ordered: false,
             delivery: None,
             offline: Some(leaving),
         };

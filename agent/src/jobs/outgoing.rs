@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::calls::CallLog;
 use super::lock;
-use super::progress::{Action, Event, Iteration, Problem, Progress, Summary, What};
+use super::progress::{Action, Event, Flow, Iteration, Problem, Progress, Summary, What};
 use super::steering::Steering;
 use crate::hypervisor::{Cookie, Outgoing};
 use crate::offline::outgoing::OfflineOutgoing;
@@ -87,6 +87,8 @@ struct Observed {
     /// The event of a round was lost.
     rounds_missed: bool,
     expired: bool,
+    /// In post-copy.
+    flow: Option<Flow>,
 }
 
 /// A task works on the job. However the task ends, by a panic too, the job is not busy afterwards.
@@ -199,6 +201,14 @@ impl OutgoingJob {
         tokio::time::timeout(limit, quiet).await.is_ok()
     }
 
+    /// Waits until the guest is known to run at the destination, or no task works on it.
+    pub async fn switched_within(&self, limit: Duration) {
+        let mut course = self.course.subscribe();
+        let known = course.wait_for(|course| course.summary.is_some() || !course.step.is_busy());
+        // Whoever waits looks at what is known then.
+        let _ = tokio::time::timeout(limit, known).await;
+    }
+
     /// Ends when the transfer and the hand-over have ended.
     pub fn watch(&self) -> (broadcast::Receiver<Event>, watch::Receiver<Course>) {
         (self.events.subscribe(), self.course.subscribe())
@@ -282,6 +292,16 @@ impl OutgoingJob {
 
     pub fn is_expired(&self) -> bool {
         lock(&self.seen).expired
+    }
+
+    /// The guest runs at the destination, and pages are on their way.
+    pub fn saw_flow(&self, flow: Flow) {
+        lock(&self.seen).flow = Some(flow);
+    }
+
+    /// In post-copy, or not known to be.
+    pub fn post_copy(&self) -> Option<Flow> {
+        lock(&self.seen).flow
     }
 
     pub fn stopped(&self) -> Option<Instant> {

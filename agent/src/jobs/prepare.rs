@@ -282,7 +282,9 @@ fn destination_part(order: &PrepareOrder, ticket: Ticket) -> DestinationPart {
         autostart_before: order.autostart_before,
         inactive_xml: order.inactive_xml.clone(),
         definition: DefinitionNews::AsSent,
+        // As the source has it: one that stands still does not go post-copy, which would let it run here.
         flags: MigrateFlags {
+            post_copy: order.flags.post_copy && order.state_before.runs(),
             copied: CopiedDisks::new(order.images.iter().map(|image| image.target.clone()).collect()),
             ..order.flags.clone()
         },

@@ -54,7 +54,18 @@ pub struct Progress {
 pub enum Stage {
     PreCopy,
     Switching,
+    /// The guest runs at the destination, and its pages follow, or cannot.
+    PostCopy(Flow),
     Switched,
+}
+
+/// The stream in post-copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flow {
+    #[default]
+    Flows,
+    /// Both sides keep what they have.
+    Broken,
 }
 
 /// One pre-copy round.
@@ -87,6 +98,7 @@ impl Action {
     pub const MAX_DOWNTIME: &'static str = "max-downtime";
     pub const AUTO_CONVERGE: &'static str = "auto-converge";
     pub const PAUSE_AND_FINISH: &'static str = "pause-and-finish";
+    pub const POST_COPY: &'static str = "post-copy";
     pub const ABORT: &'static str = "abort";
 
     pub fn now(name: &'static str, value: impl Into<String>, reason: impl Into<String>) -> Self {

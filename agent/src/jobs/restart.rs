@@ -14,6 +14,7 @@
 //! | destination, Waiting, Finishing | anything | the controller, or a repeated hand-over |
 //! | destination, Waiting for files | anything | waits again, with the same ticket |
 //! | destination, Resuming | runs, pre-copy | Ran is written |
+//! | destination, Resuming | post-copy | its pages are waited for again |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +94,10 @@ impl Jobs {
             Part::Destination(part) if part.state == DestinationState::Resuming => match self.look(record).await? {
                 Seen::Ours(guest) if guest.state.runs() && !guest.state.is_post_copy() => {
                     self.write_seen_running(&mut page).await
+                }
+                Seen::Ours(guest) if guest.state.is_post_copy() => {
+                    self.watch_pages(migration, None);
+                    Ok(())
                 }
                 Seen::Ours(_) | Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) => Ok(()),
             },

@@ -113,15 +113,18 @@ impl Jobs {
             ));
         }
         let job = self.outgoing_job(record.migration);
-        if let Some(job) = &job {
-            if job.course().step == TransferStep::Performing {
-                return Err(Failure::new(Reason::DeadlineExceeded, "Perform has not ended yet"));
-            }
-            job.claimed.cancel();
-            job.give_up.cancel();
+        if let Some(job) = &job
+            && job.course().step == TransferStep::Performing
+        {
+            return Err(Failure::new(Reason::DeadlineExceeded, "Perform has not ended yet"));
         }
+        // Before anything is stopped: what follows the guest is carried on.
         if verdict == Verdict::NeverRan {
             self.refuse_in_post_copy(&record).await?;
+        }
+        if let Some(job) = &job {
+            job.claimed.cancel();
+            job.give_up.cancel();
         }
         if let Step::Write(decision) = step {
             let up_to = record.attempt;

@@ -1,5 +1,5 @@
 //! Source: the limits in force while memory is sent, and how they get there: bandwidth into the tunnel, the blackout's
-//! limit into QEMU, the deadline to whoever waits for it.
+//! limit into QEMU, deadlines and wishes to whoever waits for them.
 //!
 //! Promise: what was ordered last is what QEMU has; a step of the agent's own never overtakes an order.
 
@@ -20,6 +20,8 @@ const LIMIT: Duration = Duration::from_millis(500);
 /// Of one leaving migration.
 pub(super) struct Steering {
     limits: watch::Sender<Limits>,
+    /// Why the control loop wants post-copy, once it does.
+    post_copy: watch::Sender<Option<String>>,
     pace: Pace,
     /// Held while QEMU is told.
     given: Mutex<Given>,
@@ -40,6 +42,7 @@ impl Default for Steering {
     fn default() -> Self {
         Self {
             limits: watch::Sender::default(),
+            post_copy: watch::Sender::default(),
             pace: Pace::new(0),
             given: Mutex::default(),
         }
@@ -47,12 +50,12 @@ impl Default for Steering {
 }
 
 /// What the control loop may do.
-fn policy(limits: &Limits, flags: Option<MigrateFlags>) -> Policy {
+fn policy(limits: &Limits, flags: Option<&MigrateFlags>) -> Policy {
     Policy {
         limit: limits.max_downtime.unwrap_or(LIMIT),
         whole: limits.whole_downtime,
         deadline: limits.deadline,
-        post_copy: false,
+        post_copy: flags.is_some_and(|flags| flags.post_copy) && limits.post_copy_early,
         auto_converge: flags.is_some_and(|flags| flags.auto_converge),
     }
 }
@@ -66,6 +69,11 @@ impl Steering {
         self.limits.subscribe()
     }
 
+    /// Changes when the control loop wants post-copy.
+    pub(super) fn wants_post_copy(&self) -> watch::Receiver<Option<String>> {
+        self.post_copy.subscribe()
+    }
+
     pub(super) fn pace(&self) -> Pace {
         self.pace.clone()
     }
@@ -75,7 +83,7 @@ impl Steering {
         let mut given = self.given.lock().await;
         self.publish(limits);
         given.flags = Some(flags);
-        given.max_downtime = at_first(&policy(&limits, given.flags.clone()));
+        given.max_downtime = at_first(&policy(&limits, given.flags.as_ref()));
         given.max_downtime
     }
 
@@ -88,7 +96,7 @@ impl Steering {
     pub(super) async fn adjust(&self, limits: Limits, handle: &dyn Outgoing) -> hypervisor::Result<()> {
         let mut given = self.given.lock().await;
         self.publish(limits);
-        let policy = policy(&limits, given.flags.clone());
+        let policy = policy(&limits, given.flags.as_ref());
         let now = if policy.whole {
             policy.limit
         } else {
@@ -114,7 +122,7 @@ impl Steering {
     ) -> hypervisor::Result<Option<Action>> {
         let mut given = self.given.lock().await;
         given.round = number;
-        let policy = policy(&self.limits(), given.flags.clone());
+        let policy = policy(&self.limits(), given.flags.as_ref());
         let so_far = given.max_downtime;
         if given.unsure {
             // An order that is repeated is not a decision of this agent.
@@ -135,8 +143,14 @@ impl Steering {
                     decision.reason,
                 )))
             }
-            // Not allowed by the policy above.
-            Act::PostCopy => Ok(None),
+            Act::PostCopy => {
+                self.post_copy.send_if_modified(|wish| {
+                    let news = wish.is_none();
+                    wish.get_or_insert(decision.reason);
+                    news
+                });
+                Ok(None)
+            }
         }
     }
 }

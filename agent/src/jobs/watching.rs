@@ -145,10 +145,10 @@ impl Watching {
                 .act(Action::now(Action::AUTO_CONVERGE, format!("{throttle} %"), why));
         }
         let step = self.job.course().step;
-        let stage = if step == TransferStep::HandingOver {
-            Stage::Switching
-        } else {
-            Stage::PreCopy
+        let stage = match (self.job.post_copy(), step) {
+            (Some(flow), _) => Stage::PostCopy(flow),
+            (None, TransferStep::HandingOver) => Stage::Switching,
+            (None, TransferStep::NotStarted | TransferStep::Performing | TransferStep::Over) => Stage::PreCopy,
         };
         let (time, elapsed) = (SystemTime::now(), self.started.elapsed());
         self.job.saw_progress(Progress {

@@ -7,6 +7,7 @@ use drover_proto::overrides::Overrides;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::limits::Limits;
 use super::state::{Decision, DestinationState, SourceState, Verdict};
 use crate::hypervisor::{Cookie, GuestState, Incarnation, MigrateFlags};
 use crate::images::{CopiedImage, Identity, MadeImage};
@@ -107,6 +108,9 @@ pub struct SourcePart {
     /// It ran here after it was handed over: its memory is newer than what the destination was sent.
     #[serde(default)]
     pub ran_on: bool,
+    /// QEMU was told to go post-copy, or is about to be.
+    #[serde(default)]
+    pub post_copy_ordered: bool,
     /// Set by StartMigrate.
     pub delivery: Option<Delivery>,
     /// Set where the guest is shut off: `incarnation` means nothing then.
@@ -166,49 +170,6 @@ pub struct Delivery {
     /// `host:port`; for the hand-over alone, where no other address answers. Empty where it is not known.
     #[serde(default)]
     pub management: String,
-}
-
-/// What a transfer keeps to. A record of an older agent has only the first two.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Limits {
-    /// Bytes/s over all channels; 0 is no limit.
-    pub bandwidth: u64,
-    pub max_downtime: Option<Duration>,
-    /// `max_downtime` was changed on the way: QEMU gets all of it at once, not round by round.
-    pub whole_downtime: bool,
-    /// From the start of the transfer.
-    pub deadline: Option<Duration>,
-    pub at_deadline: AtDeadline,
-    /// Stop the guest as soon as it is being sent.
-    pub pause_and_finish: bool,
-    /// Grows with every change.
-    pub revision: u64,
-}
-
-/// What happens at the deadline.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum AtDeadline {
-    /// The guest stays, and runs on.
-    #[default]
-    Abort,
-    /// It is stopped, and the rest is sent.
-    PauseAndFinish,
-}
-
-impl Limits {
-    /// What is in force when these are ordered after others; none where they came late.
-    pub fn after(self, earlier: &Self) -> Option<Self> {
-        if self.revision < earlier.revision {
-            return None;
-        }
-        Some(Self {
-            whole_downtime: earlier.whole_downtime || self.max_downtime != earlier.max_downtime,
-            // A guest that was stopped for it is not let run again.
-            pause_and_finish: earlier.pause_and_finish || self.pause_and_finish,
-            ..self
-        })
-    }
 }
 
 /// What the destination knows.

@@ -33,6 +33,7 @@ pub(super) fn read(connection: &Connection) -> Result<HostFacts> {
         numa_nodes: kernel::numa_nodes(sys),
         online_cpus: kernel::online_cpus(sys),
         lock_manager: kernel::lock_manager(Path::new(QEMU_CONF)),
+        user_faults: kernel::user_faults(Path::new("/"), Path::new(QEMU_CONF)),
     })
 }
 

@@ -1,11 +1,13 @@
-//! What the kernel and qemu.conf say of a host: huge pages, NUMA nodes, CPUs, the lock manager. All block.
+//! What the kernel and qemu.conf say of a host: huge pages, NUMA nodes, CPUs, the lock manager, userfaultfd. All block.
 //!
 //! What cannot be read is left out: the checks say then that nobody knows.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::guest_xml::{HugePages, set};
+use crate::hypervisor::UserFaults;
 
 /// Free huge pages of each size, the default one first. `sys` is /sys, `meminfo` the text of /proc/meminfo.
 pub(super) fn huge_pages(sys: &Path, meminfo: &str) -> Vec<HugePages> {
@@ -62,6 +64,29 @@ pub(super) fn lock_manager(qemu_conf: &Path) -> Option<String> {
     Some(named.filter(|name| name != "nop").unwrap_or_else(|| "none".to_owned()))
 }
 
+/// Whether QEMU may use userfaultfd. `root` is where /proc and /dev are.
+pub(super) fn user_faults(root: &Path, qemu_conf: &Path) -> UserFaults {
+    let conf = fs::read_to_string(qemu_conf).unwrap_or_default();
+    let mut users = conf
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("user")?.trim().strip_prefix('='));
+    let is_root = users
+        .next_back()
+        .is_some_and(|user| matches!(user.trim().trim_matches('"'), "root" | "+0" | "0"));
+    if is_root {
+        return UserFaults::Anybody;
+    }
+    // Whose the device is: QEMU's user and groups are not known here, so it must be open to more than root.
+    let opened = fs::metadata(root.join("dev/userfaultfd"))
+        .is_ok_and(|device| device.mode() & 0o006 == 0o006 || (device.mode() & 0o060 == 0o060 && device.gid() != 0));
+    match fs::read_to_string(root.join("proc/sys/vm/unprivileged_userfaultfd")) {
+        Ok(allowed) if allowed.trim() == "1" => UserFaults::Anybody,
+        Ok(_) | Err(_) if opened => UserFaults::ByDevice,
+        Ok(_) => UserFaults::Nobody,
+        Err(_) => UserFaults::Unknown,
+    }
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();
@@ -74,6 +99,8 @@ fn names(folder: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn write(root: &Path, path: &str, text: &str) {
@@ -116,6 +143,28 @@ mod tests {
         write(sys.path(), "devices/system/cpu/online", "0-2\n");
         assert_eq!(numa_nodes(sys.path()), [0, 2]);
         assert_eq!(online_cpus(sys.path()), [0, 1, 2]);
+    }
+
+    #[test]
+    fn who_may_catch_page_faults_is_read_from_the_kernel_the_device_and_qemus_user() {
+        let root = tempfile::tempdir().unwrap();
+        let conf = root.path().join("qemu.conf");
+        let found = || user_faults(root.path(), &conf);
+        assert_eq!(found(), UserFaults::Unknown);
+        write(root.path(), "proc/sys/vm/unprivileged_userfaultfd", "0\n");
+        assert_eq!(found(), UserFaults::Nobody);
+        write(root.path(), "dev/userfaultfd", "");
+        let device = root.path().join("dev/userfaultfd");
+        for (mode, expected) in [(0o600, UserFaults::Nobody), (0o666, UserFaults::ByDevice)] {
+            fs::set_permissions(&device, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(found(), expected, "{mode:o}");
+        }
+        write(root.path(), "proc/sys/vm/unprivileged_userfaultfd", "1\n");
+        assert_eq!(found(), UserFaults::Anybody);
+        write(root.path(), "proc/sys/vm/unprivileged_userfaultfd", "0\n");
+        fs::set_permissions(&device, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&conf, "#user = \"x\"\nuser = \"root\"\n").unwrap();
+        assert_eq!(found(), UserFaults::Anybody);
     }
 
     #[test]

@@ -135,6 +135,10 @@ impl Outgoing for LibvirtOutgoing {
         self.act(Domain::abort_job).await
     }
 
+    async fn start_post_copy(&self) -> Result<()> {
+        self.act(Domain::start_post_copy).await
+    }
+
     async fn job(&self) -> Result<Option<JobStats>> {
         let guest = self.guest;
         self.looks

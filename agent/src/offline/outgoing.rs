@@ -204,6 +204,11 @@ impl Outgoing for OfflineOutgoing {
         Ok(())
     }
 
+    async fn start_post_copy(&self) -> Result<()> {
+        let why = "a guest that is shut off has no memory to follow it";
+        Err(error(ErrorClass::UserMustAct, "OFFLINE", why))
+    }
+
     async fn job(&self) -> Result<Option<JobStats>> {
         let read = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
         let elapsed = self.started.get().map(Instant::elapsed).unwrap_or_default();

@@ -94,8 +94,9 @@ pub(super) fn limits(policy: Option<&agent::TransferPolicy>) -> Result<Limits, F
     let at_deadline = match DeadlineAction::try_from(policy.on_deadline) {
         Ok(DeadlineAction::Unspecified | DeadlineAction::Abort) => AtDeadline::Abort,
         Ok(DeadlineAction::PauseAndFinish) => AtDeadline::PauseAndFinish,
-        Ok(DeadlineAction::PostCopy) | Err(_) => {
-            let message = "this agent can abort or pause to finish at a deadline, nothing else";
+        Ok(DeadlineAction::PostCopy) => AtDeadline::PostCopy,
+        Err(_) => {
+            let message = "this agent can abort, pause to finish or go post-copy at a deadline, nothing else";
             return Err(Failure::new(Reason::Unimplemented, message).with_field("policy.on_deadline", message));
         }
     };
@@ -107,6 +108,8 @@ pub(super) fn limits(policy: Option<&agent::TransferPolicy>) -> Result<Limits, F
         deadline: time("policy.deadline", policy.deadline.as_ref().map(std_duration))?,
         at_deadline,
         pause_and_finish: policy.pause_and_finish,
+        post_copy_early: policy.post_copy,
+        post_copy_now: policy.post_copy_now,
         revision: policy.revision,
     })
 }
@@ -117,6 +120,7 @@ pub(super) fn policy(part: &SourcePart) -> agent::TransferPolicy {
     let on_deadline = match limits.at_deadline {
         AtDeadline::Abort => DeadlineAction::Abort,
         AtDeadline::PauseAndFinish => DeadlineAction::PauseAndFinish,
+        AtDeadline::PostCopy => DeadlineAction::PostCopy,
     };
     agent::TransferPolicy {
         bandwidth_limit_bytes_per_second: limits.bandwidth,
@@ -128,6 +132,7 @@ pub(super) fn policy(part: &SourcePart) -> agent::TransferPolicy {
         storage_proved: flags.storage_proved,
         on_deadline: on_deadline.into(),
         pause_and_finish: limits.pause_and_finish,
+        post_copy_now: limits.post_copy_now,
         revision: limits.revision,
     }
 }

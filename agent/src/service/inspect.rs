@@ -79,6 +79,7 @@ impl AgentServer {
         let candidate = Candidate {
             guest: &guest,
             source: &source,
+            policy: request.policy.as_ref(),
             host: &host,
             same_uuid: same_uuid.as_ref(),
             same_name: same_name.as_ref(),

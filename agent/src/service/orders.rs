@@ -117,7 +117,7 @@ fn flags(policy: Option<&agent::TransferPolicy>, persistent: bool) -> MigrateFla
     let policy = policy.cloned().unwrap_or_default();
     MigrateFlags {
         persistent,
-        post_copy: policy.post_copy,
+        post_copy: crate::checks::post_copy_wanted(&policy),
         auto_converge: policy.auto_converge,
         storage_proved: policy.storage_proved,
         parallel: policy.parallel_connections,

@@ -57,6 +57,7 @@ impl PeerService for PeerServer {
             switch_time: Some(taken.arrival.switched.into()),
             elapsed: taken.elapsed.map(proto_duration),
             calls: taken.calls.into_iter().map(report::call).collect(),
+            pages_missing: taken.pages_missing,
         }))
     }
 

@@ -11,7 +11,7 @@ use drover_proto::v1::{
 use super::convert::{guest, incarnation_message, policy, state};
 use crate::hypervisor::JobStats;
 use crate::jobs::outgoing::PerformOutcome;
-use crate::jobs::progress::{self, Action, Event, Iteration, Problem, Stage, Summary, What};
+use crate::jobs::progress::{self, Action, Event, Flow, Iteration, Problem, Stage, Summary, What};
 use crate::jobs::status::Status;
 use crate::journal::{Call, Decision, DefinitionNews, DestinationState, Part, Record, SourceState, Verdict};
 
@@ -169,6 +169,8 @@ fn progress(progress: progress::Progress) -> Progress {
     let stage = match stage {
         Stage::PreCopy => TransferStage::PreCopy,
         Stage::Switching => TransferStage::Switching,
+        Stage::PostCopy(Flow::Flows) => TransferStage::PostCopy,
+        Stage::PostCopy(Flow::Broken) => TransferStage::PostCopyFailed,
         Stage::Switched => TransferStage::Switched,
     };
     Progress {
@@ -187,6 +189,7 @@ fn progress(progress: progress::Progress) -> Progress {
         disk_remaining_bytes: count(stats.disk_remaining),
         stage: stage.into(),
         elapsed: Some(proto_duration(elapsed)),
+        post_copy_faults: count(stats.post_copy_requests),
     }
 }
 

@@ -44,6 +44,7 @@ fn progress_says_what_libvirt_says() {
         disk_remaining_bytes: 11,
         stage: TransferStage::PreCopy.into(),
         elapsed: Some(proto_duration(Duration::from_secs(12))),
+        post_copy_faults: 8,
     };
     assert_eq!(told, expected);
 }

@@ -54,6 +54,8 @@ pub(super) struct Job {
     pub(super) started: Instant,
     pub(super) stats: JobStats,
     pub(super) limits: Limits,
+    /// Somebody wants post-copy.
+    pub(super) switch: bool,
     /// Ends the sender or receiver that works for it.
     pub(super) cut: CancellationToken,
 }
@@ -66,17 +68,21 @@ pub(super) enum Phase {
     Performing { stopped: bool },
     /// Source: all is sent. Whether the migration stopped the guest.
     Sent { stopped: bool },
+    /// Source: the guest went over, its pages follow.
+    PostCopy,
     /// Destination: between Prepare and Finish.
     Waiting,
     /// Destination: in Finish.
     Finishing,
+    /// Destination: the guest runs, its pages arrive.
+    Arriving,
 }
 
 impl Phase {
     pub(super) fn is_incoming(self) -> bool {
         match self {
-            Self::Waiting | Self::Finishing => true,
-            Self::Begun | Self::Performing { .. } | Self::Sent { .. } => false,
+            Self::Waiting | Self::Finishing | Self::Arriving => true,
+            Self::Begun | Self::Performing { .. } | Self::Sent { .. } | Self::PostCopy => false,
         }
     }
 }
@@ -107,6 +113,7 @@ impl Job {
             started: Instant::now(),
             stats: JobStats::default(),
             limits: Limits::default(),
+            switch: false,
             cut: CancellationToken::new(),
         }
     }

@@ -35,11 +35,12 @@ pub enum Call {
     Undefine,
     /// Looks at what a guest writes, which takes its time.
     Sample,
+    StartPostCopy,
 }
 
 impl Call {
     /// Every call. A test below proves that none is missing.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Look,
         Self::Begin,
         Self::Prepare,
@@ -61,6 +62,7 @@ impl Call {
         Self::Start,
         Self::Copying,
         Self::Sample,
+        Self::StartPostCopy,
     ];
 
     /// What a [`crate::gate::Gate`] is asked with.
@@ -87,6 +89,7 @@ impl Call {
             Self::Define => "libvirt.define",
             Self::Undefine => "libvirt.undefine",
             Self::Sample => "libvirt.sample",
+            Self::StartPostCopy => "libvirt.start-post-copy",
         }
     }
 
@@ -114,6 +117,7 @@ impl Call {
             Self::Start => 18,
             Self::Copying => 19,
             Self::Sample => 20,
+            Self::StartPostCopy => 21,
         }
     }
 }

@@ -5,6 +5,7 @@ use drover_proto::ids::GuestId;
 use tokio::sync::watch;
 
 use super::disks;
+use super::domain::Phase;
 use super::error;
 use super::fault::Call;
 use super::host::SimHost;
@@ -28,6 +29,23 @@ impl Drop for SimIncoming {
     fn drop(&mut self) {
         self.files.clear();
         self.host.lock().close(self.guest, self.connection);
+    }
+}
+
+/// A receiver that ends with its runtime, which stands for the agent's process, has lost its stream.
+struct StreamBreaks {
+    host: SimHost,
+    guest: GuestId,
+    connection: u64,
+}
+
+impl Drop for StreamBreaks {
+    fn drop(&mut self) {
+        let mut state = self.host.lock();
+        // One that only waits goes with its handle; one that has everything has no job.
+        if state.phase(self.guest, self.connection) == Some(Phase::Arriving) {
+            state.incoming_broke(self.guest, self.connection);
+        }
     }
 }
 
@@ -60,16 +78,33 @@ impl SimIncoming {
             let cut = cut.clone();
             tokio::spawn(async move { cut.run_until_cancelled(disks::receive(disks, images)).await });
         }
+        let breaks = StreamBreaks {
+            host: host.clone(),
+            guest: spec.id,
+            connection,
+        };
         let host = host.clone();
+        let tell = std::sync::Arc::new(tell);
+        let switched = std::sync::Arc::clone(&tell);
+        let switch = move || {
+            switched.send_replace(Received::Switched);
+        };
         tokio::spawn(async move {
-            let outcome = cut.run_until_cancelled(receive(&listener, spec.id)).await;
+            let _breaks = breaks;
+            let outcome = cut.run_until_cancelled(receive(&listener, spec.id, switch)).await;
             match outcome {
-                Some(Ok(totals)) => tell.send_replace(Received::Complete(totals)),
+                Some(Ok(totals)) => {
+                    // In this order: whoever finishes in this moment sees one of the two.
+                    tell.send_replace(Received::Complete(totals));
+                    host.lock().all_arrived(spec.id, connection, totals);
+                }
                 Some(Err(error)) => {
                     host.lock().incoming_broke(spec.id, connection);
-                    tell.send_replace(Received::Broken(error.to_string()))
+                    tell.send_replace(Received::Broken(error.to_string()));
                 }
-                None => tell.send_replace(Received::Broken("QEMU is gone".to_owned())),
+                None => {
+                    tell.send_replace(Received::Broken("QEMU is gone".to_owned()));
+                }
             }
         });
         Ok(handle)
@@ -86,6 +121,22 @@ impl SimIncoming {
                 Ok(Received::Complete(totals)) => {
                     let finished = async { host.lock().finished(guest, connection, &arrived, totals) };
                     host.call(Call::Finishing, finished).await
+                }
+                Ok(Received::Switched) => {
+                    let finished = async { host.lock().finished_early(guest, connection, &arrived) };
+                    host.call(Call::Finishing, finished).await?;
+                    // As libvirt: Finish returns with the last page.
+                    let outcome = received.wait_for(|received| *received != Received::Switched).await;
+                    match outcome.map(|received| received.clone()) {
+                        Ok(Received::Complete(totals)) => {
+                            host.lock().all_arrived(guest, connection, totals);
+                            Ok(())
+                        }
+                        Ok(Received::Broken(why)) => Err(error::failed(format!("post-copy failed: {why}"))),
+                        Ok(Received::Waiting | Received::Switched) | Err(_) => {
+                            Err(error::failed("post-copy failed: QEMU is gone"))
+                        }
+                    }
                 }
                 Ok(Received::Broken(why)) => Err(error::failed(format!("migration in job: {why}"))),
                 Ok(Received::Waiting) | Err(_) => Err(error::failed("migration in job: QEMU is gone")),

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Promise: the five calls fail as libvirt's do (`facts/libvirt.md` §2), on tokio's time. Memory really crosses the
-//! sockets, so a broken tunnel breaks a simulated migration. Post-copy is not simulated beyond its flag: Finish then
-//! starts the guest by itself.
+//! sockets, so a broken tunnel breaks a simulated migration. In post-copy the guest runs at the destination while its
+//! pages follow, and Finish returns with the last of them; a stream that breaks then leaves both sides waiting.
 
 mod calls;
 mod config;
@@ -20,6 +20,7 @@ mod fault;
 mod host;
 mod incoming;
 mod outgoing;
+mod post_copy;
 mod receiver;
 mod sender;
 mod state;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use drover_proto::ids::GuestId;
+use tokio::sync::oneshot;
 
 use super::disks;
 use super::domain::Limits;
@@ -70,14 +71,21 @@ impl SimOutgoing {
             guest,
             connection,
         };
+        let (tell, switched) = oneshot::channel();
         let sending = tokio::spawn(async move {
-            let outcome = cut.run_until_cancelled(sender.run()).await;
+            let outcome = cut.run_until_cancelled(sender.run(tell)).await;
             if !matches!(outcome, Some(Ok(()))) {
                 failing.host.lock().perform_failed(guest, connection);
             }
             outcome.unwrap_or_else(|| Err(failing.host.lock().why_cut(guest, connection)))
         });
-        sending.await.map_err(|error| error::failed(error.to_string()))??;
+        let done = async { sending.await.map_err(|error| error::failed(error.to_string()))? };
+        tokio::select! {
+            biased;
+            // The guest went over: the rest is sent behind the back of whoever asked.
+            Ok(()) = switched => {}
+            outcome = done => outcome?,
+        }
         Ok(Cookie(format!("perform of {guest}").into_bytes()))
     }
 }
@@ -98,6 +106,15 @@ impl Outgoing for SimOutgoing {
                 self.host.lock().abort(self.guest, self.connection)
             })
             .await
+    }
+
+    async fn start_post_copy(&self) -> Result<()> {
+        let start = async {
+            self.host
+                .lock()
+                .start_post_copy(self.guest, self.connection, &self.flags)
+        };
+        self.host.call(Call::StartPostCopy, start).await
     }
 
     async fn job(&self) -> Result<Option<JobStats>> {

@@ -14,6 +14,8 @@ use super::stream::{self, Frame, LARGEST, Tail};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Received {
     Waiting,
+    /// The guest may run on what is there; the rest follows.
+    Switched,
     /// Every byte is there.
     Complete(Totals),
     Broken(String),
@@ -35,21 +37,27 @@ impl Totals {
     }
 }
 
-/// Takes one guest's stream. `Ok` is a whole one.
-pub(super) async fn receive(listener: &UnixListener, guest: GuestId) -> io::Result<Totals> {
+/// Takes one guest's stream. `Ok` is a whole one; `switch` is called where it goes post-copy.
+pub(super) async fn receive(
+    listener: &UnixListener,
+    guest: GuestId,
+    switch: impl Fn() + Clone + Send + 'static,
+) -> io::Result<Totals> {
     let mut main = accept(listener).await?;
     let mut scratch = Vec::new();
     let beside = match stream::read(&mut main, &mut scratch).await? {
         Frame::Head(head) if head.guest == guest => head.beside,
         Frame::Head(_) => return Err(not_ours("the stream is of another guest")),
-        Frame::Pages(_) | Frame::Tail(_) => return Err(not_ours("the first connection is not the main channel")),
+        Frame::Pages(_) | Frame::Tail(_) | Frame::Switch => {
+            return Err(not_ours("the first connection is not the main channel"));
+        }
     };
     let (mut channels, mut totals) = (JoinSet::new(), Totals::default());
-    channels.spawn(read_pages(main));
+    channels.spawn(read_pages(main, switch.clone()));
     for _ in 0..beside {
         // A channel that is there may break while another is waited for.
         tokio::select! {
-            stream = accept(listener) => drop(channels.spawn(read_pages(stream?))),
+            stream = accept(listener) => drop(channels.spawn(read_pages(stream?, switch.clone()))),
             Some(ended) = channels.join_next() => totals.add(&ended.map_err(io::Error::other)??),
         }
     }
@@ -64,11 +72,12 @@ async fn accept(listener: &UnixListener) -> io::Result<BufReader<UnixStream>> {
 }
 
 /// To the tail of one channel.
-async fn read_pages(mut stream: BufReader<UnixStream>) -> io::Result<Tail> {
+async fn read_pages(mut stream: BufReader<UnixStream>, switch: impl Fn()) -> io::Result<Tail> {
     let (mut scratch, mut pages) = (Vec::new(), 0);
     loop {
         match stream::read(&mut stream, &mut scratch).await? {
             Frame::Pages(length) => pages += length as u64,
+            Frame::Switch => switch(),
             Frame::Tail(tail) if tail.pages == pages => return Ok(tail),
             Frame::Tail(_) => return Err(not_ours("pages are missing")),
             Frame::Head(_) => return Err(not_ours("a second main channel")),

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use drover_proto::ids::GuestId;
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::disks::{self, Image};
@@ -36,8 +37,9 @@ struct Channel {
 }
 
 impl Sender {
-    /// Sends all of it; when this returns `Ok` the host has noted that all is sent.
-    pub(super) async fn run(&self) -> Result<()> {
+    /// Sends all of it; when this returns `Ok` the host has noted that all is sent. `switched` is told where the guest
+    /// goes over before.
+    pub(super) async fn run(&self, switched: oneshot::Sender<()>) -> Result<()> {
         self.copy_disks().await?;
         let mut channels = self.connect().await.map_err(|error| broken(&error))?;
         let mut remaining = self.spec.memory;
@@ -46,8 +48,12 @@ impl Sender {
             iteration += 1;
             self.begin_round(iteration, remaining)?;
             let began = Instant::now();
-            self.send_pages(&mut channels, remaining).await?;
+            let left = self.send_pages(&mut channels, remaining, true).await?;
             self.host.call(Call::Sending, async { Ok(()) }).await?;
+            if self.wants_to_switch()? {
+                let owed = (left + self.dirtied(began.elapsed())).min(self.spec.memory);
+                return self.go_post_copy(channels, owed, switched).await;
+            }
             let took = began.elapsed().max(Duration::from_micros(1));
             let dirtied = self.dirtied(took);
             let bandwidth = (remaining as f64 / took.as_secs_f64()) as u64;
@@ -68,7 +74,7 @@ impl Sender {
             .then(SystemTime::now);
         self.begin_round(last + 2, remaining)?;
         self.host.call(Call::LastRound, async { Ok(()) }).await?;
-        self.send_pages(&mut channels, remaining).await?;
+        self.send_pages(&mut channels, remaining, false).await?;
         self.send_tails(channels, stopped).await
     }
 
@@ -92,6 +98,27 @@ impl Sender {
         Ok(())
     }
 
+    /// The guest stops here, may run there, and the rest follows.
+    async fn go_post_copy(&self, mut channels: Vec<Channel>, owed: u64, switched: oneshot::Sender<()>) -> Result<()> {
+        self.host.lock().switch_to_post_copy(self.guest(), self.connection)?;
+        let stopped = Some(SystemTime::now());
+        stream::write(&mut channels[0].stream, &Frame::Switch)
+            .await
+            .map_err(|error| broken(&error))?;
+        // Nobody may be waiting any more.
+        let _ = switched.send(());
+        self.send_pages(&mut channels, owed, false).await?;
+        self.send_tails(channels, stopped).await
+    }
+
+    fn wants_to_switch(&self) -> Result<bool> {
+        let mut wanted = false;
+        self.host
+            .lock()
+            .update_job(self.guest(), self.connection, |job| wanted = job.switch)?;
+        Ok(wanted)
+    }
+
     fn guest(&self) -> GuestId {
         self.spec.id
     }
@@ -113,12 +140,13 @@ impl Sender {
         Ok(channels)
     }
 
-    async fn send_pages(&self, channels: &mut [Channel], bytes: u64) -> Result<()> {
+    /// Gives how much was not sent, where it ends because post-copy is wanted.
+    async fn send_pages(&self, channels: &mut [Channel], bytes: u64, may_switch: bool) -> Result<u64> {
         // Where there are channels beside it, the main one carries no pages.
         let first = usize::from(channels.len() > 1);
         let (began, mut sent) = (Instant::now(), 0);
         for turn in 0.. {
-            if sent == bytes {
+            if sent == bytes || (may_switch && self.wants_to_switch()?) {
                 break;
             }
             let piece = (bytes - sent).min(LARGEST as u64);
@@ -135,7 +163,7 @@ impl Sender {
             })?;
             self.keep_to_limit(began, sent).await?;
         }
-        Ok(())
+        Ok(bytes - sent)
     }
 
     async fn keep_to_limit(&self, began: Instant, sent: u64) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::gate::Gate;
 use crate::guest_xml::HugePages;
 use crate::hypervisor::{
     CpuAnswer, GuestEvent, GuestState, Happened, HostFacts, Incarnation, JobStats, MachineTypes, Result, StopReason,
+    UserFaults,
 };
 
 const EVENTS: usize = 1024;
@@ -63,6 +64,7 @@ impl State {
             numa_nodes: vec![0],
             online_cpus: vec![0, 1, 2, 3],
             lock_manager: Some("none".to_owned()),
+            user_faults: UserFaults::Anybody,
             ..HostFacts::default()
         };
         Self {
@@ -197,7 +199,7 @@ impl State {
         if domain.job.is_some() {
             return Err(error::busy());
         }
-        if !domain.state.is_active() {
+        if !domain.state.is_active() || domain.state.is_post_copy() {
             return Err(error::invalid("domain is not running"));
         }
         self.set_state(guest, GuestState::Running);
@@ -308,6 +310,10 @@ impl State {
 
     /// What libvirt does with a job whose owner is gone.
     pub(super) fn let_go(&mut self, guest: GuestId, phase: Phase) {
+        // The memory lies on two hosts: QEMU goes on as it can.
+        if matches!(phase, Phase::PostCopy | Phase::Arriving) {
+            return;
+        }
         if phase.is_incoming() {
             return self.end(guest, StopReason::Destroyed);
         }

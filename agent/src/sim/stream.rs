@@ -1,7 +1,7 @@
 //! What a simulated QEMU sends: frames of a type, a length and a payload, over one main channel and some beside it.
 //!
-//! main: `Head`, then pages, then `Tail`; beside it: pages, then `Tail`. The first connection that is accepted has to
-//! be the main one, as with a QEMU before 8.0.
+//! main: `Head`, then pages, then `Tail`, and `Switch` among the pages where it goes post-copy; beside it: pages, then
+//! `Tail`. The first connection that is accepted has to be the main one, as with a QEMU before 8.0.
 
 use std::io;
 use std::time::SystemTime;
@@ -16,6 +16,7 @@ pub(super) const LARGEST: usize = 256 * 1024;
 const HEAD: u8 = b'H';
 const PAGES: u8 = b'P';
 const TAIL: u8 = b'T';
+const SWITCH: u8 = b'S';
 
 /// First on the main channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,8 @@ pub(super) enum Frame {
     Head(Head),
     /// So many bytes of pages; they hold nothing.
     Pages(usize),
+    /// The guest may run on what is there.
+    Switch,
     Tail(Tail),
 }
 
@@ -47,6 +50,7 @@ pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), frame: &Frame)
     let (kind, payload) = match frame {
         Frame::Head(head) => (HEAD, serde_json::to_vec(head)?),
         Frame::Pages(length) => (PAGES, vec![0; *length]),
+        Frame::Switch => (SWITCH, Vec::new()),
         Frame::Tail(tail) => (TAIL, serde_json::to_vec(tail)?),
     };
     let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
@@ -69,6 +73,7 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin), scratch: &mut Ve
     match kind {
         HEAD => Ok(Frame::Head(serde_json::from_slice(scratch)?)),
         PAGES => Ok(Frame::Pages(length)),
+        SWITCH => Ok(Frame::Switch),
         TAIL => Ok(Frame::Tail(serde_json::from_slice(scratch)?)),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a migration stream")),
     }
@@ -86,6 +91,7 @@ mod tests {
         let frames = [
             Frame::Head(Head { guest, beside: 2 }),
             Frame::Pages(1000),
+            Frame::Switch,
             Frame::Tail(Tail {
                 pages: 1000,
                 stopped: None,

@@ -1,8 +1,8 @@
 //! The five calls as changes of a simulated libvirtd's memory. Nothing here waits; `outgoing` and `incoming` do.
 //!
 //! ```text
-//! source        Begun ──▶ Performing ──▶ Sent ──▶ (Confirm) gone, or given back
-//! destination   Waiting ──▶ Finishing ──▶ in place, or gone
+//! source        Begun ──▶ Performing ──▶ (PostCopy ──▶) Sent ──▶ (Confirm) gone, or given back
+//! destination   Waiting ──▶ Finishing ──▶ in place (at once, or when Arriving has ended), or gone
 //! ```
 
 use drover_proto::ids::GuestId;
@@ -39,7 +39,7 @@ impl State {
         self.held(guest, connection)?.job.as_ref().map(|job| job.phase)
     }
 
-    fn set_phase(&mut self, guest: GuestId, connection: u64, phase: Phase) {
+    pub(super) fn set_phase(&mut self, guest: GuestId, connection: u64, phase: Phase) {
         if let Some(job) = self.held(guest, connection).and_then(|domain| domain.job.as_mut()) {
             job.phase = phase;
         }
@@ -133,23 +133,45 @@ impl State {
                 };
                 Ok(())
             }
+            Some(Job {
+                phase: phase @ Phase::PostCopy,
+                ..
+            }) => {
+                *phase = Phase::Sent { stopped: false };
+                // Without an owner libvirt itself sees to the end.
+                if !self.is_connected(connection) {
+                    self.end(guest, StopReason::Migrated);
+                }
+                Ok(())
+            }
             Some(_) | None => Err(error::aborted()),
         }
     }
 
     /// Perform failed: the job ends by itself, the guest runs if the migration had stopped it.
     pub(super) fn perform_failed(&mut self, guest: GuestId, connection: u64) {
-        if let Some(phase @ Phase::Performing { .. }) = self.phase(guest, connection) {
-            self.let_go(guest, phase);
+        match self.phase(guest, connection) {
+            Some(phase @ Phase::Performing { .. }) => self.let_go(guest, phase),
+            Some(Phase::PostCopy) => {
+                self.set_state(guest, GuestState::PausedPostCopyFailed);
+                self.tell(guest, Happened::Suspended { by_migration: true });
+            }
+            Some(Phase::Begun | Phase::Sent { .. } | Phase::Waiting | Phase::Finishing | Phase::Arriving) | None => {}
         }
     }
 
     pub(super) fn abort(&mut self, guest: GuestId, connection: u64) -> Result<()> {
         match self.phase(guest, connection) {
             Some(Phase::Performing { .. }) => self.update_job(guest, connection, |job| job.cut.cancel()),
-            Some(Phase::Begun | Phase::Sent { .. } | Phase::Waiting | Phase::Finishing) | None => {
-                Err(error::invalid("no job is active on the domain"))
-            }
+            Some(
+                Phase::Begun
+                | Phase::Sent { .. }
+                | Phase::Waiting
+                | Phase::Finishing
+                | Phase::PostCopy
+                | Phase::Arriving,
+            )
+            | None => Err(error::invalid("no job is active on the domain")),
         }
     }
 
@@ -171,6 +193,9 @@ impl State {
             return Ok(());
         }
         let domain = self.for_confirm(guest, connection)?;
+        if domain.state.is_post_copy() {
+            return Err(error::invalid("the domain's memory is at the destination"));
+        }
         let job = domain.job.take();
         // Only what this very job stopped is resumed: a fresh Begin knows of no stop.
         if job.is_some_and(|job| job.phase == (Phase::Sent { stopped: true })) {
@@ -186,9 +211,8 @@ impl State {
         }
         match self.phase(guest, connection) {
             Some(Phase::Begun | Phase::Sent { .. }) => self.find(guest),
-            Some(Phase::Performing { .. } | Phase::Waiting | Phase::Finishing) | None => {
-                Err(error::too_late("domain is not being migrated"))
-            }
+            Some(Phase::Performing { .. } | Phase::Waiting | Phase::Finishing | Phase::PostCopy | Phase::Arriving)
+            | None => Err(error::too_late("domain is not being migrated")),
         }
     }
 
@@ -200,7 +224,7 @@ impl State {
             Some(phase @ (Phase::Begun | Phase::Sent { .. } | Phase::Waiting | Phase::Finishing)) => {
                 self.let_go(guest, phase);
             }
-            None => {}
+            Some(Phase::PostCopy | Phase::Arriving) | None => {}
         }
     }
 
@@ -270,9 +294,15 @@ impl State {
                 self.set_phase(guest, connection, Phase::Finishing);
                 Ok(())
             }
-            Some(Phase::Finishing | Phase::Begun | Phase::Performing { .. } | Phase::Sent { .. }) | None => {
-                Err(error::too_late("domain is not processing incoming migration"))
-            }
+            Some(
+                Phase::Finishing
+                | Phase::Begun
+                | Phase::Performing { .. }
+                | Phase::Sent { .. }
+                | Phase::PostCopy
+                | Phase::Arriving,
+            )
+            | None => Err(error::too_late("domain is not processing incoming migration")),
         }
     }
 
@@ -309,10 +339,22 @@ impl State {
         Ok(())
     }
 
-    /// The stream broke: the waiting QEMU gives up.
+    /// The stream broke: the waiting QEMU gives up; one that runs waits for its pages.
     pub(super) fn incoming_broke(&mut self, guest: GuestId, connection: u64) {
-        if self.phase(guest, connection).is_some() {
-            self.end(guest, StopReason::Failed);
+        match self.phase(guest, connection) {
+            Some(Phase::Arriving) => {
+                self.set_state(guest, GuestState::RunningPostCopyFailed);
+                self.tell(guest, Happened::Changed);
+            }
+            Some(
+                Phase::Waiting
+                | Phase::Finishing
+                | Phase::Begun
+                | Phase::Performing { .. }
+                | Phase::Sent { .. }
+                | Phase::PostCopy,
+            ) => self.end(guest, StopReason::Failed),
+            None => {}
         }
     }
 

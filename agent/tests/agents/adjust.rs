@@ -141,7 +141,11 @@ async fn an_order_is_refused_where_it_makes_no_sense() {
         on_deadline: DeadlineAction::PostCopy.into(),
         ..order
     };
-    assert_eq!(reason(scene.adjust(post_copy).await), Reason::Unimplemented);
+    assert_eq!(
+        reason(scene.adjust(post_copy).await),
+        Reason::MigrationState,
+        "it was begun without"
+    );
     let negative = TransferPolicy {
         deadline: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
         ..order

@@ -162,6 +162,7 @@ async fn a_destination_makes_every_check_of_its_own() {
     let request = CheckIncomingRequest {
         guest: Some(inspect(&scene).await),
         source: Some(source),
+        policy: None,
     };
     let checks = scene.ask_b().check_incoming(request).await.unwrap().into_inner().checks;
     let bad: Vec<_> = checks

@@ -20,6 +20,7 @@ mod offline_ends;
 mod overrides;
 mod pki;
 mod policy;
+mod post_copy;
 mod reboots;
 mod refusals;
 mod repeats;

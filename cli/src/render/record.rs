@@ -221,6 +221,9 @@ fn policy(policy: &MigrationPolicy) -> String {
     if policy.allow_auto_converge() {
         parts.push("may be slowed down".to_owned());
     }
+    if policy.allow_post_copy() {
+        parts.push("may go post-copy".to_owned());
+    }
     parts.join(", ")
 }
 

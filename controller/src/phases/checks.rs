@@ -35,6 +35,9 @@ const BY_DESTINATION: [&str; 15] = [
     "space",
 ];
 
+/// Made by the destination's agent only where the guest may go post-copy. An older agent does not know it.
+const POST_COPY: &str = "post-copy";
+
 /// Checks that may go unmade: where they would have failed, libvirt refuses before anything was touched.
 const HINTS: [&str; 4] = ["lock-manager", "boot-files", "space", "clock"];
 
@@ -101,9 +104,8 @@ pub(super) fn refusal(checks: &[Check], host: &HostId) -> Option<Failure> {
         "storage-copy" => Reason::StorageUnusable,
         "agents" => Reason::FeatureMissing,
         "cordoned" => Reason::HostCordoned,
-        "machine-type" | "cpu" | "memory" | "huge-pages" | "numa" | "boot-files" | "bridges" | "networks" => {
-            Reason::Unfit
-        }
+        "machine-type" | "cpu" | "memory" | "huge-pages" | "numa" | "boot-files" | "bridges" | "networks"
+        | POST_COPY => Reason::Unfit,
         _ => Reason::ChecksFailed,
     };
     let mut failure = Failure::new(reason, format!("{}: {}", first.id, first.found)).at_host(host.clone());
@@ -132,9 +134,9 @@ pub(super) fn of_guest(guest: &GuestFacts, way: Way) -> Vec<Check> {
     checks
 }
 
-/// What the destination said, and what it should have said.
-pub(super) fn complete(mut said: Vec<Check>) -> Vec<Check> {
-    for id in BY_DESTINATION {
+/// What the destination said, and what it should have said. `post_copy`: the guest may go that way.
+pub(super) fn complete(mut said: Vec<Check>, post_copy: bool) -> Vec<Check> {
+    for id in BY_DESTINATION.into_iter().chain(post_copy.then_some(POST_COPY)) {
         if said.iter().all(|check| check.id != id) {
             said.push(not_checked(id, "the destination's agent did not say"));
         }

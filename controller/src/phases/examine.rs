@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 
 use super::checks::{self, Clock, Direction};
+use super::policy::{may_go_post_copy, of_policy};
 use super::{Way, offline, overrides, storage};
 use crate::agents::Agent;
 
@@ -152,6 +153,7 @@ impl Source {
             // What the destination must have is what the guest will be there.
             guest: Some(self.there.clone()),
             source: Some(self.facts.clone()),
+            policy: Some(of_policy(&self.policy)),
         };
         let (status, (_, clock), incoming, there, back) = tokio::try_join!(
             destination.get_agent_status(GetAgentStatusRequest { fence: None }),
@@ -169,7 +171,8 @@ impl Source {
             checks::clock(self.clock, clock),
         ];
         checks.extend(overrides::check(&self.guest, &self.overrides, &self.status, &status));
-        checks.extend(checks::complete(incoming.checks));
+        let post_copy = self.way == Way::Live && may_go_post_copy(&of_policy(&self.policy));
+        checks.extend(checks::complete(incoming.checks, post_copy));
         Ok(checks)
     }
 

@@ -10,6 +10,17 @@ use crate::store::Record;
 pub fn transfer_policy(record: &Record) -> TransferPolicy {
     let policy = record.details.policy.clone().unwrap_or_default();
     TransferPolicy {
+        pause_and_finish: record.details.pause_and_finish_requested.is_some(),
+        post_copy_now: record.details.post_copy_requested.is_some(),
+        // Of two versions of a record the later one has the higher generation.
+        revision: record.generation,
+        ..of_policy(&policy)
+    }
+}
+
+/// What the policy alone says.
+pub(super) fn of_policy(policy: &MigrationPolicy) -> TransferPolicy {
+    TransferPolicy {
         bandwidth_limit_bytes_per_second: u64::try_from(policy.bandwidth_limit_bytes_per_second).unwrap_or(0),
         max_downtime: policy.max_downtime,
         deadline: policy.deadline,
@@ -18,32 +29,33 @@ pub fn transfer_policy(record: &Record) -> TransferPolicy {
         post_copy: policy.allow_post_copy.unwrap_or(false),
         storage_proved: true,
         on_deadline: policy.on_deadline,
-        pause_and_finish: record.details.pause_and_finish_requested.is_some(),
-        // Of two versions of a record the later one has the higher generation.
-        revision: record.generation,
+        ..TransferPolicy::default()
     }
+}
+
+/// Whether the guest may run at the destination before all its memory is there.
+pub(super) fn may_go_post_copy(policy: &TransferPolicy) -> bool {
+    policy.post_copy || policy.on_deadline() == DeadlineAction::PostCopy
 }
 
 /// Whether the source keeps to this already, as far as it can be changed on the way.
 pub(super) fn is_in_force(wanted: &TransferPolicy, known: &TransferPolicy) -> bool {
-    let aborts = |policy: &TransferPolicy| policy.on_deadline() != DeadlineAction::PauseAndFinish;
+    let at_deadline = |policy: &TransferPolicy| match policy.on_deadline() {
+        DeadlineAction::Unspecified => DeadlineAction::Abort,
+        action @ (DeadlineAction::Abort | DeadlineAction::PauseAndFinish | DeadlineAction::PostCopy) => action,
+    };
     wanted.bandwidth_limit_bytes_per_second == known.bandwidth_limit_bytes_per_second
         && wanted.max_downtime == known.max_downtime
         && wanted.deadline == known.deadline
-        && aborts(wanted) == aborts(known)
+        && at_deadline(wanted) == at_deadline(known)
         && wanted.pause_and_finish <= known.pause_and_finish
+        && wanted.post_copy_now <= known.post_copy_now
 }
 
 /// Refuses what a caller may ask for by the API but this version cannot do.
 pub fn refuse_unmade(policy: Option<&MigrationPolicy>) -> Result<(), Failure> {
     let policy = policy.cloned().unwrap_or_default();
     let unmade = [
-        ("policy.allow_post_copy", "post-copy", policy.allow_post_copy()),
-        (
-            "policy.on_deadline",
-            "post-copy at the deadline",
-            policy.on_deadline() == DeadlineAction::PostCopy,
-        ),
         (
             "policy.compression",
             "compression",

@@ -53,7 +53,16 @@ pub(super) async fn bring_into_force(work: &Work, record: &Record, look: &Look) 
 /// How long the source's agent has to keep the deadline; none where nothing is given up then.
 pub(super) fn until_late(record: &Record) -> Option<Duration> {
     let policy = record.details.policy.as_ref()?;
-    if policy.on_deadline() == DeadlineAction::PauseAndFinish || record.details.pause_and_finish_requested.is_some() {
+    let ends_otherwise = match policy.on_deadline() {
+        DeadlineAction::PauseAndFinish | DeadlineAction::PostCopy => true,
+        DeadlineAction::Unspecified | DeadlineAction::Abort => false,
+    };
+    // What has gone over is not given up any more.
+    let switched = record
+        .details
+        .summary
+        .is_some_and(|summary| summary.switch_time.is_some());
+    if ends_otherwise || switched || record.details.pause_and_finish_requested.is_some() {
         return None;
     }
     let limit = policy.deadline.as_ref().and_then(std_duration)?.saturating_add(GRACE);

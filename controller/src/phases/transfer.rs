@@ -27,6 +27,12 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// A hand-over takes milliseconds. One that takes so long is looked at: the guest stands still meanwhile.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
+/// What nobody repairs yet.
+const POST_COPY_BROKE: &str = "the stream broke in post-copy: the guest waits at the destination for pages that the \
+     source keeps. Leave both as they are: see docs/failures.md";
+
+const POST_COPY_LOST: &str = "the guest is lost: one of its two hosts died in post-copy";
+
 /// So often one attempt looks before it is written down as one that does not know.
 const LOOKS: u32 = 12;
 
@@ -37,6 +43,8 @@ pub(super) async fn run(work: &Work) -> Report {
         let look = look::both(work).await;
         let open = match look.judgement() {
             Judgement::Ran => return ran(work, &look).await,
+            // It never ran there, and libvirt does not let it run here again.
+            Judgement::NeverRan if has_gone_from_source(&look) => return Report::alarm(POST_COPY_LOST, look.learned()),
             Judgement::NeverRan => return Report::refused(&look.why_not(), look.learned()),
             Judgement::Open(open) => open,
         };
@@ -65,6 +73,8 @@ pub(super) async fn run(work: &Work) -> Report {
             }
             Open::FinishInPlace => finish_in_place(work, &look).await,
             Open::Abort => return Report::refused(&look.why_not(), look.learned()),
+            // Post-copy: the source's agent sees to it, and tells how far it is.
+            Open::TouchNothing if is_under_way(&look) => follow(work).await.map(drop),
             Open::Settling | Open::TouchNothing => return Report::again("the destination is at it", look.learned()),
             Open::WaitFor(side) => return Report::wait_for(side, &work.record, &look),
             Open::Resolve(why) => {
@@ -72,8 +82,8 @@ pub(super) async fn run(work: &Work) -> Report {
                 report.learned = report.learned.with_guest_nowhere_known();
                 return report;
             }
-            Open::RecoverPostCopy => return Report::alarm("post-copy has to be recovered", look.learned()),
-            Open::GuestLost => return Report::alarm("the guest is lost: the source died in post-copy", look.learned()),
+            Open::RecoverPostCopy => return Report::alarm(POST_COPY_BROKE, look.learned()),
+            Open::GuestLost => return Report::alarm(POST_COPY_LOST, look.learned()),
             Open::SuspendSource => return Report::alarm("the source runs and must not: suspend it", look.learned()),
         };
         last_failure = acted.err();
@@ -205,6 +215,14 @@ async fn finish_at_destination(work: &Work, look: &Look) -> Result<(), Failure> 
     Ok(())
 }
 
+/// Whether the source has stopped its guest for post-copy.
+fn has_gone_from_source(look: &Look) -> bool {
+    match look.seen_source() {
+        Seen::Journal(source) => matches!(source.copy, SourceCopy::PostCopy | SourceCopy::PostCopyFailed),
+        Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => false,
+    }
+}
+
 /// Whether the source agent is handing over by itself.
 fn is_under_way(look: &Look) -> bool {
     look.source.as_ref().is_ok_and(|status| status.call_in_flight)
@@ -236,7 +254,7 @@ enum Followed {
 }
 
 async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Result<Followed, Failure> {
-    let mut well = false;
+    let (mut well, mut gone_over) = (false, false);
     let mut sent_at: Option<Instant> = None;
     loop {
         let patience = sent_at.map_or(SILENCE, |sent| HAND_OVER.saturating_sub(sent.elapsed()));
@@ -250,7 +268,11 @@ async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Resu
         let Some(message) = next? else {
             return Ok(Followed::Ended);
         };
-        if is_all_sent(&message) {
+        if has_gone_over(&message) {
+            gone_over = true;
+            sent_at = None;
+        }
+        if is_all_sent(&message) && !gone_over {
             sent_at.get_or_insert_with(Instant::now);
         }
         if !well {
@@ -258,7 +280,13 @@ async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Resu
             goes_well(work).await?;
         }
         match message.event {
-            Some(Event::Progress(progress)) => work.ledger.hub.progress(work.record.id, progress),
+            Some(Event::Progress(progress)) => {
+                let broken = progress.stage() == TransferStage::PostCopyFailed;
+                work.ledger.hub.progress(work.record.id, progress);
+                if broken {
+                    return Ok(Followed::Ended);
+                }
+            }
             Some(Event::Switched(summary)) => switched(work, summary).await?,
             Some(Event::Failed(error)) => {
                 tracing::info!(
@@ -280,6 +308,20 @@ fn is_all_sent(message: &WatchOutgoingResponse) -> bool {
         Some(Event::Progress(progress)) => progress.stage() == TransferStage::Switching,
         Some(Event::Switched(_) | Event::Failed(_) | Event::Iteration(_) | Event::Call(_) | Event::Action(_))
         | None => false,
+    }
+}
+
+/// The guest runs at the destination: what follows takes its time.
+fn has_gone_over(message: &WatchOutgoingResponse) -> bool {
+    match &message.event {
+        Some(Event::Switched(_)) => true,
+        Some(Event::Progress(progress)) => matches!(
+            progress.stage(),
+            TransferStage::PostCopy | TransferStage::PostCopyFailed | TransferStage::Switched
+        ),
+        Some(Event::AllSent(_) | Event::Failed(_) | Event::Iteration(_) | Event::Call(_) | Event::Action(_)) | None => {
+            false
+        }
     }
 }
 

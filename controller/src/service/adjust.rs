@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use super::Api;
 use super::validation::Fields;
-use crate::adjust::{Wish, adjust, note_refusal, possible};
+use crate::adjust::{Wish, adjust, allowed, note_refusal, possible};
 use crate::ledger::Change;
 use crate::phases::transfer_policy;
 use crate::saga::{Phase, Position};
@@ -35,6 +35,7 @@ impl Api {
         let record = self
             .change(&request.name, &request.etag, |record| {
                 possible(record)?;
+                allowed(record, &wish)?;
                 adjust(record, &wish, &actor, asked);
                 Ok(Change::Write(StepWrite::Nothing))
             })
@@ -118,13 +119,10 @@ fn read(request: &v1::AdjustMigrationRequest) -> Result<Wish, Failure> {
         bandwidth: bandwidth.and_then(|limit| fields.bandwidth("bandwidth_limit_bytes_per_second", limit)),
         deadline: fields.deadline("deadline", request.deadline.as_ref()),
         pause_and_finish: request.action == AdjustAction::PauseAndFinish as i32,
+        post_copy: request.action == AdjustAction::PostCopy as i32,
     };
     match AdjustAction::try_from(request.action) {
-        Ok(AdjustAction::PostCopy) => {
-            let why = "this version has no post-copy";
-            return Err(Failure::new(Reason::Unimplemented, why).with_remedy("let it pause to finish"));
-        }
-        Ok(AdjustAction::Unspecified | AdjustAction::PauseAndFinish) => {}
+        Ok(AdjustAction::Unspecified | AdjustAction::PauseAndFinish | AdjustAction::PostCopy) => {}
         Err(_) => fields.bad("action", "is a value that this version does not know"),
     }
     fields.check()?;

@@ -117,6 +117,12 @@ impl Fields {
         if policy.on_deadline != DeadlineAction::Unspecified as i32 && !has_deadline {
             self.bad(&format!("{prefix}.on_deadline"), "needs a deadline");
         }
+        if policy.on_deadline() == DeadlineAction::PostCopy && policy.allow_post_copy == Some(false) {
+            self.bad(
+                &format!("{prefix}.on_deadline"),
+                "post-copy is not allowed by allow_post_copy: leave that unset, or choose another action",
+            );
+        }
         for (field, known) in [
             ("mode", MigrationMode::try_from(policy.mode).is_ok()),
             ("on_deadline", DeadlineAction::try_from(policy.on_deadline).is_ok()),

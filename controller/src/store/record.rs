@@ -92,6 +92,8 @@ pub struct Details {
     pub offline_plan: Option<v1::OfflinePlan>,
     /// What was expected of the transfer before it began.
     pub estimate: Option<v1::Estimate>,
+    /// Somebody asked for post-copy at once.
+    pub post_copy_requested: Option<prost_types::Timestamp>,
 }
 
 impl Details {
@@ -113,6 +115,7 @@ impl Details {
             pause_and_finish_request_time: own.pause_and_finish_requested,
             offline_plan: own.offline_plan,
             estimate: own.estimate,
+            post_copy_request_time: own.post_copy_requested,
             ..v1::Migration::default()
         }
     }
@@ -133,6 +136,7 @@ impl Details {
             pause_and_finish_requested: message.pause_and_finish_request_time,
             offline_plan: message.offline_plan,
             estimate: message.estimate,
+            post_copy_requested: message.post_copy_request_time,
         }
     }
 }

@@ -218,7 +218,7 @@ async fn adjusting_is_refused_where_it_makes_no_sense() {
         action: AdjustAction::PostCopy.into(),
         ..nothing.clone()
     };
-    assert_eq!(change(post_copy).await, Reason::Unimplemented);
+    assert_eq!(change(post_copy).await, Reason::MigrationState, "it was begun without");
     let other_etag = AdjustMigrationRequest {
         etag: "ffff".to_owned(),
         ..limit(name, 0)
@@ -338,10 +338,12 @@ async fn a_policy_that_cannot_be_is_refused_field_by_field() {
     let post_copy = MigrationPolicy {
         deadline: seconds(60),
         on_deadline: DeadlineAction::PostCopy.into(),
+        allow_post_copy: Some(false),
         ..MigrationPolicy::default()
     };
     let refused = lab.create_with(post_copy).await.unwrap_err();
-    assert_eq!(reason(&refused), Reason::Unimplemented);
+    let failure = Failure::from_status(&refused);
+    assert_eq!(failure.fields[0].0, "migration.policy.on_deadline");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -139,13 +139,13 @@ async fn what_cannot_be_is_refused_with_its_reason() {
         create(|m| m.destination_host = "hosts/host-1".to_owned()).await,
         Reason::GuestExists
     );
-    let post_copy = |m: &mut v1::Migration| {
+    let direct = |m: &mut v1::Migration| {
         m.policy = Some(v1::MigrationPolicy {
-            allow_post_copy: Some(true),
+            transport: v1::Transport::DirectPlain.into(),
             ..Default::default()
         });
     };
-    assert_eq!(create(post_copy).await, Reason::Unimplemented);
+    assert_eq!(create(direct).await, Reason::Unimplemented);
     let cordon = v1::CordonHostRequest {
         name: "hosts/host-2".to_owned(),
     };

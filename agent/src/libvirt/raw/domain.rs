@@ -266,6 +266,12 @@ impl Domain {
         self.check(done, Call::Act).map(drop)
     }
 
+    pub(in crate::libvirt) fn start_post_copy(&self) -> Result<()> {
+        // SAFETY: the handle is ours.
+        let done = unsafe { virt_sys::virDomainMigrateStartPostCopy(self.raw(), 0) };
+        self.check(done, Call::Act).map(drop)
+    }
+
     pub(in crate::libvirt) fn set_max_downtime(&self, milliseconds: u64) -> Result<()> {
         // SAFETY: the handle is ours.
         let done = unsafe { virt_sys::virDomainMigrateSetMaxDowntime(self.raw(), milliseconds, 0) };

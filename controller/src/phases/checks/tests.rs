@@ -201,10 +201,10 @@ fn the_port_has_to_be_open_in_both_directions() {
 #[test]
 fn what_the_destination_does_not_say_is_refused_unless_it_is_a_hint() {
     let all: Vec<Check> = BY_DESTINATION.iter().map(|id| passed(id, "")).collect();
-    assert!(acceptable(&complete(all.clone())));
+    assert!(acceptable(&complete(all.clone(), false)));
     for id in BY_DESTINATION {
         let said = all.iter().filter(|check| check.id != id).cloned().collect();
-        let checks = complete(said);
+        let checks = complete(said, false);
         assert_eq!(checks.len(), BY_DESTINATION.len());
         let expected: &[&str] = if HINTS.contains(&id) { &[] } else { &[id] };
         assert_eq!(obstacles(&checks), expected);

@@ -177,6 +177,19 @@ fn a_guest_whose_source_died_in_post_copy_is_lost_and_kept_as_it_is() {
 }
 
 #[test]
+fn a_guest_whose_destination_died_in_post_copy_is_lost_and_nothing_is_resumed() {
+    for copy in [Here::PostCopy, Here::PostCopyFailed] {
+        for journal in [Waiting, Resuming] {
+            expect_open(
+                source(HandedOver, copy),
+                post_copy_destination(journal, There::Absent),
+                Open::GuestLost,
+            );
+        }
+    }
+}
+
+#[test]
 fn after_the_hand_over_a_silent_destination_is_waited_for() {
     for copy in [Here::AllSent, Here::Gone, Here::EndedByUser] {
         expect_open(
