@@ -75,6 +75,7 @@ fn known() -> GuestFacts {
         memory: 0,
         vcpus: 1,
         snapshots: 0,
+        checkpoints: 0,
         managed_save: false,
         incarnation: None,
     }
@@ -168,6 +169,7 @@ fn post_copy_is_looked_at_only_where_it_may_come_to_that() {
     let device = agent::Blocker {
         check_id: "host-devices".to_owned(),
         what: "a network card".to_owned(),
+        holds_data: false,
     };
     assert!(post_copy_lacks(|_, guest, _| guest.ties = vec![device]));
     // At the deadline alone it may come to that as well; else nobody asks.

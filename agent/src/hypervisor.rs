@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 pub use copied::CopiedDisks;
-pub use facts::{CpuAnswer, CpuQuestion, GuestFacts, GuestState, HostFacts, Incarnation, MachineTypes, UserFaults};
+pub use facts::{
+    CpuAnswer, CpuQuestion, GuestFacts, GuestState, HostFacts, Incarnation, KeptHere, MachineTypes, UserFaults,
+};
 
 pub type Result<T> = std::result::Result<T, HypervisorError>;
 
@@ -62,6 +64,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Starts a guest that is only defined, in a new life; done when it is active already. Never called without a
     /// verdict that it belongs to this host.
     async fn start(&self, guest: GuestId) -> Result<()>;
+
+    /// Asks a guest that runs to shut itself down: by its guest agent where it has one, else by ACPI. It may not heed
+    /// that, and takes its time. Done when it is off already.
+    async fn shut_down(&self, guest: GuestId) -> Result<()>;
 
     /// Stops a guest's CPUs; allowed at any time. Done when it is already still.
     async fn suspend(&self, guest: GuestId) -> Result<()>;
@@ -297,6 +303,20 @@ pub struct HypervisorError {
     /// libvirt's name of the error (`VIR_ERR_OPERATION_INVALID`), or one of ours.
     pub code: String,
     pub message: String,
+}
+
+impl HypervisorError {
+    /// libvirt has refused it, did nothing, and would refuse it again.
+    pub fn is_certain(&self) -> bool {
+        match self.class {
+            ErrorClass::UserMustAct | ErrorClass::Unfit => true,
+            ErrorClass::Ambiguous
+            | ErrorClass::NoGuest
+            | ErrorClass::Busy
+            | ErrorClass::Aborted
+            | ErrorClass::Unavailable => false,
+        }
+    }
 }
 
 /// What a caller may conclude (`facts/libvirt.md` §6). Codes alone do not classify after Perform.

@@ -29,7 +29,9 @@ pub mod hand_over;
 pub mod incoming;
 mod offline_arrive;
 pub mod offline_begin;
+pub mod offline_files;
 mod offline_leave;
+mod offline_shut_down;
 mod offline_wait;
 pub mod outgoing;
 mod pages;
@@ -65,6 +67,7 @@ use uuid::Uuid;
 use crate::gate::Gate;
 use crate::hypervisor::{GuestFacts, Hypervisor, Incarnation};
 use crate::journal::{Journal, OpenPage, Record, Terms};
+use crate::promised::Promised;
 use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Destination;
 
@@ -98,6 +101,8 @@ pub struct Jobs {
     incoming: Mutex<HashMap<MigrationId, Arc<IncomingJob>>>,
     /// Arriving migrations whose last page somebody waits for.
     awaiting_pages: Mutex<HashSet<MigrationId>>,
+    /// Held from the look for room until what takes it is in the journal.
+    room: tokio::sync::Mutex<()>,
     /// Operations that must not be cut off by the end of the process.
     critical: watch::Sender<usize>,
     stopping: watch::Sender<bool>,
@@ -177,6 +182,7 @@ impl Jobs {
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
             awaiting_pages: Mutex::default(),
+            room: tokio::sync::Mutex::default(),
             critical: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
         })
@@ -246,6 +252,11 @@ impl Jobs {
 
     pub fn incoming_job(&self, migration: MigrationId) -> Option<Arc<IncomingJob>> {
         lock(&self.incoming).get(&migration).cloned()
+    }
+
+    /// Room that all other migrations will still take here.
+    fn promised(&self, but: MigrationId) -> Promised {
+        Promised::of(&self.journal.records(), Some(but))
     }
 
     /// The guest, if it is the life that the record speaks of.

@@ -1,12 +1,13 @@
 //! What the agent durably knows: a record per migration, and the term of the controller in office.
 //!
 //! - [`state`]: what a record may become (deciding, no I/O)
-//! - [`record`]: what is in it; [`limits`]: what a transfer keeps to
+//! - [`record`], [`files`]: what is in it; [`limits`]: what a transfer keeps to
 //! - `encoding`, `slots`: how it lies on disk, torn writes and full disks included
 //! - [`store`]: pages, locks, fsync
 //! - [`term`]: which controller is obeyed
 
 mod encoding;
+pub mod files;
 pub mod limits;
 pub mod record;
 mod slots;
@@ -14,10 +15,10 @@ pub mod state;
 pub mod store;
 pub mod term;
 
+pub use files::{Coming, Leaving, LeavingFile, ShutDown};
 pub use limits::{AtDeadline, Limits};
 pub use record::{
-    Adopted, Arrival, Call, Coming, DefinitionNews, Delivery, DestinationPart, Leaving, LeavingFile, Part, Record,
-    SourcePart, Tombstone,
+    Adopted, Arrival, Call, DefinitionNews, Delivery, DestinationPart, Part, Record, SourcePart, Tombstone,
 };
 pub use state::{Decision, DestinationState, FinishStep, Forbidden, SourceState, Step, Verdict};
 pub use store::{Journal, JournalError, OpenPage};

@@ -17,6 +17,7 @@ pub mod offline;
 pub mod peer;
 pub mod port;
 pub mod probe;
+pub mod promised;
 pub mod registration;
 pub mod server;
 pub mod service;

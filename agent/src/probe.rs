@@ -7,21 +7,25 @@
 
 pub mod content;
 pub mod device;
+mod file;
+mod names;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use self::file::Found;
+use self::names::{PREFIX, check_name, check_path};
+
 /// So many probe files may be there at once.
 const MOST_PROBES: usize = 1024;
 
-const PREFIX: &str = ".drover-probe-";
 const CONTENT: usize = 32;
 
 /// An image that is to be proved.
@@ -73,6 +77,8 @@ pub enum ProbeError {
     Content(PathBuf),
     #[error("{path} is another file here: {what}", path = path.display())]
     Image { path: PathBuf, what: String },
+    #[error("{path} leads out of its folder to another file system", path = .0.display())]
+    Elsewhere(PathBuf),
     #[error("{MOST_PROBES} probe files are there already: wait until they are removed")]
     TooMany,
 }
@@ -133,7 +139,7 @@ impl Probes {
             }
             let known = image.path.parent().and_then(|folder| folders.get(folder)).cloned();
             let probe = match known {
-                Some(first) => check_path(&image.path).map(|()| first.beside(&image.path)),
+                Some(first) => check_path(&image.path).and_then(|()| first.beside(&image.path)),
                 None => self.write(&image.path),
             };
             if let Ok(probe) = &probe {
@@ -170,7 +176,12 @@ impl Probes {
             content,
             ..Probe::default()
         };
-        Ok(probe.beside(image))
+        // Nobody will be told its name.
+        probe.beside(image).inspect_err(|_| {
+            if let Err(left) = self.remove(&probe.file_name) {
+                tracing::warn!(error = %left, "a probe file stays for now");
+            }
+        })
     }
 
     /// Removes a probe that this agent made. One that it did not make is not touched; absent is done.
@@ -201,17 +212,34 @@ impl Probes {
 }
 
 impl Probe {
-    /// The same probe file, for another image in its folder.
-    fn beside(&self, image: &Path) -> Self {
+    /// The same probe file, for another image in its folder. It proves nothing of an image that lies elsewhere.
+    fn beside(&self, image: &Path) -> Result<Self, ProbeError> {
         // Only search permission on the folder is needed: the image itself may be closed to this user.
-        let (inode, size) = std::fs::metadata(image).map_or((0, 0), |found| (found.ino(), found.len()));
-        Self {
-            image: image.to_owned(),
-            inode,
-            size,
-            ..self.clone()
+        let found = file::look(image).ok();
+        if let Some(found) = found.filter(|_| !self.file_name.is_empty()) {
+            let path = self.directory.join(&self.file_name);
+            same_file_system(
+                image,
+                found,
+                file::look(&path).map_err(|source| io_error(&path, source))?,
+            )?;
         }
+        Ok(Self {
+            image: image.to_owned(),
+            inode: found.map_or(0, |found| found.inode),
+            size: found.map_or(0, |found| found.size),
+            ..self.clone()
+        })
     }
+}
+
+/// A link, or a file that is mounted over it, may lead an image out of the folder that the probe file lies in: then its
+/// number says nothing on another host.
+fn same_file_system(image: &Path, found: Found, probe: Found) -> Result<(), ProbeError> {
+    if found.device == probe.device {
+        return Ok(());
+    }
+    Err(ProbeError::Elsewhere(image.to_owned()))
 }
 
 /// Adds the content of a read-only image, which may be all that there is.
@@ -222,13 +250,16 @@ fn with_content(image: &Image, probe: Result<Probe, ProbeError>) -> Result<Probe
     let Ok(sha256) = content::sha256(&image.path) else {
         return probe;
     };
-    let alone = || Probe {
-        directory: image.path.parent().map(Path::to_owned).unwrap_or_default(),
-        ..Probe::default().beside(&image.path)
+    let alone = || {
+        let alone = Probe {
+            directory: image.path.parent().map(Path::to_owned).unwrap_or_default(),
+            ..Probe::default()
+        };
+        alone.beside(&image.path)
     };
     Ok(Probe {
         sha256,
-        ..probe.unwrap_or_else(|_| alone())
+        ..probe.or_else(|_| alone())?
     })
 }
 
@@ -253,15 +284,15 @@ pub fn read(probe: &Probe) -> Result<Proof, ProbeError> {
 }
 
 fn same_content(probe: &Probe) -> Result<Proof, ProbeError> {
-    let found = std::fs::metadata(&probe.image).map_err(|source| io_error(&probe.image, source))?;
+    let found = file::look(&probe.image).map_err(|source| io_error(&probe.image, source))?;
     let differs = |what: String| {
         Err(ProbeError::Image {
             path: probe.image.clone(),
             what,
         })
     };
-    if found.len() != probe.size {
-        return differs(format!("{} bytes instead of {}", found.len(), probe.size));
+    if found.size != probe.size {
+        return differs(format!("{} bytes instead of {}", found.size, probe.size));
     }
     let here = content::sha256(&probe.image).map_err(|source| io_error(&probe.image, source))?;
     if here == probe.sha256 {
@@ -287,6 +318,7 @@ fn read_file(probe: &Probe) -> Result<(), ProbeError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ProbeError::Absent(path)),
         Err(source) => return Err(io_error(&path, source)),
     };
+    let found = file::look_at(&file).map_err(|source| io_error(&path, source))?;
     let mut content = Vec::with_capacity(CONTENT);
     file.take(CONTENT as u64 + 1)
         .read_to_end(&mut content)
@@ -294,13 +326,14 @@ fn read_file(probe: &Probe) -> Result<(), ProbeError> {
     if content != probe.content {
         return Err(ProbeError::Content(path));
     }
-    same_image(probe)
+    same_image(probe, found)
 }
 
-/// Device numbers differ between hosts; the inode of one file does not. Its size only grows between the two looks: the
-/// guest may be writing to it.
-fn same_image(probe: &Probe) -> Result<(), ProbeError> {
-    let found = std::fs::metadata(&probe.image).map_err(|source| io_error(&probe.image, source))?;
+/// Device numbers differ between hosts; the inode of one file does not, within the file system that the probe file is on.
+/// Its size only grows between the two looks: the guest may be writing to it.
+fn same_image(probe: &Probe, beside: Found) -> Result<(), ProbeError> {
+    let found = file::look(&probe.image).map_err(|source| io_error(&probe.image, source))?;
+    same_file_system(&probe.image, found, beside)?;
     let differs = |what: String| {
         Err(ProbeError::Image {
             path: probe.image.clone(),
@@ -310,11 +343,11 @@ fn same_image(probe: &Probe) -> Result<(), ProbeError> {
     if probe.inode == 0 {
         return differs("the source could not look at it".to_owned());
     }
-    if found.ino() != probe.inode {
-        return differs(format!("inode {} instead of {}", found.ino(), probe.inode));
+    if found.inode != probe.inode {
+        return differs(format!("inode {} instead of {}", found.inode, probe.inode));
     }
-    if found.len() < probe.size {
-        return differs(format!("{} bytes instead of {}", found.len(), probe.size));
+    if found.size < probe.size {
+        return differs(format!("{} bytes instead of {}", found.size, probe.size));
     }
     Ok(())
 }
@@ -343,30 +376,6 @@ fn io_error(path: &Path, source: io::Error) -> ProbeError {
     ProbeError::Io {
         path: path.to_owned(),
         source,
-    }
-}
-
-/// Absolute, without `..`.
-fn check_path(path: &Path) -> Result<(), ProbeError> {
-    let plain = path
-        .components()
-        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    let exact = path
-        .to_str()
-        .is_some_and(|text| !text.contains('\0') && !text.contains("/./"));
-    if path.is_absolute() && plain && exact && path.file_name().is_some() {
-        Ok(())
-    } else {
-        Err(ProbeError::Path(path.to_owned()))
-    }
-}
-
-fn check_name(name: &str) -> Result<(), ProbeError> {
-    let uuid = name.strip_prefix(PREFIX).and_then(|text| Uuid::try_parse(text).ok());
-    if uuid.is_some_and(|uuid| name == format!("{PREFIX}{uuid}")) {
-        Ok(())
-    } else {
-        Err(ProbeError::Name(name.to_owned()))
     }
 }
 

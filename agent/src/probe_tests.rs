@@ -73,6 +73,34 @@ fn another_folder_file_or_content_is_noticed() {
     assert!(matches!(read(&other), Err(ProbeError::Image { .. })));
 }
 
+/// As a link in a shared folder does that leads to a disk of each host's own.
+#[test]
+fn an_image_that_lies_on_another_file_system_than_its_folder_is_not_proved() {
+    let scene = scene();
+    // Whatever the tests run on: these are two file systems.
+    let (elsewhere, device) = ("/proc/version", |path: &Path| file::look(path).unwrap().device);
+    assert_ne!(device(Path::new(elsewhere)), device(&scene.image()));
+    let link = scene.images.path().join("link.img");
+    std::os::unix::fs::symlink(elsewhere, &link).unwrap();
+    assert!(matches!(scene.probes.write(&link), Err(ProbeError::Elsewhere(_))));
+    assert_eq!(scene.files(), 2, "no probe file stays");
+    let both = [scene.image(), link.clone()].map(|path| super::Image { path, read_only: false });
+    let written = scene.probes.write_all(&both);
+    assert!(matches!(written[1].1, Err(ProbeError::Elsewhere(_))), "{written:?}");
+    // At the destination, whatever the source said.
+    let probe = Probe {
+        image: link,
+        inode: file::look(Path::new(elsewhere)).unwrap().inode,
+        size: 0,
+        ..written[0].1.as_ref().unwrap().clone()
+    };
+    assert!(matches!(read(&probe), Err(ProbeError::Elsewhere(_))));
+    // One that stays on it is what it leads to.
+    let near = scene.images.path().join("near.img");
+    std::os::unix::fs::symlink(scene.image(), &near).unwrap();
+    assert_eq!(read(&scene.probes.write(&near).unwrap()).unwrap(), Proof::Shared);
+}
+
 #[test]
 fn links_and_odd_names_are_refused() {
     let scene = scene();

@@ -11,6 +11,15 @@ pub fn free(folder: &Path) -> Option<u64> {
     Some(blocks.saturating_mul(size))
 }
 
+/// Bytes that are kept free there for those that run on this host; `None` where nobody can say.
+pub fn least_left(folder: &Path) -> Option<u64> {
+    let found = nix::sys::statvfs::statvfs(folder).ok()?;
+    // As above.
+    #[allow(clippy::useless_conversion)]
+    let (blocks, size) = (u64::from(found.blocks()), u64::from(found.fragment_size()));
+    Some(crate::promised::least_left(blocks.saturating_mul(size)))
+}
+
 /// The number of the file system that a folder is on, as long as it stays mounted.
 pub fn file_system(folder: &Path) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;

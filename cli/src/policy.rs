@@ -51,6 +51,10 @@ pub(crate) struct Way {
     /// The guest is shut off and moves so: the same as --mode offline
     #[arg(long, conflicts_with = "mode")]
     offline: bool,
+    /// With --offline: shut a running guest down first, within this time, and start it at the destination
+    #[arg(long, value_name = "TIME", value_parser = units::duration, num_args = 0..=1, require_equals = true,
+        default_missing_value = "5m")]
+    shutdown: Option<Duration>,
     /// Copy these disks: vda,vdb; all others must be shared
     #[arg(long, value_name = "TARGET", value_delimiter = ',')]
     copy_disks: Vec<String>,
@@ -101,6 +105,7 @@ impl Way {
             mode: self.mode().into(),
             storage: self.storage(),
             allow_post_copy: self.allow_post_copy.then_some(true),
+            shutdown_timeout: self.shutdown.map(proto_duration),
             ..MigrationPolicy::default()
         })
     }
@@ -138,6 +143,7 @@ impl Policy {
             parallel_connections: self.parallel.unwrap_or(0),
             mode: self.way.mode().into(),
             storage: self.way.storage(),
+            shutdown_timeout: self.way.shutdown.map(proto_duration),
             ..MigrationPolicy::default()
         })
     }

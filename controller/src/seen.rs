@@ -177,6 +177,8 @@ fn offline_destination(status: &MigrationStatus, record: &JournalRecord) -> Dest
     let active = is_active(status.guest.as_ref());
     match record.state() {
         JournalState::Ran if active => DestinationCopy::Runs,
+        // Prepare refused any other guest: its user was quicker than this was written down.
+        JournalState::Finishing if active => DestinationCopy::Still,
         _ if active => DestinationCopy::Another,
         JournalState::Waiting | JournalState::Finishing | JournalState::Resuming | JournalState::Ran => {
             DestinationCopy::Still

@@ -129,6 +129,8 @@ fn orders_to_begin() {
         offline: Some(OfflineOrder {
             images: vec!["/images/a.qcow2".to_owned()],
             delete_source: true,
+            shared: vec!["/images/b.qcow2".to_owned()],
+            shutdown_timeout: Some(drover_proto::time::proto_duration(std::time::Duration::from_secs(60))),
         }),
         ..live.clone()
     };

@@ -174,7 +174,9 @@ async fn create(world: &Arc<World>, scenario: Scenario, until: Instant) -> Optio
 fn policy(scenario: Scenario) -> Option<MigrationPolicy> {
     match scenario {
         Scenario::PostCopy => Some(going_over()),
-        Scenario::MoveOffline | Scenario::UndoOffline => Some(offline()),
+        Scenario::MoveOffline | Scenario::UndoOffline | Scenario::MoveShutDown | Scenario::UndoShutDown => {
+            Some(offline(scenario.shuts_down()))
+        }
         Scenario::MoveTransient => None,
         Scenario::Move | Scenario::MovePaused | Scenario::Undo | Scenario::HandOver | Scenario::Finish => {
             Some(copying())
@@ -203,8 +205,11 @@ fn copying() -> MigrationPolicy {
     }
 }
 
-fn offline() -> MigrationPolicy {
-    let mut policy = MigrationPolicy::default();
+fn offline(shuts_down: bool) -> MigrationPolicy {
+    let mut policy = MigrationPolicy {
+        shutdown_timeout: shuts_down.then(|| proto_duration(PATIENCE)),
+        ..MigrationPolicy::default()
+    };
     policy.set_mode(MigrationMode::Offline);
     policy
 }

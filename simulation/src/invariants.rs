@@ -238,7 +238,9 @@ fn at_home(world: &World, plan: &Plan, home: Site) -> Vec<String> {
         | Scenario::Undo
         | Scenario::HandOver
         | Scenario::Finish
-        | Scenario::PostCopy => GuestState::Running,
+        | Scenario::PostCopy
+        | Scenario::MoveShutDown
+        | Scenario::UndoShutDown => GuestState::Running,
         Scenario::MoveOffline | Scenario::UndoOffline => GuestState::ShutOff,
     };
     // One that stood still, and whose host went down and started it anew, runs now.

@@ -21,7 +21,7 @@ pub struct Row {
 }
 
 /// Calls that no scenario is sure to reach, and who looks at them instead.
-pub const UNMET: [(&str, &str); 9] = [
+pub const UNMET: [(&str, &str); 8] = [
     (
         "/drover.agent.v1.AgentService/SampleGuest",
         "reads only, for estimates: in a check, or where a policy has a deadline: agents::checks, controller::estimates",
@@ -43,10 +43,6 @@ pub const UNMET: [(&str, &str); 9] = [
         "/drover.agent.v1.AgentService/FinishIncoming",
         "only where the agents stay cut for longer than the controller waits, which a loaded machine may miss: \
          controller::faults",
-    ),
-    (
-        "libvirt.start",
-        "only where the host went down in the middle: the single faults of this matrix, agents::reboots",
     ),
     (
         "libvirt.suspend",

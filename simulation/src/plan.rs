@@ -69,10 +69,14 @@ pub enum Scenario {
     UndoOffline,
     /// A guest that does not converge goes over, and its pages follow.
     PostCopy,
+    /// A guest that runs is shut down, moves with its files, and is started there.
+    MoveShutDown,
+    /// The same, cancelled when one of its files has come: it is started where it was.
+    UndoShutDown,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Move,
         Self::MovePaused,
         Self::MoveTransient,
@@ -82,6 +86,8 @@ impl Scenario {
         Self::MoveOffline,
         Self::UndoOffline,
         Self::PostCopy,
+        Self::MoveShutDown,
+        Self::UndoShutDown,
     ];
 }
 
@@ -112,20 +118,41 @@ impl Scenario {
     pub fn copies(self) -> bool {
         match self {
             Self::Move | Self::MovePaused | Self::Undo | Self::HandOver | Self::Finish => true,
-            Self::MoveTransient | Self::MoveOffline | Self::UndoOffline | Self::PostCopy => false,
+            Self::MoveTransient
+            | Self::MoveOffline
+            | Self::UndoOffline
+            | Self::PostCopy
+            | Self::MoveShutDown
+            | Self::UndoShutDown => false,
         }
     }
 
-    /// Whether the guest is shut off, and its files go with it.
+    /// Whether the guest is shut off, or is shut down, and its files go with it.
     pub fn is_offline(self) -> bool {
         match self {
-            Self::MoveOffline | Self::UndoOffline => true,
+            Self::MoveOffline | Self::UndoOffline | Self::MoveShutDown | Self::UndoShutDown => true,
             Self::Move
             | Self::MovePaused
             | Self::MoveTransient
             | Self::Undo
             | Self::HandOver
             | Self::Finish
+            | Self::PostCopy => false,
+        }
+    }
+
+    /// Whether the guest runs before, and is to run wherever it ends.
+    pub fn shuts_down(self) -> bool {
+        match self {
+            Self::MoveShutDown | Self::UndoShutDown => true,
+            Self::Move
+            | Self::MovePaused
+            | Self::MoveTransient
+            | Self::Undo
+            | Self::HandOver
+            | Self::Finish
+            | Self::MoveOffline
+            | Self::UndoOffline
             | Self::PostCopy => false,
         }
     }
@@ -151,8 +178,13 @@ impl Scenario {
         };
         const HAND_OVER: &str = "/drover.agent.v1.PeerService/HandOverGuest";
         match self {
-            Self::Move | Self::MovePaused | Self::MoveTransient | Self::MoveOffline | Self::PostCopy => Vec::new(),
-            Self::UndoOffline => vec![Event {
+            Self::Move
+            | Self::MovePaused
+            | Self::MoveTransient
+            | Self::MoveOffline
+            | Self::MoveShutDown
+            | Self::PostCopy => Vec::new(),
+            Self::UndoOffline | Self::UndoShutDown => vec![Event {
                 when: after_first_file(),
                 fault: Fault::Cancel,
                 outage: Duration::ZERO,

@@ -47,6 +47,8 @@ pub fn schedule(seed: u64) -> Plan {
         Scenario::HandOver,
         Scenario::MoveOffline,
         Scenario::UndoOffline,
+        Scenario::MoveShutDown,
+        Scenario::UndoShutDown,
     ];
     let scenario = dice.one_of(&scenarios);
     let events = (0..1 + dice.below(4)).map(|_| event(&mut dice)).collect();

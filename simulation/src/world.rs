@@ -105,8 +105,10 @@ impl World {
         let source = &world.unit(Site::Source).host;
         source.add(&world.guest)?;
         if scenario.is_offline() {
-            source.kill(world.guest_id(), StopReason::Shutdown);
             world.director.one_definition();
+        }
+        if scenario.is_offline() && !scenario.shuts_down() {
+            source.kill(world.guest_id(), StopReason::Shutdown);
         }
         world.director.stand_in(&world);
         world.start_controller().await?;

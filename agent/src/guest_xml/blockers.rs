@@ -11,6 +11,8 @@ pub struct Blocker {
     pub check: &'static str,
     /// What it is, by name.
     pub what: String,
+    /// It holds data that lie on this host alone, also while the guest is shut off.
+    pub holds_data: bool,
 }
 
 const HOST_DEVICES: &str = "host-devices";
@@ -34,7 +36,19 @@ fn other(what: impl Into<String>) -> Blocker {
 
 fn blocker(check: &'static str, what: impl Into<String>) -> Blocker {
     let what = what.into();
-    Blocker { check, what }
+    Blocker {
+        check,
+        what,
+        holds_data: false,
+    }
+}
+
+/// Also a guest that is shut off would lose something.
+fn with_data(blocker: Blocker) -> Blocker {
+    Blocker {
+        holds_data: true,
+        ..blocker
+    }
 }
 
 fn beside_devices(domain: Node<'_, '_>) -> Vec<Blocker> {
@@ -102,7 +116,7 @@ fn of_device(device: Node<'_, '_>) -> Option<Blocker> {
         ("memory", _) if matches!(device.attribute("model"), Some("nvdimm" | "virtio-pmem")) => {
             let path = child(device, "source").and_then(|source| child(source, "path"));
             let path = path.and_then(|path| path.text()).unwrap_or_default();
-            other(format!("it has an NVDIMM on this host ({path})"))
+            with_data(other(format!("it has an NVDIMM on this host ({path})")))
         }
         ("input", "passthrough" | "evdev") => {
             let device = format!("{}{}", source("evdev"), source("dev"));
@@ -121,7 +135,7 @@ fn tpm(device: Node<'_, '_>) -> Blocker {
     let backend = child(device, "backend").map(|backend| attribute(backend, "type"));
     let (model, backend) = (attribute(device, "model"), backend.unwrap_or_default());
     let what = format!("it has a TPM ({model}, {backend}), whose state lies outside of its memory");
-    blocker(TPM, what)
+    with_data(blocker(TPM, what))
 }
 
 fn shared_folder(device: Node<'_, '_>) -> Blocker {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use roxmltree::Node;
 
-use super::{attribute, child, children};
+use super::{attribute, child, children, source_name};
 
 /// More numbers than any host has: a range that is longer is cut here.
 const MOST_NUMBERS: u32 = 65536;
@@ -25,6 +25,8 @@ pub struct Needs {
     pub boot_files: Vec<String>,
     /// Its own UEFI variables; empty where it has none, or none yet.
     pub nvram: String,
+    /// What its variables are, where they are no file; else empty.
+    pub foreign_nvram: String,
 }
 
 /// Huge pages of one size.
@@ -43,6 +45,7 @@ pub(super) fn read(domain: Node<'_, '_>) -> Needs {
         host_cpus: numbers(cpu_sets(domain)),
         boot_files: boot_files(domain),
         nvram: nvram(domain),
+        foreign_nvram: foreign_nvram(domain),
     }
 }
 
@@ -152,6 +155,17 @@ fn nvram(domain: Node<'_, '_>) -> String {
     written.unwrap_or_default()
 }
 
+/// `block /dev/vg/web-vars`.
+fn foreign_nvram(domain: Node<'_, '_>) -> String {
+    let element = child(domain, "os").and_then(|os| child(os, "nvram"));
+    let kind = element.map(|nvram| attribute(nvram, "type")).unwrap_or_default();
+    let source = element.and_then(|nvram| child(nvram, "source"));
+    match source.filter(|_| !kind.is_empty() && kind != "file") {
+        Some(source) => format!("{kind} {}", source_name(source, &kind)),
+        None => String::new(),
+    }
+}
+
 fn text_bytes(node: Node<'_, '_>) -> u64 {
     bytes(node.text().unwrap_or_default(), node.attribute("unit"))
 }
@@ -251,5 +265,17 @@ mod tests {
              <nvram>/var/lib/libvirt/qemu/nvram/a.fd</nvram><kernel>/boot/vmlinuz</kernel></os>",
         );
         assert_eq!(found.boot_files, ["/usr/share/OVMF/OVMF_CODE.fd", "/boot/vmlinuz"]);
+        assert_eq!(found.nvram, "/var/lib/libvirt/qemu/nvram/a.fd");
+    }
+
+    #[test]
+    fn variables_that_are_no_file_are_told_as_such() {
+        let found = needs("<os><nvram type='block'><source dev='/dev/vg/vars'/></nvram></os>");
+        assert_eq!(
+            (found.nvram.as_str(), found.foreign_nvram.as_str()),
+            ("", "block /dev/vg/vars")
+        );
+        let file = needs("<os><nvram type='file'><source file='/a.fd'/></nvram></os>");
+        assert_eq!((file.nvram.as_str(), file.foreign_nvram.as_str()), ("/a.fd", ""));
     }
 }

@@ -78,6 +78,8 @@ pub struct GuestFacts {
     pub memory: u64,
     pub vcpus: u32,
     pub snapshots: u32,
+    /// What tools that make backups leave; like snapshots known on this host alone.
+    pub checkpoints: u32,
     /// Its memory was saved by libvirt when it was shut off; on this host alone.
     pub managed_save: bool,
     /// `None` while it is shut off.
@@ -113,6 +115,60 @@ pub enum GuestState {
     ShuttingDown,
     Crashed,
     ShutOff,
+}
+
+impl GuestFacts {
+    /// What of it libvirt keeps on this host alone: a guest that is shut off cannot leave that behind.
+    pub fn kept_here(&self) -> Option<KeptHere> {
+        match self {
+            Self { managed_save: true, .. } => Some(KeptHere::Memory),
+            Self { snapshots: 1.., .. } => Some(KeptHere::Snapshots(self.snapshots)),
+            Self { checkpoints: 1.., .. } => Some(KeptHere::Checkpoints(self.checkpoints)),
+            Self { .. } => None,
+        }
+    }
+}
+
+/// Something that libvirt knows on one host alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptHere {
+    Memory,
+    Snapshots(u32),
+    Checkpoints(u32),
+}
+
+impl std::fmt::Display for KeptHere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Memory => write!(f, "libvirt keeps the memory of the guest, saved on this host alone"),
+            Self::Snapshots(count) => {
+                write!(
+                    f,
+                    "the guest has {count} snapshots, which libvirt knows on this host alone"
+                )
+            }
+            Self::Checkpoints(count) => {
+                write!(
+                    f,
+                    "the guest has {count} checkpoints, which libvirt knows on this host alone"
+                )
+            }
+        }
+    }
+}
+
+impl KeptHere {
+    /// What a person can do about it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Memory => "start it and shut it down, or give up what was saved: `virsh managedsave-remove`",
+            Self::Snapshots(_) => "delete its snapshots",
+            Self::Checkpoints(_) => {
+                "end the chain of incremental backups: start the guest, `virsh checkpoint-delete GUEST NAME --children`, \
+                 and shut it down; or only have libvirt forget them: the same with `--metadata`"
+            }
+        }
+    }
 }
 
 impl GuestState {

@@ -73,9 +73,10 @@ pub async fn make(
 pub async fn place(image: &NewImage, migration: MigrationId) -> Result<(), Failure> {
     let (first, image) = (first_name(image, migration), image.clone());
     blocking(move || {
-        // A link, not a rename: it fails where something is there.
+        // A link, not a rename: it fails where something is there. Its name is on the disk before the source's may go.
         std::fs::hard_link(&first, &image.path)
             .and_then(|()| std::fs::remove_file(&first))
+            .and_then(|()| std::fs::File::open(image.path.parent().unwrap_or(Path::new("/")))?.sync_all())
             .map_err(|error| failed(&image, &error))
     })
     .await

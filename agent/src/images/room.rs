@@ -1,8 +1,13 @@
-//! Whether an image can be made at the destination. Changes nothing. Blocks.
+//! Whether images can be made at the destination. Changes nothing. Blocks.
 
+use std::collections::HashMap;
 use std::path::Path;
 
+use drover_proto::failure::{Failure, Reason};
+
 use super::{Identity, NewImage};
+use crate::offline::FileError;
+use crate::promised::Promised;
 use crate::space;
 use crate::storage_directories::StorageDirectories;
 
@@ -11,33 +16,46 @@ use crate::storage_directories::StorageDirectories;
 pub struct Room {
     /// Why it cannot be made, and what to do about it.
     pub problem: Option<(String, String)>,
-    /// Bytes; `None` where nobody can say.
+    /// Bytes that are neither taken nor promised to others; `None` where nobody can say.
     pub free: Option<u64>,
     /// Images with the same number share that room.
     pub file_system: u64,
 }
 
 /// Whether the agent may make it, nothing is there, and the agent can write there.
-pub fn look(image: &NewImage, allowed: &StorageDirectories) -> Room {
-    let folder = image.path.parent().unwrap_or(Path::new("/"));
-    let (free, file_system) = (space::free(folder), space::file_system(folder).unwrap_or_default());
+pub fn look(image: &NewImage, allowed: &StorageDirectories, promised: &Promised) -> Room {
+    let folder = allowed.real(image.path.parent().unwrap_or(Path::new("/")));
     Room {
-        problem: problem(image, folder, allowed).err(),
-        free,
-        file_system,
+        problem: problem(image, allowed).err(),
+        free: promised.free(&folder, allowed),
+        file_system: space::file_system(&folder).unwrap_or_default(),
     }
 }
 
-fn problem(image: &NewImage, folder: &Path, allowed: &StorageDirectories) -> Result<(), (String, String)> {
-    allowed
-        .allow(&image.path)
-        .map_err(|error| (error.to_string(), error.remedy().to_owned()))?;
-    refuse_existing(&image.path)?;
-    let writable = nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK);
-    writable.map_err(|error| {
-        let problem = format!("the agent cannot write to {}: {error}", folder.display());
-        (problem, "give the agent's user a group or an ACL there".to_owned())
-    })
+fn problem(image: &NewImage, allowed: &StorageDirectories) -> Result<(), (String, String)> {
+    let words = |error: FileError| (error.to_string(), error.remedy().to_owned());
+    let place = allowed.find(&image.path).map_err(words)?;
+    refuse_existing(&allowed.real(&image.path))?;
+    place.may_change().map_err(words)
+}
+
+/// Refuses images for which there is no room, all together. Where nobody can say, the copy itself will.
+pub fn fits(images: &[NewImage], allowed: &StorageDirectories, promised: &Promised) -> Result<(), Failure> {
+    let mut needed: HashMap<u64, u64> = HashMap::new();
+    for image in images {
+        let Room { free, file_system, .. } = look(image, allowed, promised);
+        let sum = needed.entry(file_system).or_default();
+        *sum = sum.saturating_add(image.allocated);
+        if let Some(free) = free.filter(|free| *sum > *free) {
+            let message = format!(
+                "there is no space for {}: {sum} bytes are needed, {free} are free",
+                image.path.display()
+            );
+            let remedy = "make room there, wait for other migrations to that host, or name another place for the disk";
+            return Err(Failure::new(Reason::NoSpace, message).with_remedy(remedy));
+        }
+    }
+    Ok(())
 }
 
 /// Copying onto a file that is there would destroy it; where it is the same storage, it would destroy the guest's disk.
@@ -68,13 +86,32 @@ mod tests {
             virtual_size: 512,
             allocated: 512,
         };
-        let room = look(&image, &allowed);
+        let look = |allowed: &StorageDirectories| super::look(&image, allowed, &Promised::default());
+        let room = look(&allowed);
         assert_eq!(room.problem, None);
         assert!(room.free > Some(0));
         std::fs::write(&image.path, b"precious").unwrap();
-        let (problem, _) = look(&image, &allowed).problem.unwrap();
+        let (problem, _) = look(&allowed).problem.unwrap();
         assert!(problem.contains("already"), "{problem}");
-        let (problem, _) = look(&image, &StorageDirectories::default()).problem.unwrap();
+        let (problem, _) = look(&StorageDirectories::default()).problem.unwrap();
         assert!(problem.contains("storage_directories"), "{problem}");
+    }
+
+    #[test]
+    fn images_that_fit_alone_and_not_together_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let allowed = StorageDirectories::new(vec![folder.path().to_owned()]).unwrap();
+        let free = Promised::default().free(folder.path(), &allowed).unwrap();
+        let image = |name: &str| NewImage {
+            target: name.to_owned(),
+            path: folder.path().join(name),
+            format: Format::Raw,
+            virtual_size: free,
+            allocated: free / 3 * 2,
+        };
+        let fits = |images: &[NewImage]| fits(images, &allowed, &Promised::default());
+        fits(&[image("vda")]).unwrap();
+        let refused = fits(&[image("vda"), image("vdb")]).unwrap_err();
+        assert_eq!(refused.reason, Reason::NoSpace);
     }
 }

@@ -19,6 +19,8 @@ const NOT_COPIED: [(u64, &str); 2] = [
     (1 << 1, "it is marked corrupt"),
     (1 << 2, "its data lies in another file"),
 ];
+/// Clusters are compressed by zstd: whoever asks for that has compressed ones.
+const OTHER_COMPRESSION: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 /// Dirty, compression type, and the two above.
 const KNOWN: u64 = 0b1_1111;
@@ -32,7 +34,21 @@ pub struct Shape {
     pub virtual_size: u64,
     /// What the file takes, in bytes.
     pub allocated: u64,
+    /// A copy takes no more than that.
+    is_plain: bool,
     pub identity: Identity,
+}
+
+impl Shape {
+    /// What a copy that QEMU makes takes, in bytes: a raw one has no holes any more, and what was compressed is not, as
+    /// far as the header tells.
+    pub fn copy_takes(&self) -> u64 {
+        if self.is_plain {
+            self.allocated
+        } else {
+            self.allocated.max(self.virtual_size)
+        }
+    }
 }
 
 /// Why an image cannot be copied.
@@ -59,8 +75,8 @@ pub fn read(path: &Path, format: &str) -> Result<Shape, NotCopied> {
     if !found.is_file() {
         return Err(NotCopied::Header("it is no regular file".to_owned()));
     }
-    let (format, virtual_size) = match format {
-        "raw" => (Format::Raw, found.len().next_multiple_of(SECTOR)),
+    let (format, virtual_size, is_plain) = match format {
+        "raw" => (Format::Raw, found.len().next_multiple_of(SECTOR), false),
         "qcow2" => qcow2(&head(&mut file).map_err(NotCopied::Io)?)?,
         other => return Err(NotCopied::Format(other.to_owned())),
     };
@@ -72,6 +88,7 @@ pub fn read(path: &Path, format: &str) -> Result<Shape, NotCopied> {
         virtual_size,
         // In units of 512 bytes, whatever the file system's own are.
         allocated: found.blocks().saturating_mul(512),
+        is_plain,
         identity: Identity::from_metadata(&found),
     })
 }
@@ -85,7 +102,7 @@ fn head(file: &mut File) -> io::Result<Vec<u8>> {
 }
 
 /// The format's own description: docs/interop/qcow2 of QEMU.
-fn qcow2(head: &[u8]) -> Result<(Format, u64), NotCopied> {
+fn qcow2(head: &[u8]) -> Result<(Format, u64, bool), NotCopied> {
     let number = |at: usize| {
         let mut bytes = [0; 4];
         bytes.copy_from_slice(&head[at..at + 4]);
@@ -127,7 +144,7 @@ fn qcow2(head: &[u8]) -> Result<(Format, u64), NotCopied> {
         lazy_refcounts: compatible & LAZY_REFCOUNTS != 0,
         extended_l2: incompatible & EXTENDED_L2 != 0,
     };
-    Ok((format, long(24)))
+    Ok((format, long(24), incompatible & OTHER_COMPRESSION == 0))
 }
 
 #[cfg(test)]
@@ -156,6 +173,7 @@ mod tests {
         let shape = read_bytes(&[1; 1000], "raw").unwrap();
         assert_eq!((shape.format, shape.virtual_size), (Format::Raw, 1024));
         assert!(shape.allocated > 0);
+        assert!(shape.copy_takes() >= 1024, "its holes are lost on the way");
         assert!(read_bytes(&[], "raw").is_err());
     }
 
@@ -169,6 +187,9 @@ mod tests {
             extended_l2: false,
         };
         assert_eq!((shape.format, shape.virtual_size), (expected, 64 << 20));
+        assert_eq!(shape.copy_takes(), shape.allocated);
+        let compressed = read_bytes(&header(|head| head[79] = 8), "qcow2").unwrap();
+        assert_eq!(compressed.copy_takes(), 64 << 20, "it is not compressed any more");
     }
 
     #[test]

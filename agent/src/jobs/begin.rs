@@ -14,7 +14,7 @@ use drover_proto::trace::names::span;
 use tracing::Instrument;
 
 use super::fence::{Fence, Reference, Side, concerns};
-use super::offline_begin::OfflineOrder;
+use super::offline_files::OfflineOrder;
 use super::outgoing::OutgoingJob;
 use super::{Jobs, Seen, lock, see};
 use crate::guest_xml::overrides::{self, Definition, Unfit};
@@ -53,6 +53,7 @@ pub struct BeginAnswer {
     pub images: Vec<NewImage>,
     /// Of a guest that is shut off: what will be sent.
     pub files: Vec<FileSpec>,
+    pub is_offline: bool,
 }
 
 impl Jobs {
@@ -108,7 +109,7 @@ impl Jobs {
             return Err(Failure::new(Reason::MigrationState, message));
         };
         if let Some(leaving) = &part.offline {
-            return self.begin_offline_again(page, record, part, leaving).await;
+            return self.begin_offline_again(page, record, part, leaving, order).await;
         }
         if let Some(handle) = self.outgoing_job(record.migration).and_then(|job| job.handle()) {
             return answer(part, handle.begun().clone());
@@ -271,6 +272,7 @@ fn answer(part: &SourcePart, begun: Begun) -> Result<BeginAnswer, Failure> {
         autostart_before: part.autostart_before,
         images: part.copied.iter().map(|copied| copied.image.clone()).collect(),
         files: Vec::new(),
+        is_offline: false,
     })
 }
 
@@ -285,7 +287,7 @@ pub(super) fn adapted(xml: &str, overrides: &Overrides, definition: Definition) 
     })
 }
 
-fn may_leave(state: GuestState) -> Result<(), Failure> {
+pub(super) fn may_leave(state: GuestState) -> Result<(), Failure> {
     match state {
         GuestState::Running | GuestState::Paused => Ok(()),
         GuestState::RunningPostCopy

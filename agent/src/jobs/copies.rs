@@ -12,11 +12,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use drover_proto::failure::{Failure, Reason};
+use drover_proto::ids::MigrationId;
 
 use super::{Jobs, Seen};
 use crate::guest_xml::{self, Disk};
 use crate::hypervisor::CopiedDisks;
-use crate::images::{self, CopiedImage, MadeImage, NewImage, make, remove, shape};
+use crate::images::{self, CopiedImage, MadeImage, NewImage, make, remove, room, shape};
 use crate::journal::{DestinationState, OpenPage, Record, Verdict};
 
 impl Jobs {
@@ -59,6 +60,18 @@ impl Jobs {
             wanted.into_iter().map(look).collect()
         })
         .await?
+    }
+
+    /// Before anything is written down: room for all of them, beside what others were promised.
+    pub(super) async fn refuse_images(&self, migration: MigrationId, images: &[MadeImage]) -> Result<(), Failure> {
+        if images.is_empty() {
+            return Ok(());
+        }
+        let images: Vec<_> = images.iter().map(|made| made.image.clone()).collect();
+        let (storage, promised) = (self.storage.clone(), self.promised(migration));
+        blocking(move || room::fits(&images, &storage, &promised))
+            .await?
+            .map_err(|failure| failure.at_host(self.host.clone()))
     }
 
     /// Makes the images that the journal names, anew where an earlier try has made them.
@@ -184,7 +197,7 @@ fn copied_image(target: String, path: PathBuf, there: PathBuf, shape: images::sh
         path: there,
         format: shape.format,
         virtual_size: shape.virtual_size,
-        allocated: shape.allocated,
+        allocated: shape.copy_takes(),
     };
     CopiedImage {
         target,

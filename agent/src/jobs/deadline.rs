@@ -4,7 +4,7 @@
 //! | then | what is done | if this process dies |
 //! |---|---|---|
 //! | abort | Perform is told to stop; it fails and the guest runs on | Perform fails, the guest runs on |
-//! | pause and finish | the guest is stopped, the rest is sent | it is given back (`pause`) |
+//! | pause and finish | the guest is stopped, the rest is sent; one that is shut off: abort | it is given back (`pause`) |
 //! | post-copy | the guest goes over, the rest follows | before the switch it runs on; after it both sides wait |
 //!
 //! A transfer that is all sent at that moment is handed over: that is the sooner end.
@@ -51,8 +51,9 @@ enum Why {
     DoesNotConverge(String),
 }
 
-fn due(limits: &Limits, elapsed: Duration, stuck: Option<String>) -> Due {
-    if limits.pause_and_finish {
+/// A guest that stands still anyway has nothing to stop: what comes too late is given up.
+fn due(limits: &Limits, elapsed: Duration, stuck: Option<String>, is_off: bool) -> Due {
+    if limits.pause_and_finish && !is_off {
         return Due::Pause(Why::Asked);
     }
     if limits.post_copy_now {
@@ -65,6 +66,7 @@ fn due(limits: &Limits, elapsed: Duration, stuck: Option<String>) -> Due {
         (None, _) => Due::Nothing,
         (Some(deadline), _) if elapsed < deadline => Due::In(deadline - elapsed),
         (Some(deadline), AtDeadline::Abort) => Due::Abort(deadline),
+        (Some(deadline), AtDeadline::PauseAndFinish) if is_off => Due::Abort(deadline),
         (Some(deadline), AtDeadline::PauseAndFinish) => Due::Pause(Why::Expired(deadline)),
         (Some(deadline), AtDeadline::PostCopy) => Due::PostCopy(Why::Expired(deadline)),
     }
@@ -73,13 +75,13 @@ fn due(limits: &Limits, elapsed: Duration, stuck: Option<String>) -> Due {
 impl Deadline {
     /// Until Perform has ended.
     pub(super) async fn run(self) {
-        let sent = self.sent.clone();
+        let (sent, is_off) = (self.sent.clone(), self.job.offline().is_some());
         // What was begun is carried to its end: a guest is not stopped by half.
         while !sent.is_cancelled() {
             let (mut changes, mut stuck) = (self.job.steering.watch(), self.job.steering.wants_post_copy());
             let limits = *changes.borrow_and_update();
             let wish = stuck.borrow_and_update().clone();
-            let wait = match due(&limits, self.started.elapsed(), wish) {
+            let wait = match due(&limits, self.started.elapsed(), wish, is_off) {
                 Due::Nothing => None,
                 Due::In(left) => Some(left),
                 Due::Abort(deadline) => {
@@ -192,31 +194,35 @@ mod tests {
             ..Limits::default()
         };
         let none = limits(None, AtDeadline::PauseAndFinish);
-        assert_eq!(due(&none, 1000 * second, None), Due::Nothing);
+        assert_eq!(due(&none, 1000 * second, None, false), Due::Nothing);
         let abort = limits(Some(2 * second), AtDeadline::Abort);
-        assert_eq!(due(&abort, second, None), Due::In(second));
-        assert_eq!(due(&abort, 2 * second, None), Due::Abort(2 * second));
+        assert_eq!(due(&abort, second, None, false), Due::In(second));
+        assert_eq!(due(&abort, 2 * second, None, false), Due::Abort(2 * second));
         let pause = limits(Some(second), AtDeadline::PauseAndFinish);
-        assert_eq!(due(&pause, second, None), Due::Pause(Why::Expired(second)));
+        assert_eq!(due(&pause, second, None, false), Due::Pause(Why::Expired(second)));
         let asked = Limits {
             pause_and_finish: true,
             ..abort
         };
         assert_eq!(
-            due(&asked, 3 * second, None),
+            due(&asked, 3 * second, None, false),
             Due::Pause(Why::Asked),
             "a wish to finish is stronger"
         );
         let over = limits(Some(second), AtDeadline::PostCopy);
-        assert_eq!(due(&over, second, None), Due::PostCopy(Why::Expired(second)));
+        assert_eq!(due(&over, second, None, false), Due::PostCopy(Why::Expired(second)));
         let stuck = || Some("it does not converge".to_owned());
         let why = Why::DoesNotConverge("it does not converge".to_owned());
-        assert_eq!(due(&abort, second, stuck()), Due::PostCopy(why));
+        assert_eq!(due(&abort, second, stuck(), false), Due::PostCopy(why));
         let now = Limits {
             post_copy_now: true,
             ..abort
         };
-        assert_eq!(due(&now, Duration::ZERO, None), Due::PostCopy(Why::Asked));
-        assert_eq!(due(&asked, second, stuck()), Due::Pause(Why::Asked));
+        assert_eq!(due(&now, Duration::ZERO, None, false), Due::PostCopy(Why::Asked));
+        assert_eq!(due(&asked, second, stuck(), false), Due::Pause(Why::Asked));
+        for limits in [&pause, &asked] {
+            let off = due(limits, 2 * second, None, true);
+            assert_eq!(off, Due::Abort(limits.deadline.unwrap()), "there is nothing to stop");
+        }
     }
 }

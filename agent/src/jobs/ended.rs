@@ -115,7 +115,8 @@ fn must_stand_still(record: &Record) -> bool {
 fn concerns(record: &Record) -> bool {
     let open = record.verdict().is_none() && record.closed.is_none();
     match &record.part {
-        Part::Source(_) => open,
+        // One that moves shut off has no life to end: what shuts it down may be the migration itself.
+        Part::Source(part) => open && part.offline.is_none(),
         Part::Destination(part) => part.state == DestinationState::Ran && record.closed.is_none(),
         Part::Nothing => false,
     }

@@ -303,7 +303,7 @@ fn ran_on(record: &Record) -> bool {
 }
 
 /// What was sent is older than what is here: the destination must not run it.
-pub(super) fn newer_here() -> Failure {
+fn newer_here() -> Failure {
     let message = "the guest was used here after it was handed over: what is here is newer than what was sent";
     Failure::new(Reason::MigrationState, message)
 }

@@ -45,6 +45,7 @@ impl IncomingJob {
         calls: CallLog,
         tunnel: tunnel::Waiting,
         writing: Arc<tokio::sync::Mutex<()>>,
+        over: CancellationToken,
     ) -> Self {
         Self {
             migration,
@@ -52,7 +53,7 @@ impl IncomingJob {
             handle: Mutex::default(),
             tunnel,
             writing,
-            over: CancellationToken::new(),
+            over,
         }
     }
 

@@ -4,46 +4,26 @@
 //! with what is there then.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::fault_points::{self, point};
+use drover_proto::ids::GuestId;
 
 use super::begin::{BeginAnswer, BeginOrder, adapted};
 use super::fence::Fence;
+use super::offline_files::{OfflineOrder, Wanted, keep_their_paths, users, wanted};
 use super::outgoing::OutgoingJob;
 use super::{Jobs, lock};
 use crate::guest_xml::overrides::Definition;
-use crate::guest_xml::{self, GuestShape};
-use crate::hypervisor::{Begun, GuestFacts, Incarnation, MigrateFlags};
-use crate::journal::{DefinitionNews, Leaving, LeavingFile, OpenPage, Part, Record, SourcePart, SourceState};
+use crate::hypervisor::{Begun, GuestFacts, GuestState, Incarnation, MigrateFlags};
+use crate::journal::{DefinitionNews, Leaving, LeavingFile, OpenPage, Part, Record, ShutDown, SourcePart, SourceState};
 use crate::offline::FileError;
 use crate::offline::image::{Image, lock as keep_writers_away};
 use crate::offline::image_lock::Others;
 use crate::offline::outgoing::OfflineOutgoing;
 use crate::storage_directories::StorageDirectories;
-
-/// How a guest that is shut off leaves.
-#[derive(Clone, Debug)]
-pub struct OfflineOrder {
-    /// What is copied; all else is shared.
-    pub images: Vec<PathBuf>,
-    pub delete_source: bool,
-}
-
-/// One image of the guest.
-#[derive(Clone, Debug)]
-struct Wanted {
-    path: PathBuf,
-    format: String,
-    /// Nobody writes to it: others may have it too.
-    stays: bool,
-    copied: bool,
-    /// It may be missing: a guest that was never started has no variables.
-    optional: bool,
-    shareable: bool,
-}
 
 impl Jobs {
     /// In place of the life of a guest that has none.
@@ -62,22 +42,55 @@ impl Jobs {
         order: &BeginOrder,
         offline: &OfflineOrder,
     ) -> Result<BeginAnswer, Failure> {
-        let guest = self.fit_to_leave_offline(order.reference.guest).await?;
+        let guest = self.fit_for_offline(order.reference.guest).await?;
+        let shut_down = match (guest.state.is_active(), offline.shut_down) {
+            (false, _) => None,
+            (true, None) => return Err(runs(guest.state)),
+            (true, Some(limit)) => {
+                Self::fit_to_shut_down(order, &guest)?;
+                Some(ShutDown::within(limit))
+            }
+        };
         let Some(definition) = guest.inactive_xml.clone() else {
-            return Err(Failure::internal("a persistent guest without a definition"));
+            let message = "the guest has no definition that could move: it is transient";
+            return Err(Failure::new(Reason::ChecksFailed, message));
         };
         let inactive_xml = adapted(&definition, &order.overrides, Definition::Persistent)?;
         let wanted = wanted(&definition, offline)?;
         keep_their_paths(&wanted, &inactive_xml)?;
-        let (handle, files) = self.hold_images(wanted).await?;
-        // Somebody may have started it before its images were held.
-        self.fit_to_leave_offline(order.reference.guest).await?;
-        let leaving = Leaving {
+        let mut leaving = Leaving {
             original_xml: Some(definition).filter(|xml| *xml != inactive_xml),
-            files,
+            files: Vec::new(),
+            shared: Vec::new(),
             delete_source: offline.delete_source,
+            waits_for_off: shut_down.is_some(),
+            shut_down: shut_down.clone(),
         };
-        let part = SourcePart {
+        let mut held = None;
+        if shut_down.is_none() {
+            let (handle, files, shared) = self.hold_images(wanted).await?;
+            // Somebody may have started it before its images were held.
+            self.fit_to_leave_offline(order.reference.guest).await?;
+            (leaving.files, leaving.shared, held) = (files, shared, Some(handle));
+        }
+        let part = self.offline_part(order, guest, inactive_xml, leaving);
+        let record = self.new_record(fence, order.reference, Part::Source(Box::new(part)));
+        let record = page.create(record).await?;
+        match (held, shut_down) {
+            (Some(handle), _) => self.hold_guest(page, &record, handle).await,
+            (None, Some(shut_down)) => self.shut_down_and_hold(page, &record, &shut_down, order).await,
+            (None, None) => Err(Failure::internal("nothing is held of a guest that is shut off")),
+        }
+    }
+
+    fn offline_part(
+        &self,
+        order: &BeginOrder,
+        guest: GuestFacts,
+        inactive_xml: String,
+        leaving: Leaving,
+    ) -> SourcePart {
+        SourcePart {
             state: SourceState::Sending,
             peer: order.destination.clone(),
             guest_name: guest.name,
@@ -102,9 +115,27 @@ impl Jobs {
             post_copy_ordered: false,
             delivery: None,
             offline: Some(leaving),
-        };
-        let record = self.new_record(fence, order.reference, Part::Source(Box::new(part)));
-        let record = page.create(record).await?;
+        }
+    }
+
+    /// It is off by now.
+    pub(super) async fn hold_what_was_shut_down(
+        self: &Arc<Self>,
+        page: &mut OpenPage,
+        offline: &OfflineOrder,
+    ) -> Result<BeginAnswer, Failure> {
+        let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
+        let guest = self.fit_to_leave_offline(record.guest).await?;
+        let wanted = wanted(guest.inactive_xml.as_deref().unwrap_or_default(), offline)?;
+        let (handle, files, shared) = self.hold_images(wanted).await?;
+        self.fit_to_leave_offline(record.guest).await?;
+        let record = page
+            .change(|record| {
+                if let Some(leaving) = record.source_mut().and_then(|part| part.offline.as_mut()) {
+                    (leaving.files, leaving.shared, leaving.waits_for_off) = (files, shared, false);
+                }
+            })
+            .await?;
         self.hold_guest(page, &record, handle).await
     }
 
@@ -115,14 +146,19 @@ impl Jobs {
         record: &Record,
         part: &SourcePart,
         leaving: &Leaving,
+        order: &BeginOrder,
     ) -> Result<BeginAnswer, Failure> {
+        if let Some(shut_down) = leaving.shut_down.as_ref().filter(|_| leaving.waits_for_off) {
+            self.refuse_while_stopping()?;
+            return self.shut_down_and_hold(page, record, shut_down, order).await;
+        }
         let held = self.outgoing_job(record.migration).and_then(|job| job.offline());
         if held.is_some() {
             return Ok(answer(part, leaving));
         }
         self.refuse_while_stopping()?;
         self.fit_to_leave_offline(record.guest).await?;
-        let wanted = leaving.files.iter().map(|file| Wanted {
+        let copied = leaving.files.iter().map(|file| Wanted {
             path: file.spec.path.clone(),
             format: file.format.clone(),
             stays: file.stays,
@@ -130,7 +166,15 @@ impl Jobs {
             optional: false,
             shareable: false,
         });
-        let (handle, files) = self.hold_images(wanted.collect()).await?;
+        let shared = leaving.shared.iter().map(|path| Wanted {
+            path: path.clone(),
+            format: "raw".to_owned(),
+            stays: true,
+            copied: false,
+            optional: false,
+            shareable: false,
+        });
+        let (handle, files, _) = self.hold_images(copied.chain(shared).collect()).await?;
         let same = |now: &LeavingFile, then: &LeavingFile| now.spec.size == then.spec.size;
         if !files.iter().zip(&leaving.files).all(|(now, then)| same(now, then)) {
             let message = "an image has another size than when the migration began";
@@ -168,45 +212,55 @@ impl Jobs {
         Ok(answer(part, leaving))
     }
 
-    async fn fit_to_leave_offline(&self, guest: drover_proto::ids::GuestId) -> Result<GuestFacts, Failure> {
-        let unknown = || Failure::new(Reason::GuestNotFound, format!("libvirt does not know guest {guest}"));
-        let found = self.hypervisor.guest(guest).await?.ok_or_else(unknown)?;
+    async fn fit_to_leave_offline(&self, guest: GuestId) -> Result<GuestFacts, Failure> {
+        let found = self.fit_for_offline(guest).await?;
         if found.state.is_active() {
-            let message = format!(
-                "the guest is {:?}: it moves with its files only while it is shut off",
-                found.state
-            );
-            return Err(Failure::new(Reason::GuestBusy, message));
-        }
-        if found.snapshots > 0 {
-            let message = format!(
-                "the guest has {} snapshots, which libvirt knows on this host alone",
-                found.snapshots
-            );
-            return Err(Failure::new(Reason::ChecksFailed, message).with_remedy("delete its snapshots"));
-        }
-        if found.managed_save {
-            let message = "libvirt keeps the memory of the guest, saved on this host alone";
-            let remedy = "start it and shut it down, or give up what was saved: `virsh managedsave-remove`";
-            return Err(Failure::new(Reason::ChecksFailed, message).with_remedy(remedy));
+            return Err(runs(found.state));
         }
         Ok(found)
     }
 
-    async fn hold_images(&self, wanted: Vec<Wanted>) -> Result<(OfflineOutgoing, Vec<LeavingFile>), Failure> {
+    /// The same, of a guest that may still run.
+    async fn fit_for_offline(&self, guest: GuestId) -> Result<GuestFacts, Failure> {
+        let unknown = || Failure::new(Reason::GuestNotFound, format!("libvirt does not know guest {guest}"));
+        let found = self.hypervisor.guest(guest).await?.ok_or_else(unknown)?;
+        match found.kept_here() {
+            Some(kept) => Err(Failure::new(Reason::ChecksFailed, kept.to_string()).with_remedy(kept.remedy())),
+            None => Ok(found),
+        }
+    }
+
+    async fn hold_images(
+        &self,
+        wanted: Vec<Wanted>,
+    ) -> Result<(OfflineOutgoing, Vec<LeavingFile>, Vec<PathBuf>), Failure> {
         let allowed = self.storage.clone();
         let held = tokio::task::spawn_blocking(move || hold_all(&allowed, &wanted)).await;
         let held = held.map_err(|error| Failure::internal(format!("the images could not be held: {error}")))?;
-        let (images, others, files) = held.map_err(|error| Failure::from(error).at_host(self.host.clone()))?;
-        Ok((OfflineOutgoing::new(images, others, self.gate.clone()), files))
+        let held = held.map_err(|error| Failure::from(error).at_host(self.host.clone()))?;
+        let handle = OfflineOutgoing::new(held.images, held.others, self.gate.clone());
+        Ok((handle, held.files, held.shared))
     }
 }
 
-type Held = (Vec<Image>, Vec<File>, Vec<LeavingFile>);
+fn runs(state: GuestState) -> Failure {
+    let message = format!("the guest is {state:?}: it moves with its files only while it is shut off");
+    Failure::new(Reason::GuestBusy, message)
+}
+
+/// What nobody else may write to from now on.
+#[derive(Default)]
+struct Held {
+    images: Vec<Image>,
+    files: Vec<LeavingFile>,
+    others: Vec<File>,
+    /// Paths of `others`.
+    shared: Vec<PathBuf>,
+}
 
 /// Those that are copied have to be held; the shared ones are held where this agent may.
 fn hold_all(allowed: &StorageDirectories, wanted: &[Wanted]) -> Result<Held, FileError> {
-    let (mut images, mut others, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    let mut held = Held::default();
     for one in wanted {
         if !one.copied && one.shareable {
             // Other guests may be started with it meanwhile.
@@ -214,8 +268,11 @@ fn hold_all(allowed: &StorageDirectories, wanted: &[Wanted]) -> Result<Held, Fil
         }
         if !one.copied {
             match keep_writers_away(allowed, &one.path, Others::Read) {
-                Ok(file) => others.push(file),
-                Err(in_use @ FileError::InUse(_)) => return Err(in_use),
+                Ok(file) => {
+                    held.others.push(file);
+                    held.shared.push(one.path.clone());
+                }
+                Err(in_use @ (FileError::InUse(_) | FileError::Loop { .. })) => return Err(in_use),
                 // Where it is shut off is looked at once more before it is forgotten.
                 Err(error) => tracing::debug!(%error, "a shared image is not held"),
             }
@@ -223,92 +280,20 @@ fn hold_all(allowed: &StorageDirectories, wanted: &[Wanted]) -> Result<Held, Fil
         }
         match Image::hold(allowed, &one.path, &one.format, users(one.stays)) {
             Ok(image) => {
-                files.push(LeavingFile {
+                held.files.push(LeavingFile {
                     spec: image.spec.clone(),
                     format: one.format.clone(),
                     identity: image.identity.clone(),
                     stays: one.stays,
                     mark: None,
                 });
-                images.push(image);
+                held.images.push(image);
             }
             Err(FileError::Absent(_)) if one.optional => {}
             Err(error) => return Err(error),
         }
     }
-    Ok((images, others, files))
-}
-
-/// What gets another name or goes must be nobody else's: also those who only read would lose it.
-pub(super) fn users(stays: bool) -> Others {
-    if stays { Others::Read } else { Others::None }
-}
-
-/// The guest's images and its UEFI variables, as its definition says.
-fn wanted(definition: &str, order: &OfflineOrder) -> Result<Vec<Wanted>, Failure> {
-    let unreadable = |error: guest_xml::Unreadable| Failure::new(Reason::ChecksFailed, error.to_string());
-    let GuestShape { disks, needs, .. } = guest_xml::read(definition).map_err(unreadable)?;
-    let mut all: Vec<Wanted> = Vec::new();
-    for disk in disks {
-        let path = PathBuf::from(&disk.source);
-        let copied = order.images.contains(&path);
-        if copied && disk.shareable {
-            let message = format!(
-                "{} may be used by several guests at once: it is not taken from them",
-                path.display()
-            );
-            return Err(Failure::new(Reason::ChecksFailed, message).with_remedy("put it on shared storage"));
-        }
-        if disk.source.is_empty() || disk.source_type != "file" || all.iter().any(|known| known.path == path) {
-            continue;
-        }
-        all.push(Wanted {
-            path,
-            format: if disk.format.is_empty() {
-                "raw".to_owned()
-            } else {
-                disk.format
-            },
-            stays: disk.read_only,
-            copied,
-            optional: false,
-            shareable: disk.shareable || disk.read_only,
-        });
-    }
-    if let Some(unknown) = order
-        .images
-        .iter()
-        .find(|path| !all.iter().any(|one| one.path == **path))
-    {
-        let message = format!("{} is not an image file of this guest", unknown.display());
-        return Err(Failure::invalid("offline.images", message));
-    }
-    if Path::new(&needs.nvram).is_absolute() {
-        all.push(Wanted {
-            path: PathBuf::from(needs.nvram),
-            format: "raw".to_owned(),
-            stays: false,
-            copied: true,
-            optional: true,
-            shareable: false,
-        });
-    }
-    Ok(all)
-}
-
-/// A file is copied to its own path: a definition that names another one would start without it.
-fn keep_their_paths(wanted: &[Wanted], there: &str) -> Result<(), Failure> {
-    let unreadable = |error: guest_xml::Unreadable| Failure::new(Reason::ChecksFailed, error.to_string());
-    let GuestShape { disks, needs, .. } = guest_xml::read(there).map_err(unreadable)?;
-    let is_there =
-        |path: &Path| Path::new(&needs.nvram) == path || disks.iter().any(|disk| Path::new(&disk.source) == path);
-    match wanted.iter().find(|one| one.copied && !is_there(&one.path)) {
-        None => Ok(()),
-        Some(moved) => {
-            let message = format!("{} is copied, and only to the same path", moved.path.display());
-            Err(Failure::new(Reason::StorageUnusable, message).with_remedy("leave out --disk for it"))
-        }
-    }
+    Ok(held)
 }
 
 fn answer(part: &SourcePart, leaving: &Leaving) -> BeginAnswer {
@@ -320,5 +305,6 @@ fn answer(part: &SourcePart, leaving: &Leaving) -> BeginAnswer {
         autostart_before: part.autostart_before,
         images: Vec::new(),
         files: leaving.files.iter().map(|file| file.spec.clone()).collect(),
+        is_offline: true,
     }
 }

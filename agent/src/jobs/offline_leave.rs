@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use drover_proto::failure::{Failure, Reason};
 
-use super::hand_over::newer_here;
-use super::offline_begin::users;
+use super::offline_files::users;
 use super::outgoing::OutgoingJob;
+use super::progress::Action;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::GuestFacts;
 use crate::journal::{Decision, Leaving, LeavingFile, OpenPage, Record, SourcePart, SourceState, Step, Verdict};
@@ -23,6 +23,7 @@ use crate::offline::FileError;
 use crate::offline::calls::FileCall;
 use crate::offline::image::{Image, Mark};
 use crate::offline::image_lock::{self, Others};
+use crate::offline::loops;
 use crate::offline::outgoing::OfflineOutgoing;
 use crate::storage_directories::StorageDirectories;
 
@@ -56,7 +57,15 @@ impl Jobs {
             return self.stays_here(page, job, "one of its images was changed").await;
         }
         if let Seen::ShutOff(_) = seen {
-            self.hypervisor.undefine(record.guest).await.map_err(errors::unsure)?;
+            match self.hypervisor.undefine(record.guest).await {
+                Ok(()) => {}
+                // A libvirt that refuses once refuses again: without this nobody could start it anywhere.
+                Err(refused) if refused.is_certain() => {
+                    let how = format!("libvirt does not forget it ({refused})");
+                    return self.stays_here(page, job, &how).await;
+                }
+                Err(error) => return Err(errors::unsure(error)),
+            }
             // Where no image could be held somebody may have been quicker.
             if let Seen::Another(_) | Seen::Ours(_) = self.look(&record).await? {
                 self.define_again(&record, part, leaving).await?;
@@ -93,7 +102,7 @@ impl Jobs {
         job: Option<&OutgoingJob>,
         how: &str,
     ) -> Result<Arc<Record>, Failure> {
-        tracing::error!("the guest stays: {how} after its files were sent");
+        tracing::error!("the guest stays: {how}, after its files were sent");
         page.change(|record| {
             if let Some(part) = record.source_mut() {
                 part.ran_on = true;
@@ -104,7 +113,8 @@ impl Jobs {
         if let Some(offline) = job.and_then(OutgoingJob::offline) {
             offline.release();
         }
-        Err(newer_here())
+        let message = format!("the guest stays at its source: {how}, after its files were sent");
+        Err(Failure::new(Reason::MigrationState, message))
     }
 
     /// While the destination is asked: a guest that runs again is stopped; one that was shut off stays gone.
@@ -195,6 +205,7 @@ impl Jobs {
         leaving: &Leaving,
         job: Option<&Arc<OutgoingJob>>,
     ) -> Result<(), Failure> {
+        self.await_shut_down(record, leaving).await?;
         let handed_over = part.state == SourceState::HandedOver;
         let seen = self.look(record).await?;
         let gone = matches!(seen, Seen::Unknown);
@@ -214,6 +225,7 @@ impl Jobs {
             }
             job.let_go();
         }
+        self.start_again(record, leaving).await?;
         self.sockets.remove(record.migration).await?;
         page.change(|record| {
             record.decision = Decision::Settled(Verdict::NeverRan);
@@ -232,7 +244,8 @@ impl Jobs {
         }
         // It may have come back, and these may be its images again.
         if !matches!(self.look(record).await, Ok(Seen::Unknown)) {
-            tracing::error!(migration_id = %record.migration, "the guest's files stay as they are: this host knows it again");
+            let why = "the guest's files stay as they are at the source: that host knows it again";
+            self.tell_stays(record, "", why.to_owned());
             return;
         }
         let (migration, delete) = (record.migration, leaving.delete_source);
@@ -241,10 +254,18 @@ impl Jobs {
             let suffix = format!(".moved-{migration}");
             let work = move |allowed: &StorageDirectories| put_away(allowed, &file, &suffix, delete);
             if let Err(error) = self.with_file(FileCall::PutAway, path.clone(), work).await {
-                let path = path.display();
-                tracing::error!(migration_id = %migration, %error, "{path} stays as it is, though its guest has moved");
+                let path = path.to_string_lossy();
+                self.tell_stays(record, &path, format!("it stays at the source as it is: {error}"));
             }
         }
+    }
+
+    /// In the log, and to the controller, which has it in its record.
+    fn tell_stays(&self, record: &Record, path: &str, why: String) {
+        tracing::error!(migration_id = %record.migration, path, "{why}");
+        let job = self.outgoing_job(record.migration);
+        let job = job.unwrap_or_else(|| self.adopt(record));
+        job.act(Action::now(Action::FILE_STAYS, path, why));
     }
 }
 
@@ -260,6 +281,7 @@ fn put_away(allowed: &StorageDirectories, file: &LeavingFile, suffix: &str, dele
     if !image_lock::hold(&opened, Others::None).map_err(error)? {
         return Err(FileError::InUse(file.spec.path.clone()));
     }
+    loops::refuse(&opened, &file.spec.path, Others::None)?;
     // It was used again, or another file has this name now.
     if Some(Mark::of(&opened).map_err(error)?) != file.mark {
         return Err(FileError::Changed(file.spec.path.clone()));
@@ -284,7 +306,7 @@ fn hold_again(allowed: &StorageDirectories, files: &[LeavingFile]) -> Result<Aga
     for file in files {
         let image = match Image::hold(allowed, &file.spec.path, &file.format, users(file.stays)) {
             Ok(image) => image,
-            Err(FileError::InUse(_)) => return Ok(Again::Used),
+            Err(FileError::InUse(_) | FileError::Loop { .. }) => return Ok(Again::Used),
             Err(FileError::Absent(_)) => return Ok(Again::Gone),
             Err(other) => return Err(other),
         };
@@ -302,7 +324,8 @@ fn unlike_begun(guest: &GuestFacts, part: &SourcePart, leaving: &Leaving) -> Opt
     if guest.inactive_xml.as_ref() != began_with {
         return Some("its definition was changed");
     }
-    (guest.managed_save || guest.snapshots > 0).then_some("it was saved, or a snapshot was made,")
+    let kept = guest.kept_here();
+    kept.map(|_| "it was saved, or a snapshot or checkpoint was made")
 }
 
 fn offline_part(record: &Record) -> Result<(&SourcePart, &Leaving), Failure> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::fault_points::{self, point};
 use drover_proto::ids::{GuestId, MigrationId};
+use tokio_util::sync::CancellationToken;
 
 use super::incoming::{IncomingJob, call_log};
 use super::prepare::{PrepareAnswer, part_ticket};
@@ -31,8 +32,9 @@ const PATIENCE: u32 = 10;
 impl Jobs {
     /// Before anything is written down: names that are free, directories that may be used, space.
     pub(super) async fn refuse_files(&self, migration: MigrationId, coming: &Coming) -> Result<(), Failure> {
-        let (allowed, files) = (self.storage.clone(), coming.files.clone());
-        let checked = tokio::task::spawn_blocking(move || partial::check_room(&allowed, &files, migration)).await;
+        let (allowed, files, promised) = (self.storage.clone(), coming.files.clone(), self.promised(migration));
+        let check = move || partial::check_room(&allowed, &files, migration, &promised);
+        let checked = tokio::task::spawn_blocking(check).await;
         let checked = checked.map_err(|error| Failure::internal(format!("a check broke off: {error}")))?;
         checked.map_err(|error| Failure::from(error).at_host(self.host.clone()))
     }
@@ -50,13 +52,14 @@ impl Jobs {
         if self.incoming_job(record.migration).is_some() {
             return Ok(answer);
         }
-        let writing = Arc::new(tokio::sync::Mutex::new(()));
+        let (writing, over) = (Arc::new(tokio::sync::Mutex::new(())), CancellationToken::new());
         let expected = Expected {
             migration: record.migration,
             allowed: self.storage.clone(),
             files: coming.files.iter().map(|file| file.spec.clone()).collect(),
             group: self.sockets.group(),
             writing: Arc::clone(&writing),
+            over: over.clone(),
             gate: self.gate.clone(),
         };
         let tunnel = self.tunnel.register(Registration {
@@ -74,7 +77,7 @@ impl Jobs {
             valid_for: self.limits.ticket * PATIENCE,
         })?;
         let calls = call_log(&self.host, record.calls.clone());
-        let job = Arc::new(IncomingJob::of_files(record.migration, calls, tunnel, writing));
+        let job = Arc::new(IncomingJob::of_files(record.migration, calls, tunnel, writing, over));
         lock(&self.incoming).insert(record.migration, Arc::clone(&job));
         // What is whole may be the only copy by now: it waits for whoever decides.
         if !coming.verified {
@@ -209,17 +212,11 @@ impl Jobs {
                 tracing::error!(%guest, %error, "another guest has its name here");
                 Ok(false)
             }
-            (None, Err(error)) => match error.class {
-                crate::hypervisor::ErrorClass::UserMustAct | crate::hypervisor::ErrorClass::Unfit => {
-                    tracing::error!(%guest, %error, "libvirt does not take the definition");
-                    Ok(false)
-                }
-                crate::hypervisor::ErrorClass::Ambiguous
-                | crate::hypervisor::ErrorClass::NoGuest
-                | crate::hypervisor::ErrorClass::Busy
-                | crate::hypervisor::ErrorClass::Aborted
-                | crate::hypervisor::ErrorClass::Unavailable => Err(errors::unsure(error)),
-            },
+            (None, Err(error)) if error.is_certain() => {
+                tracing::error!(%guest, %error, "libvirt does not take the definition");
+                Ok(false)
+            }
+            (None, Err(error)) => Err(errors::unsure(error)),
             (None, Ok(())) => Err(Failure::new(
                 Reason::LibvirtUnavailable,
                 "a definition is not there yet",

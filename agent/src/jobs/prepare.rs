@@ -98,15 +98,36 @@ impl Jobs {
         }
         let ticket = Ticket::generate().map_err(|error| Failure::internal(format!("no randomness: {error}")))?;
         let part = destination_part(&order, ticket);
-        if let Some(coming) = &part.offline {
-            self.refuse_files(migration, coming).await?;
-        }
-        page.create(self.new_record(&fence, order.reference, Part::Destination(Box::new(part))))
-            .await?;
+        let record = self.new_record(&fence, order.reference, Part::Destination(Box::new(part)));
+        self.create_where_room_is(&mut page, record).await?;
         if order.offline.is_some() {
             return self.wait_for_files(&mut page).await;
         }
         self.prepare_copy(&mut page, &order).await
+    }
+
+    /// Of two that come at the same time the second one sees what the first one takes.
+    async fn create_where_room_is(&self, page: &mut OpenPage, record: Record) -> Result<(), Failure> {
+        let part = record.destination();
+        let (files, images) = part.map_or((None, &[][..]), |part| (part.offline.as_ref(), &part.images[..]));
+        let mut room = None;
+        if files.is_some() || !images.is_empty() {
+            let taken = tokio::time::timeout(super::PATIENCE, self.room.lock()).await;
+            let busy = |_| {
+                Failure::new(
+                    Reason::DeadlineExceeded,
+                    "another migration is still looking for room here",
+                )
+            };
+            room = Some(taken.map_err(busy)?);
+        }
+        if let Some(coming) = files {
+            self.refuse_files(record.migration, coming).await?;
+        }
+        self.refuse_images(record.migration, images).await?;
+        page.create(record).await?;
+        drop(room);
+        Ok(())
     }
 
     async fn prepare_again(

@@ -100,6 +100,8 @@ impl Action {
     pub const PAUSE_AND_FINISH: &'static str = "pause-and-finish";
     pub const POST_COPY: &'static str = "post-copy";
     pub const ABORT: &'static str = "abort";
+    /// A file of the source stays, though its guest has moved.
+    pub const FILE_STAYS: &'static str = "file-stays";
 
     pub fn now(name: &'static str, value: impl Into<String>, reason: impl Into<String>) -> Self {
         Self {

@@ -178,7 +178,7 @@ impl Jobs {
             }
             if starts && found.is_some_and(|guest| !guest.state.is_active()) {
                 self.hypervisor.start(record.guest).await.map_err(errors::unsure)?;
-                tracing::info!(migration_id = %record.migration, "the guest is started again after its host's reboot");
+                tracing::info!(migration_id = %record.migration, "the guest is started here");
             }
         }
         self.sockets.remove(record.migration).await?;
@@ -190,13 +190,16 @@ impl Jobs {
         Ok(())
     }
 
-    /// Only where libvirt would have started it at this host's reboot: its autostart is set last of all.
+    /// Where libvirt would have started it at this host's reboot, for its autostart is set last of all; and where it ran
+    /// before it was shut down to move. Another one that came shut off is its user's to start.
     fn starts_here(&self, record: &Record, part: &DestinationPart) -> bool {
         let rebooted = record.boot_id != self.boot_id;
         let has_autostart = part.inactive_xml.is_some() && part.autostart_before;
-        // One that came shut off is its user's to start.
-        let ran = part.offline.is_none();
-        rebooted && ran && has_autostart && !record.guest_ended && !self.has_later(record)
+        let starts = match &part.offline {
+            Some(_) => part.state_before.runs(),
+            None => rebooted && has_autostart,
+        };
+        starts && !record.guest_ended && !self.has_later(record)
     }
 
     /// A persistent guest keeps its definition, a transient one gets none.

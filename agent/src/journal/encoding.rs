@@ -88,7 +88,10 @@ pub(super) fn encode_closed(record: &mut Record) -> Result<Vec<u8>, JournalError
             if let Some(leaving) = &mut part.offline {
                 leaving.original_xml = None;
                 leaving.files.clear();
+                leaving.shared.clear();
             }
+            // Whatever was to be removed is removed before it is closed.
+            part.copied.clear();
         }
         Part::Destination(part) => {
             part.inactive_xml = None;
@@ -96,6 +99,7 @@ pub(super) fn encode_closed(record: &mut Record) -> Result<Vec<u8>, JournalError
             if let Some(coming) = &mut part.offline {
                 coming.files.clear();
             }
+            part.images.clear();
             if let Some(arrival) = &mut part.arrival {
                 arrival.cookie = Cookie::default();
             }

@@ -7,13 +7,11 @@ use drover_proto::overrides::Overrides;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::files::{Coming, Leaving};
 use super::limits::Limits;
 use super::state::{Decision, DestinationState, SourceState, Verdict};
 use crate::hypervisor::{Cookie, GuestState, Incarnation, MigrateFlags};
-use crate::images::{CopiedImage, Identity, MadeImage};
-use crate::offline::FileSpec;
-use crate::offline::image::Mark;
-use crate::offline::partial::Arriving;
+use crate::images::{CopiedImage, MadeImage};
 
 /// One migration, as one agent has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,49 +116,6 @@ pub struct SourcePart {
     pub offline: Option<Leaving>,
 }
 
-/// A guest that leaves shut off.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Leaving {
-    /// As it was defined here; none where the destination is to have the same.
-    pub original_xml: Option<String>,
-    /// What is copied, in order.
-    pub files: Vec<LeavingFile>,
-    /// What was copied is removed once the destination has the guest; else it gets another name.
-    pub delete_source: bool,
-}
-
-/// A file that is copied.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LeavingFile {
-    pub spec: FileSpec,
-    /// `raw`, `qcow2`.
-    pub format: String,
-    pub identity: Identity,
-    /// Others may use it too: it stays as it is.
-    pub stays: bool,
-    /// What it was when all was sent: whoever has changed it since has changed more than was sent.
-    pub mark: Option<Mark>,
-}
-
-/// What comes with a guest that is shut off.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Coming {
-    pub files: Vec<Arriving>,
-    /// All of them were read back from the disk, and are what was sent.
-    pub verified: bool,
-}
-
-impl Coming {
-    /// Nothing of it is here yet.
-    pub fn expected(files: Vec<FileSpec>) -> Self {
-        let arriving = |spec| Arriving { spec, identity: None };
-        Self {
-            files: files.into_iter().map(arriving).collect(),
-            verified: false,
-        }
-    }
-}
-
 /// Where the guest goes and by what right.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Delivery {
@@ -251,9 +206,9 @@ impl SourcePart {
 }
 
 impl DestinationPart {
-    /// Whether the guest is to run here once it has arrived.
+    /// Whether the guest is to run here once it has arrived. One that comes shut off is started later, if at all.
     pub fn arrives_running(&self) -> bool {
-        self.runs.unwrap_or(self.state_before.runs())
+        self.offline.is_none() && self.runs.unwrap_or(self.state_before.runs())
     }
 }
 

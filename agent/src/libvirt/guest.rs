@@ -8,7 +8,7 @@ use super::{states, stats};
 use crate::guest_xml;
 use crate::hypervisor::{ErrorClass, GuestFacts, GuestState, HypervisorError, Incarnation, JobStats, Result};
 
-/// Keep what belongs to the user. A saved memory image or snapshots are refused by libvirt, because no flag
+/// Keep what belongs to the user. A saved memory image, snapshots or checkpoints are refused by libvirt, because no flag
 /// that would delete them is given.
 const UNDEFINE: u32 = virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM;
 
@@ -41,7 +41,7 @@ fn read_all(domain: &Domain, processes: &Processes) -> Result<GuestFacts> {
     let inactive_xml = if persistent { Some(domain.xml(inactive)?) } else { None };
     // libvirt keeps the flag of persistent guests only.
     let autostart = persistent && domain.autostart()?;
-    let (xml, snapshots) = (domain.xml(0)?, domain.snapshots()?);
+    let (xml, snapshots, checkpoints) = (domain.xml(0)?, domain.snapshots()?, domain.checkpoints()?);
     let (state, incarnation) = state_and_life(domain, processes)?;
     Ok(GuestFacts {
         id,
@@ -54,6 +54,7 @@ fn read_all(domain: &Domain, processes: &Processes) -> Result<GuestFacts> {
         memory: size.memory,
         vcpus: size.vcpus,
         snapshots,
+        checkpoints,
         managed_save: domain.has_managed_save()?,
         incarnation,
     })
@@ -128,6 +129,14 @@ pub(super) fn completed_job(domain: &Domain) -> Result<Option<JobStats>> {
 pub(super) fn start(domain: &Domain) -> Result<()> {
     domain.start().or_else(|error| match state(domain) {
         Ok(state) if state.is_active() => Ok(()),
+        Ok(_) | Err(_) => Err(error),
+    })
+}
+
+/// Asks it to shut itself down; done when it is off already.
+pub(super) fn shut_down(domain: &Domain) -> Result<()> {
+    domain.shut_down().or_else(|error| match state(domain) {
+        Ok(state) if !state.is_active() => Ok(()),
         Ok(_) | Err(_) => Err(error),
     })
 }

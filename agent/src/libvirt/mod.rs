@@ -160,6 +160,10 @@ impl Hypervisor for Libvirt {
         self.act_on(guest, guest::start).await
     }
 
+    async fn shut_down(&self, guest: GuestId) -> Result<()> {
+        self.act_on(guest, guest::shut_down).await
+    }
+
     async fn suspend(&self, guest: GuestId) -> Result<()> {
         self.act_on(guest, guest::suspend).await
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::image_lock::{self, Others};
-use super::{FileError, FileSpec};
+use super::{FileError, FileSpec, loops};
 use crate::images::Identity;
 use crate::storage_directories::StorageDirectories;
 
@@ -33,7 +33,7 @@ pub struct Mark {
 }
 
 impl Image {
-    /// Opens it and keeps writers away. `InUse` where somebody has it open who may not.
+    /// Opens it and keeps writers away. `InUse` where somebody has it open who may not, `Loop` where the kernel has.
     pub fn hold(allowed: &StorageDirectories, path: &Path, format: &str, others: Others) -> Result<Self, FileError> {
         // It gets another name here in the end, or goes.
         allowed.find(path)?.may_change()?;
@@ -72,10 +72,24 @@ impl Mark {
 pub fn lock(allowed: &StorageDirectories, path: &Path, others: Others) -> Result<File, FileError> {
     let file = allowed.find(path)?.open_to_read()?;
     match image_lock::hold(&file, others) {
-        Ok(true) => Ok(file),
+        Ok(true) => loops::refuse(&file, path, others).map(|()| file),
         Ok(false) => Err(FileError::InUse(path.to_owned())),
         Err(source) => Err(FileError::io(path, source)),
     }
+}
+
+/// Why it could not be held and taken along, as far as that can be seen. Takes no lock: nobody is kept from it.
+pub fn look(allowed: &StorageDirectories, path: &Path, format: &str, others: Others) -> Result<(), FileError> {
+    let place = allowed.find(path)?;
+    place.may_change()?;
+    let file = place.open_to_read()?;
+    match image_lock::is_free_for(&file, others) {
+        Ok(true) => {}
+        Ok(false) => return Err(FileError::InUse(path.to_owned())),
+        Err(source) => return Err(FileError::io(path, source)),
+    }
+    loops::refuse(&file, path, others)?;
+    refuse_chain(&file, path, format)
 }
 
 /// Only a whole image is copied: what lies beneath one is another file.

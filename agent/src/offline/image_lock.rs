@@ -32,17 +32,21 @@ pub enum Others {
 
 /// Keeps writers away until the file is closed. False: somebody is there who may not. Blocks nowhere.
 pub fn hold(file: &File, others: Others) -> io::Result<bool> {
-    let writing = [WRITE, WRITE_UNCHANGED, RESIZE];
     // First said, then looked: of two that do so at the same time at least one sees the other.
     set(file, USED + CONSISTENT_READ)?;
-    for permission in writing {
+    for permission in [WRITE, WRITE_UNCHANGED, RESIZE] {
         set(file, NOT_SHARED + permission)?;
     }
+    is_free_for(file, others)
+}
+
+/// Whether nobody has it open who may not, now. Locks nothing.
+pub fn is_free_for(file: &File, others: Others) -> io::Result<bool> {
     if others == Others::None {
         return Ok(are_free(file, USED, 2 * NOT_SHARED - USED)?);
     }
     let mut free = is_free(file, NOT_SHARED + CONSISTENT_READ)?;
-    for permission in writing {
+    for permission in [WRITE, WRITE_UNCHANGED, RESIZE] {
         free &= is_free(file, USED + permission)?;
     }
     Ok(free)

@@ -15,8 +15,10 @@ pub mod blocks;
 pub mod calls;
 pub mod image;
 pub mod image_lock;
+pub mod loops;
 pub mod outgoing;
 pub mod partial;
+mod patience;
 pub mod places;
 pub mod receive;
 pub mod send;
@@ -67,6 +69,8 @@ pub enum FileError {
     Kind(PathBuf),
     #[error("{path} is in use by another process", path = .0.display())]
     InUse(PathBuf),
+    #[error("{path} is what the loop device {device} lies on", path = path.display())]
+    Loop { path: PathBuf, device: String },
     #[error("{path} was changed after it was sent", path = .0.display())]
     Changed(PathBuf),
     #[error("{path} has a backing file or a data file ({what})", path = path.display())]
@@ -92,7 +96,7 @@ impl FileError {
     }
 
     /// What a person can do about it.
-    fn remedy(&self) -> &'static str {
+    pub fn remedy(&self) -> &'static str {
         match self {
             Self::Path(_) | Self::Kind(_) => "give the guest's disks plain files by their absolute paths",
             Self::Outside(_) => "add its directory to storage_directories in agent.toml, on both hosts",
@@ -100,6 +104,7 @@ impl FileError {
             Self::Absent(_) => "see whether its storage is mounted",
             Self::Exists(_) => "move what is there out of the way, if nobody needs it",
             Self::Changed(_) => "see who uses it",
+            Self::Loop { .. } => "unmount what lies on it and detach it: `losetup --detach`",
             Self::InUse(_) => "end what uses it (a guest, qemu-nbd, a backup), then try again",
             Self::Chain { .. } => "flatten it while the guest is off: `qemu-img convert`, or `qemu-img rebase -b ''`",
             Self::Space { .. } => "make room, or choose another destination",
@@ -112,7 +117,7 @@ impl FileError {
 impl From<FileError> for Failure {
     fn from(error: FileError) -> Self {
         let reason = match &error {
-            FileError::InUse(_) => Reason::GuestBusy,
+            FileError::InUse(_) | FileError::Loop { .. } => Reason::GuestBusy,
             FileError::Space { .. } => Reason::NoSpace,
             FileError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Reason::NoSpace,
             FileError::Path(_)

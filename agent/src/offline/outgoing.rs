@@ -4,7 +4,7 @@
 //! connection that is cut is made again. Dropping it lets go of the images.
 
 use std::fs::File;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::calls::{FileCall, Stopped};
 use super::image::{Image, Mark};
+use super::patience::{Patience, Reached};
 use super::send::{Progress, SendError, send};
 use super::{FileError, FileSpec};
 use crate::gate::Gate;
 use crate::hypervisor::{Begun, Cookie, ErrorClass, HypervisorError, JobStats, Outgoing, PerformRequest, Result};
 use crate::tunnel::{Carrier, Pace, TunnelError};
 
-/// Without any progress it is tried again for so long.
-const PATIENCE: Duration = Duration::from_secs(150);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A block that is damaged again and again is no accident of the network.
@@ -118,6 +117,14 @@ impl OfflineOutgoing {
         self.progress.wire.load(Ordering::Relaxed)
     }
 
+    fn reached(&self) -> Reached {
+        let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        Reached {
+            verified: read(&self.progress.verified),
+            left: read(&self.progress.left),
+        }
+    }
+
     async fn copy(&self, images: &[Arc<Image>]) -> Result<()> {
         let Some((carrier, pace)) = self.target.get() else {
             return Err(error(
@@ -126,9 +133,10 @@ impl OfflineOutgoing {
                 "nobody has said where the guest goes",
             ));
         };
-        let (mut pause, mut repeats) = (FIRST_PAUSE, 0);
-        let (mut moved_at, mut moved) = (Instant::now(), self.wire_bytes());
+        let (mut pause, mut repeats, mut patience) = (FIRST_PAUSE, 0, Patience::default());
+        self.progress.begin(images);
         loop {
+            let began = Instant::now();
             *lock(&self.sent) = self.marks()?;
             let why = match carrier.deliver_files().await {
                 Ok(stream) => match send(stream, images, pace, &self.progress).await {
@@ -152,14 +160,16 @@ impl OfflineOutgoing {
                 }
                 Err(other) => other.to_string(),
             };
-            if self.wire_bytes() > moved {
-                (moved_at, moved, pause) = (Instant::now(), self.wire_bytes(), FIRST_PAUSE);
+            let heard = self.progress.heard().map_or(began, |heard| heard.max(began));
+            if patience.cut(self.reached(), heard.elapsed()) {
+                pause = FIRST_PAUSE;
             }
-            if moved_at.elapsed() > PATIENCE {
+            if patience.is_over() {
                 return Err(error(ErrorClass::Unavailable, FILES, &why));
             }
             tracing::warn!("the copy of the guest's files was interrupted and goes on: {why}");
             tokio::time::sleep(pause).await;
+            patience.waited(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
@@ -210,7 +220,7 @@ impl Outgoing for OfflineOutgoing {
     }
 
     async fn job(&self) -> Result<Option<JobStats>> {
-        let read = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
+        let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
         let elapsed = self.started.get().map(Instant::elapsed).unwrap_or_default();
         let sent = self.wire_bytes();
         Ok(Some(JobStats {

@@ -5,19 +5,24 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use drover_proto::ids::MigrationId;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
+use tokio_util::sync::CancellationToken;
 
 use super::blocks::{Blocks, Hash, Whole, count, is_zero, length};
 use super::places::Place;
 use super::{BLOCK, FileError, FileSpec};
 use crate::images::Identity;
+use crate::promised::{Promised, least_left};
 use crate::storage_directories::StorageDirectories;
+
+/// So many blocks are written before it is looked again how much room is left.
+const LOOK_EVERY: u32 = 16;
 
 /// What is all zeros within a block stays a hole in pieces of this size.
 const PIECE: usize = 4096;
@@ -38,8 +43,19 @@ pub struct Partial {
     spec: FileSpec,
     /// Of each block that is there; none where the file was made now.
     pub known: Option<Vec<Hash>>,
+    /// Nobody wants it any more.
+    over: CancellationToken,
+    /// Blocks that were written since the room was looked at.
+    unwatched: u32,
     /// Nobody else writes while this is open.
     _turn: OwnedMutexGuard<()>,
+}
+
+/// Where a file lies until it is whole.
+pub fn partial_name(path: &Path, migration: MigrationId) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix(migration));
+    PathBuf::from(name)
 }
 
 fn suffix(migration: MigrationId) -> String {
@@ -52,8 +68,14 @@ fn places(allowed: &StorageDirectories, path: &Path, migration: MigrationId) -> 
     Ok((place, partial))
 }
 
-/// Refuses what could not be received: a name that is taken, a directory that may not be written to, too little space.
-pub fn check_room(allowed: &StorageDirectories, files: &[Arriving], migration: MigrationId) -> Result<(), FileError> {
+/// Refuses what could not be received: a name that is taken, a directory that may not be written to, too little space
+/// beside what others were promised.
+pub fn check_room(
+    allowed: &StorageDirectories,
+    files: &[Arriving],
+    migration: MigrationId,
+    promised: &Promised,
+) -> Result<(), FileError> {
     let mut needs: Vec<(u64, u64, Place)> = Vec::new();
     for Arriving { spec, .. } in files {
         let (place, partial) = places(allowed, &spec.path, migration)?;
@@ -75,9 +97,10 @@ pub fn check_room(allowed: &StorageDirectories, files: &[Arriving], migration: M
         }
     }
     for (_, needed, place) in needs {
-        let free = place.free()?;
+        let path = place.path().to_owned();
+        let folder = allowed.real(path.parent().unwrap_or(&path)).into_owned();
+        let free = promised.free(&folder, allowed).map_or_else(|| place.free(), Ok)?;
         if free < needed {
-            let path = place.path().to_owned();
             return Err(FileError::Space { path, needed, free });
         }
     }
@@ -91,6 +114,7 @@ impl Partial {
         spec: &FileSpec,
         migration: MigrationId,
         group: Option<u32>,
+        over: &CancellationToken,
         turn: OwnedMutexGuard<()>,
     ) -> Result<Self, FileError> {
         let (_, place) = places(allowed, &spec.path, migration)?;
@@ -116,21 +140,40 @@ impl Partial {
         let known = if is_new {
             None
         } else {
-            Some(hashes(&file, spec.size).map_err(error)?)
+            Some(hashes(&file, spec.size, over).map_err(error)?)
         };
         Ok(Self {
             file,
             place,
             spec: spec.clone(),
             known,
+            over: over.clone(),
+            unwatched: LOOK_EVERY,
             _turn: turn,
         })
     }
 
     /// Puts a block's bytes where they belong. What is zeros stays or becomes a hole.
     pub fn write(&mut self, block: u64, bytes: &[u8]) -> Result<(), FileError> {
+        self.leave_room()?;
         let written = self.write_pieces(block, bytes);
         written.map_err(|source| FileError::io(self.place.path(), source))
+    }
+
+    /// Stops before nothing is left for the guests that run here, whose images may grow.
+    fn leave_room(&mut self) -> Result<(), FileError> {
+        go_on(&self.over).map_err(|source| FileError::io(self.place.path(), source))?;
+        self.unwatched += 1;
+        if self.unwatched <= LOOK_EVERY {
+            return Ok(());
+        }
+        self.unwatched = 0;
+        let (free, needed) = (self.place.free()?, least_left(self.place.size()?));
+        if free < needed {
+            let path = self.spec.path.clone();
+            return Err(FileError::Space { path, needed, free });
+        }
+        Ok(())
     }
 
     /// A block of zeros.
@@ -201,6 +244,7 @@ impl Partial {
         let mut whole = Whole::new(self.spec.size);
         let mut blocks = Blocks::new(&self.file, self.spec.size);
         for block in 0..self.blocks() {
+            go_on(&self.over).map_err(error)?;
             whole.add(&blocks.read(block).map_err(error)?.1);
         }
         let identity = Identity::of_open(&self.file).map_err(error)?;
@@ -211,9 +255,21 @@ impl Partial {
     }
 }
 
-fn hashes(file: &File, size: u64) -> io::Result<Vec<Hash>> {
+fn hashes(file: &File, size: u64, over: &CancellationToken) -> io::Result<Vec<Hash>> {
     let mut blocks = Blocks::new(file, size);
-    (0..count(size)).map(|block| Ok(blocks.read(block)?.1)).collect()
+    let hash = |block| {
+        go_on(over)?;
+        Ok(blocks.read(block)?.1)
+    };
+    (0..count(size)).map(hash).collect()
+}
+
+/// Reading a large file takes its time: whoever undoes the migration does not wait for it.
+fn go_on(over: &CancellationToken) -> io::Result<()> {
+    if over.is_cancelled() {
+        return Err(io::Error::new(io::ErrorKind::Interrupted, "nobody wants it any more"));
+    }
+    Ok(())
 }
 
 /// Gives what was verified its name. A repeat finds it there.

@@ -184,6 +184,15 @@ impl Place {
         Ok(blocks.saturating_mul(size))
     }
 
+    /// Bytes of the file system, taken or free.
+    pub fn size(&self) -> Result<u64, FileError> {
+        let found = nix::sys::statvfs::fstatvfs(self.parent.as_fd()).map_err(|errno| self.error(errno))?;
+        // As above.
+        #[allow(clippy::useless_conversion)]
+        let (blocks, size) = (u64::from(found.blocks()), u64::from(found.fragment_size()));
+        Ok(blocks.saturating_mul(size))
+    }
+
     /// Of the file system: files on the same one share its space.
     pub fn device(&self) -> Result<u64, FileError> {
         let found = nix::sys::stat::fstat(self.parent.as_fd()).map_err(|errno| self.error(errno))?;

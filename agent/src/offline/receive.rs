@@ -8,6 +8,7 @@ use drover_proto::ids::MigrationId;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::{interval, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::blocks::{Hash, hash, unpack};
 use super::calls::{FileCall, Stopped};
@@ -32,6 +33,8 @@ pub struct Expected {
     pub group: Option<u32>,
     /// Held while a file is written: a connection that was cut may not have come to its end.
     pub writing: Arc<tokio::sync::Mutex<()>>,
+    /// The migration is undone, or at its end: nothing of it is written or read any more.
+    pub over: CancellationToken,
     /// Open but in a simulation.
     pub gate: Gate,
 }
@@ -145,13 +148,14 @@ where
         allowed,
         group,
         writing,
+        over,
         ..
     } = expected.clone();
     // A former connection may still read all of its file again.
     let turn = meanwhile(stream, writing.lock_owned()).await?;
     let announced = spec.clone();
     let opened = busy(stream, move || {
-        Partial::open(&allowed, &announced, migration, group, turn)
+        Partial::open(&allowed, &announced, migration, group, &over, turn)
     });
     let partial = opened.await??;
     for hashes in partial.known.iter().flat_map(|known| known.chunks(MOST_HASHES)) {

@@ -4,9 +4,9 @@
 //! has is compared with what is here now. If the connection is cut, the next one begins with what arrived.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::mpsc;
@@ -33,6 +33,10 @@ pub struct Progress {
     pub left: AtomicU64,
     /// What crossed the network, of all connections together.
     pub wire: AtomicU64,
+    /// Files that the destination has verified, in this connection.
+    pub verified: AtomicU64,
+    /// When the other side said something, the last time.
+    heard: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Progress {
@@ -53,6 +57,12 @@ impl Progress {
             .sum();
         self.total.store(total, Ordering::Relaxed);
         self.left.store(total, Ordering::Relaxed);
+        self.verified.store(0, Ordering::Relaxed);
+    }
+
+    /// When the other side said something, the last time.
+    pub fn heard(&self) -> Option<Instant> {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,18 +94,22 @@ impl Drop for Answers {
 }
 
 impl Answers {
-    fn listen(input: impl AsyncRead + Send + Unpin + 'static) -> Self {
+    fn listen(input: impl AsyncRead + Send + Unpin + 'static, progress: &Progress) -> Self {
+        let last = Arc::clone(&progress.heard);
         let (heard, frames) = mpsc::channel(AHEAD);
         let mut input = BufReader::new(input);
         let task = async move {
             loop {
                 let frame = match wire::read(&mut input).await {
-                    Ok(Some(frame)) => Ok(frame),
+                    Ok(Some(frame)) => {
+                        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                        Ok(frame)
+                    }
                     Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
                     Err(error) => Err(error),
                 };
-                let last = frame.is_err();
-                if heard.send(frame).await.is_err() || last {
+                let ended = frame.is_err();
+                if heard.send(frame).await.is_err() || ended {
                     return;
                 }
             }
@@ -148,7 +162,7 @@ where
 {
     progress.begin(images);
     let (input, mut output) = tokio::io::split(stream);
-    let mut answers = Answers::listen(input);
+    let mut answers = Answers::listen(input, progress);
     for (index, image) in (0..).zip(images) {
         let size = image.spec.size;
         write(&mut output, &Frame::File { index, size }, progress).await?;
@@ -170,6 +184,7 @@ where
         let whole = send_blocks(&mut output, &mut answers, image, known, pace, progress).await?;
         write(&mut output, &Frame::End { whole }, progress).await?;
         expect(&mut answers, &Frame::Verified).await?;
+        progress.verified.fetch_add(1, Ordering::Relaxed);
     }
     write(&mut output, &Frame::Done, progress).await?;
     expect(&mut answers, &Frame::AllVerified).await

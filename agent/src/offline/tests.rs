@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use drover_proto::ids::MigrationId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio_util::sync::CancellationToken;
 
 use super::image::Image;
 use super::image_lock::Others;
@@ -17,6 +18,7 @@ use super::send::{Progress, SendError, send};
 use super::sink::FileSink;
 use super::{BLOCK, FileError};
 use crate::images::Identity;
+use crate::promised::Promised;
 use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Pace;
 
@@ -72,12 +74,17 @@ impl Hosts {
     }
 
     fn sink(&self, image: &Image) -> FileSink {
+        self.sink_until(image, CancellationToken::new())
+    }
+
+    fn sink_until(&self, image: &Image, over: CancellationToken) -> FileSink {
         let expected = Expected {
             migration: self.migration,
             allowed: self.allowed("b"),
             files: vec![image.spec.clone()],
             group: None,
             writing: Arc::default(),
+            over,
             gate: crate::gate::Gate::default(),
         };
         let (begun, verified) = (Arc::clone(&self.verified), Arc::clone(&self.verified));
@@ -245,6 +252,27 @@ async fn what_was_verified_counts_no_more_once_it_is_written_to_again() {
     assert!(hosts.verified.lock().unwrap().is_empty());
 }
 
+/// Whoever undoes a migration waits for the writer: that one does not read a whole file first.
+#[tokio::test]
+async fn nothing_is_read_or_written_for_a_migration_that_is_over() {
+    let hosts = Hosts::new();
+    hosts.sparse();
+    let image = hosts.hold().unwrap();
+    let over = CancellationToken::new();
+    let sink = hosts.sink_until(&image, over.clone());
+    let mut left = BLOCK + BLOCK / 2;
+    let cut = move |piece: &mut Vec<u8>| {
+        left = left.saturating_sub(piece.len());
+        left > 0
+    };
+    hosts.copy(&image, &sink, cut).await.0.unwrap_err();
+    over.cancel();
+    match hosts.copy(&image, &sink, |_| true).await.0 {
+        Err(SendError::Refused { why, .. }) => assert!(why.contains("nobody wants it"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn nothing_is_touched_outside_of_the_allowed_directories() {
     let hosts = Hosts::new();
@@ -309,7 +337,14 @@ fn what_cannot_be_received_is_refused_before_it_is_sent() {
     let hosts = Hosts::new();
     hosts.sparse();
     let image = hosts.hold().unwrap();
-    let check = |file: &Arriving| check_room(&hosts.allowed("b"), std::slice::from_ref(file), hosts.migration);
+    let check = |file: &Arriving| {
+        check_room(
+            &hosts.allowed("b"),
+            std::slice::from_ref(file),
+            hosts.migration,
+            &Promised::default(),
+        )
+    };
     let mut arriving = hosts.arriving(&image);
     check(&arriving).unwrap();
     arriving.spec.allocated = u64::MAX / 4;

@@ -190,6 +190,7 @@ pub(super) fn begun(answer: BeginAnswer) -> agent::BeginOutgoingResponse {
         autostart_before: answer.autostart_before,
         images: answer.images.into_iter().map(images::image).collect(),
         files: answer.files.iter().map(file).collect(),
+        offline: answer.is_offline,
     }
 }
 
@@ -252,6 +253,7 @@ pub(super) fn guest(guest: &GuestFacts, shape: Option<GuestShape>, job_active: b
         memory_bytes: guest.memory,
         vcpus: guest.vcpus,
         snapshots: guest.snapshots,
+        checkpoints: guest.checkpoints,
         managed_save: guest.managed_save,
         incarnation: guest.incarnation.as_ref().map(incarnation_message),
         job_active,
@@ -267,6 +269,7 @@ pub(super) fn guest(guest: &GuestFacts, shape: Option<GuestShape>, job_active: b
         numa_nodes: shape.needs.numa_nodes,
         host_cpus: shape.needs.host_cpus,
         boot_files: shape.needs.boot_files,
+        variables: shape.needs.nvram,
         ..agent::GuestFacts::default()
     }
 }
@@ -290,6 +293,7 @@ fn tie(blocker: guest_xml::Blocker) -> agent::Blocker {
     agent::Blocker {
         check_id: blocker.check.to_owned(),
         what: blocker.what,
+        holds_data: blocker.holds_data,
     }
 }
 

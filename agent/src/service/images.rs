@@ -1,16 +1,21 @@
 //! Copied disks over gRPC: what the source says of its images, and whether the destination has room for copies.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use drover_proto::agent::v1 as agent;
 use drover_proto::failure::Failure;
 
 use super::AgentServer;
 use super::inspect::blocking;
-use crate::guest_xml::Disk;
+use crate::guest_xml::{Disk, GuestShape, Needs};
 use crate::images::{Format, NewImage, room, shape};
 use crate::jobs::fit_to_copy;
+use crate::jobs::offline_files::{refuse_foreign_variables, refuse_shareable, users};
+use crate::offline::{FileError, image};
+use crate::promised::Promised;
+use crate::storage_directories::StorageDirectories;
 
 /// As many as a guest may have disks.
 const MOST_IMAGES: usize = 256;
@@ -109,9 +114,10 @@ impl AgentServer {
             return Ok(Vec::new());
         }
         let (images, storage) = (images_from("images", images)?, self.jobs.storage.clone());
+        let promised = Promised::of(&self.jobs.journal.records(), None);
         blocking(move || {
             let look = |image: NewImage| {
-                let found = room::look(&image, &storage);
+                let found = room::look(&image, &storage, &promised);
                 let (problem, remedy) = found.problem.unwrap_or_default();
                 agent::ImageRoom {
                     target: image.target,
@@ -130,25 +136,74 @@ impl AgentServer {
 /// Adds to each disk how large it is, or why it cannot be copied. `disks` are of the same guest, in the same order.
 pub(super) async fn add_sizes(facts: &mut agent::GuestFacts, disks: Vec<Disk>) -> Result<(), Failure> {
     let found: Vec<_> = blocking(move || disks.into_iter().map(|disk| size(&disk)).collect()).await?;
-    for (facts, found) in facts.disks.iter_mut().zip(found) {
+    for (facts, (allocated, found)) in facts.disks.iter_mut().zip(found) {
+        facts.allocated_bytes = allocated;
         match found {
-            Ok((virtual_size, allocated)) => {
-                (facts.virtual_size_bytes, facts.allocated_bytes) = (virtual_size, allocated);
-            }
+            Ok(virtual_size) => facts.virtual_size_bytes = virtual_size,
             Err(problem) => facts.copy_problem = problem,
         }
     }
     Ok(())
 }
 
-fn size(disk: &Disk) -> Result<(u64, u64), String> {
+/// What its file takes, and what the guest sees or why it cannot be copied.
+fn size(disk: &Disk) -> (u64, Result<u64, String>) {
     let unfit = fit_to_copy(disk);
     if disk.source_type != "file" || disk.source.is_empty() {
-        return unfit.map(|()| (0, 0));
+        return (0, unfit.map(|()| 0));
     }
-    let shape = shape::read(&PathBuf::from(&disk.source), &disk.format).map_err(|error| error.to_string());
-    unfit?;
-    shape.map(|shape| (shape.virtual_size, shape.allocated))
+    let path = PathBuf::from(&disk.source);
+    let allocated = std::fs::metadata(&path).map_or(0, |found| found.blocks().saturating_mul(512));
+    let shape = shape::read(&path, &disk.format).map_err(|error| error.to_string());
+    (allocated, unfit.and_then(|()| Ok(shape?.virtual_size)))
+}
+
+/// Adds to each disk of a guest that is shut off, and to its variables, why the file could not be taken along.
+pub(super) async fn add_offline_problems(
+    facts: &mut agent::GuestFacts,
+    shape: GuestShape,
+    storage: StorageDirectories,
+) -> Result<(), Failure> {
+    let (disks, needs) = (shape.disks, shape.needs);
+    let look = move || {
+        let disks: Vec<_> = disks.iter().map(|disk| fit_to_leave(disk, &storage)).collect();
+        (disks, fit_variables(&needs, &storage))
+    };
+    let (disks, variables) = blocking(look).await?;
+    let words = |problem: Result<(), Failure>| {
+        let failure = problem.err();
+        failure.map_or_else(Default::default, |failure| {
+            (failure.message, failure.remedy.unwrap_or_default())
+        })
+    };
+    for (facts, problem) in facts.disks.iter_mut().zip(disks) {
+        (facts.offline_problem, facts.offline_remedy) = words(problem);
+    }
+    (facts.variables_problem, facts.variables_remedy) = words(variables);
+    Ok(())
+}
+
+fn fit_to_leave(disk: &Disk, storage: &StorageDirectories) -> Result<(), Failure> {
+    if disk.source_type != "file" || disk.source.is_empty() {
+        return Ok(());
+    }
+    refuse_shareable(disk)?;
+    let format = if disk.format.is_empty() { "raw" } else { &disk.format };
+    let path = Path::new(&disk.source);
+    image::look(storage, path, format, users(disk.read_only)).map_err(Failure::from)
+}
+
+fn fit_variables(needs: &Needs, storage: &StorageDirectories) -> Result<(), Failure> {
+    refuse_foreign_variables(needs)?;
+    let path = Path::new(&needs.nvram);
+    if !path.is_absolute() {
+        return Ok(());
+    }
+    match image::look(storage, path, "raw", users(false)) {
+        // One that was never started has none yet.
+        Ok(()) | Err(FileError::Absent(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

@@ -41,11 +41,12 @@ impl AgentServer {
         let active = guest.state.is_active();
         let job_active = active && self.jobs.hypervisor.job(guest.id).await?.is_some();
         let shape = shape(&guest)?;
-        let disks = shape.disks.clone();
-        let mut facts = convert::guest(&guest, Some(shape), job_active);
-        images::add_sizes(&mut facts, disks).await?;
+        let mut facts = convert::guest(&guest, Some(shape.clone()), job_active);
+        images::add_sizes(&mut facts, shape.disks.clone()).await?;
         if active {
             facts.block_jobs = self.jobs.hypervisor.block_jobs(guest.id).await?;
+        } else {
+            images::add_offline_problems(&mut facts, shape, self.jobs.storage.clone()).await?;
         }
         if !overrides.is_empty() {
             convert::add_destination(&mut facts, at_destination(&guest, &overrides)?);

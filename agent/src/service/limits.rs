@@ -3,13 +3,15 @@
 //! The size of a whole message is limited before it gets here; these are the parts that are kept or given to libvirt.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use drover_proto::agent::v1::{OfflineArrival, OfflineFile, OfflineOrder, StorageProbe};
 use drover_proto::failure::Failure;
+use drover_proto::time::std_duration;
 
 use crate::guest_xml;
 use crate::hypervisor::Cookie;
-use crate::jobs::offline_begin as jobs;
+use crate::jobs::offline_files as jobs;
 use crate::offline::{FileSpec, LARGEST};
 
 /// Largest cookie in bytes: libvirt's carry a definition and some statistics.
@@ -22,6 +24,9 @@ const MAX_ADDRESS_BYTES: usize = 300;
 /// Most files of a guest, and the longest path of one in bytes: all of them have to fit into the journal.
 const MAX_FILES: usize = 64;
 const MAX_PATH_BYTES: usize = 256;
+
+/// Longest time that a guest may take to shut down.
+const LONGEST_SHUTDOWN: Duration = Duration::from_secs(3600);
 
 /// Most probe files in one request.
 const MAX_PROBES: usize = 1024;
@@ -48,11 +53,19 @@ pub(super) fn cookie(field: &str, bytes: &[u8]) -> Result<Cookie, Failure> {
 
 /// What to copy of a guest that is shut off.
 pub(super) fn offline(order: OfflineOrder) -> Result<jobs::OfflineOrder, Failure> {
-    if order.images.len() > MAX_FILES || order.images.iter().any(|path| path.len() > MAX_PATH_BYTES) {
-        return Err(too_many_files("offline.images"));
+    for (field, paths) in [("offline.images", &order.images), ("offline.shared", &order.shared)] {
+        if paths.len() > MAX_FILES || paths.iter().any(|path| path.len() > MAX_PATH_BYTES) {
+            return Err(too_many_files(field));
+        }
     }
     Ok(jobs::OfflineOrder {
         images: order.images.into_iter().map(PathBuf::from).collect(),
+        shared: order.shared,
+        shut_down: match order.shutdown_timeout.as_ref().map(std_duration) {
+            None => None,
+            Some(Some(limit)) if limit <= LONGEST_SHUTDOWN => Some(limit),
+            Some(_) => return Err(Failure::invalid("offline.shutdown_timeout", "at most an hour")),
+        },
         delete_source: order.delete_source,
     })
 }

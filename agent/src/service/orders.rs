@@ -24,9 +24,9 @@ pub(super) fn begin(
     let order = BeginOrder {
         reference: about(request.migration)?,
         destination: convert::host_id("destination_host", &request.destination_host)?,
-        incarnation: match &offline {
-            Some(_) => no_life,
-            None => convert::incarnation(request.incarnation)?,
+        incarnation: match (&offline, request.incarnation) {
+            (Some(_), None) => no_life,
+            (_, life) => convert::incarnation(life)?,
         },
         offline,
         flags: MigrateFlags {

@@ -75,6 +75,10 @@ impl Hypervisor for SimHost {
         self.call(Call::Start, async { self.lock().start_defined(guest) }).await
     }
 
+    async fn shut_down(&self, guest: GuestId) -> Result<()> {
+        self.call(Call::ShutDown, async { self.lock().shut_down(guest) }).await
+    }
+
     async fn suspend(&self, guest: GuestId) -> Result<()> {
         self.call(Call::Suspend, async { self.lock().suspend(guest) }).await
     }
@@ -92,11 +96,7 @@ impl Hypervisor for SimHost {
     }
 
     async fn undefine(&self, guest: GuestId) -> Result<()> {
-        let undefine = async {
-            self.lock().undefine(guest);
-            Ok(())
-        };
-        self.call(Call::Undefine, undefine).await
+        self.call(Call::Undefine, async { self.lock().undefine(guest) }).await
     }
 
     async fn begin(&self, request: BeginRequest) -> Result<Box<dyn Outgoing>> {

@@ -24,7 +24,10 @@ pub(super) struct Domain {
     pub(super) state: GuestState,
     pub(super) incarnation: Option<Incarnation>,
     pub(super) snapshots: u32,
+    pub(super) checkpoints: u32,
     pub(super) managed_save: bool,
+    /// It does not heed its power button.
+    pub(super) is_deaf: bool,
     /// Targets of disks with a block job.
     pub(super) block_jobs: Vec<String>,
     pub(super) job: Option<Job>,
@@ -137,7 +140,9 @@ impl Domain {
             state: GuestState::ShutOff,
             incarnation: None,
             snapshots: 0,
+            checkpoints: 0,
             managed_save: false,
+            is_deaf: false,
             block_jobs: Vec::new(),
             job: None,
             completed: None,
@@ -173,6 +178,7 @@ impl Domain {
             memory: self.spec.memory,
             vcpus: self.spec.vcpus,
             snapshots: self.snapshots,
+            checkpoints: self.checkpoints,
             managed_save: self.managed_save,
             incarnation: self.incarnation.clone(),
         }

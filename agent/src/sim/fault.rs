@@ -30,6 +30,8 @@ pub enum Call {
     Resume,
     Start,
     Suspend,
+    /// Asks the guest to shut itself down.
+    ShutDown,
     SetAutostart,
     Define,
     Undefine,
@@ -40,7 +42,7 @@ pub enum Call {
 
 impl Call {
     /// Every call. A test below proves that none is missing.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Look,
         Self::Begin,
         Self::Prepare,
@@ -63,6 +65,7 @@ impl Call {
         Self::Copying,
         Self::Sample,
         Self::StartPostCopy,
+        Self::ShutDown,
     ];
 
     /// What a [`crate::gate::Gate`] is asked with.
@@ -85,6 +88,7 @@ impl Call {
             Self::Resume => "libvirt.resume",
             Self::Start => "libvirt.start",
             Self::Suspend => "libvirt.suspend",
+            Self::ShutDown => "libvirt.shutdown",
             Self::SetAutostart => "libvirt.set-autostart",
             Self::Define => "libvirt.define",
             Self::Undefine => "libvirt.undefine",
@@ -118,6 +122,7 @@ impl Call {
             Self::Copying => 19,
             Self::Sample => 20,
             Self::StartPostCopy => 21,
+            Self::ShutDown => 22,
         }
     }
 }

@@ -145,10 +145,24 @@ impl SimHost {
         }
     }
 
+    /// Makes checkpoints, as tools do that make backups.
+    pub fn set_checkpoints(&self, guest: GuestId, checkpoints: u32) {
+        if let Ok(domain) = self.lock().find(guest) {
+            domain.checkpoints = checkpoints;
+        }
+    }
+
     /// libvirt keeps its memory, or does not.
     pub fn set_managed_save(&self, guest: GuestId, saved: bool) {
         if let Ok(domain) = self.lock().find(guest) {
             domain.managed_save = saved;
+        }
+    }
+
+    /// The guest heeds its power button, or does not.
+    pub fn set_deaf(&self, guest: GuestId, deaf: bool) {
+        if let Ok(domain) = self.lock().find(guest) {
+            domain.is_deaf = deaf;
         }
     }
 

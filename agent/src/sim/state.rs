@@ -226,6 +226,15 @@ impl State {
         Ok(())
     }
 
+    /// The guest heeds it at once, or not at all.
+    pub(super) fn shut_down(&mut self, guest: GuestId) -> Result<()> {
+        let domain = self.find(guest)?;
+        if domain.state.runs() && !domain.is_deaf {
+            self.end(guest, StopReason::Shutdown);
+        }
+        Ok(())
+    }
+
     pub(super) fn set_autostart(&mut self, guest: GuestId, autostart: bool) -> Result<()> {
         let domain = self.find(guest)?;
         if domain.definition.is_none() {
@@ -254,16 +263,20 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn undefine(&mut self, guest: GuestId) {
+    pub(super) fn undefine(&mut self, guest: GuestId) -> Result<()> {
         let Some(domain) = self.domains.get_mut(&guest) else {
-            return;
+            return Ok(());
         };
+        if domain.checkpoints > 0 && !domain.state.is_active() {
+            return Err(error::invalid("cannot delete inactive domain with checkpoints"));
+        }
         domain.definition = None;
         domain.autostart = false;
         if !domain.state.is_active() {
             self.domains.remove(&guest);
         }
         self.tell(guest, Happened::Changed);
+        Ok(())
     }
 
     pub(super) fn refuse_other_with_name(&self, name: &str, guest: GuestId) -> Result<()> {

@@ -17,6 +17,8 @@ mod moves;
 mod node;
 mod offline;
 mod offline_ends;
+mod offline_room;
+mod offline_shut_down;
 mod overrides;
 mod pki;
 mod policy;

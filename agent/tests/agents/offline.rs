@@ -47,7 +47,7 @@ pub(crate) async fn scene_with(mib: usize, limits: Timing) -> Scene {
     scene.a.host.kill(scene.guest, StopReason::Shutdown);
     scene.offline = Some(OfflineOrder {
         images: vec!["/images/one.raw".to_owned(), "/images/two.raw".to_owned()],
-        delete_source: false,
+        ..OfflineOrder::default()
     });
     scene
 }
@@ -171,6 +171,9 @@ async fn what_cannot_be_copied_is_refused_before_anything_is_touched() {
     scene.a.host.set_managed_save(scene.guest, true);
     assert_eq!(reason(scene.begin().await), Reason::ChecksFailed);
     scene.a.host.set_managed_save(scene.guest, false);
+    scene.a.host.set_checkpoints(scene.guest, 1);
+    assert_eq!(reason(scene.begin().await), Reason::ChecksFailed);
+    scene.a.host.set_checkpoints(scene.guest, 0);
     let target = || scene.a.host.look(scene.guest).unwrap().inactive_xml.unwrap();
     assert!(
         target().contains("dev='vda'") || target().contains("dev=\"vda\""),
@@ -261,6 +264,14 @@ async fn whatever_answer_is_lost_it_is_startable_on_one_host_at_most() {
             scene.send(&ready).await.unwrap();
             scene.until_quiet(&scene.a).await;
             assert_ne!(defined(&scene), (true, true));
+            if on_source && matches!(fault, Fault::Refuse) {
+                // It would be refused again: the guest stays.
+                assert!(scene.status(&scene.a).await.journal.unwrap().ran_on);
+                scene.abort().await.unwrap();
+                scene.revoke().await.unwrap();
+                is_back(&scene, 1).await;
+                continue;
+            }
             // As a controller does that looks: again.
             let ran = |status: &MigrationStatus| journal_state(status) == JournalState::Ran;
             if !ran(&scene.status(&scene.b).await) {
@@ -317,17 +328,19 @@ async fn a_guest_that_was_started_meanwhile_stays() {
 
 #[tokio::test]
 async fn what_libvirt_has_saved_or_defined_anew_meanwhile_is_not_left_behind() {
-    for saved in [true, false] {
+    for what in ["saved", "checkpoint", "defined"] {
         let scene = slow_scene().await;
         let ready = scene.ready().await;
         scene.send(&ready).await.unwrap();
         some_has_come(&scene).await;
-        if saved {
-            scene.a.host.set_managed_save(scene.guest, true);
-        } else {
-            let before = scene.a.host.look(scene.guest).unwrap().inactive_xml.unwrap();
-            let changed = before.replace("</domain>", "<!-- changed --></domain>");
-            scene.a.host.define(&changed).await.unwrap();
+        match what {
+            "saved" => scene.a.host.set_managed_save(scene.guest, true),
+            "checkpoint" => scene.a.host.set_checkpoints(scene.guest, 1),
+            _ => {
+                let before = scene.a.host.look(scene.guest).unwrap().inactive_xml.unwrap();
+                let changed = before.replace("</domain>", "<!-- changed --></domain>");
+                scene.a.host.define(&changed).await.unwrap();
+            }
         }
         let status = scene
             .until(&scene.a, "the hand-over is refused", |status| status.error.is_some())
@@ -344,7 +357,7 @@ async fn what_libvirt_has_saved_or_defined_anew_meanwhile_is_not_left_behind() {
 async fn a_source_that_died_before_it_forgot_the_guest_looks_whether_it_was_used() {
     for used in [false, true] {
         let mut scene = scene(1).await;
-        scene.a.host.script(Call::Undefine, Fault::Refuse);
+        scene.a.host.script(Call::Undefine, Fault::Die);
         let ready = scene.ready().await;
         scene.send(&ready).await.unwrap();
         scene.until_state(&scene.a, JournalState::HandedOver).await;

@@ -108,6 +108,9 @@ async fn files_that_are_used_again_at_the_source_are_neither_renamed_nor_removed
         scene.settle_a(Verdict::Ran).await.unwrap();
         assert_eq!(scene.a.images(), ["one.raw", "two.raw"]);
         assert_eq!(std::fs::read(scene.a.image("one.raw")).unwrap(), b"another guest's");
+        let actions = scene.status(&scene.a).await.actions;
+        let told: Vec<_> = actions.iter().filter(|action| action.action == "file-stays").collect();
+        assert_eq!(told.len(), 2, "somebody is told: {actions:?}");
     }
     // The guest itself is here again.
     let mut scene = taken_and_unheard(true).await;

@@ -118,7 +118,7 @@ fn disks(disks: &[DiskPlan]) -> Vec<[String; 3]> {
     let row = |disk: &DiskPlan| {
         let action = match disk.action() {
             DiskAction::None => "nothing",
-            DiskAction::CopyLive => "copy",
+            DiskAction::CopyLive | DiskAction::CopyOffline => "copy",
             DiskAction::Refuse => "REFUSED",
             DiskAction::Unspecified => "unknown",
         };

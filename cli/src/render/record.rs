@@ -218,6 +218,11 @@ fn policy(policy: &MigrationPolicy) -> String {
     if policy.parallel_connections > 0 {
         parts.push(format!("{} connections", policy.parallel_connections));
     }
+    parts.extend(
+        policy
+            .shutdown_timeout
+            .map(|limit| format!("shut down within {}", units::duration(limit))),
+    );
     if policy.allow_auto_converge() {
         parts.push("may be slowed down".to_owned());
     }

@@ -118,10 +118,10 @@ pub(super) fn of_guest(guest: &GuestFacts, way: Way) -> Vec<Check> {
     let mut checks = vec![
         match way {
             Way::Live => guest_state(guest),
-            Way::Offline => offline::guest_state(guest),
+            Way::Offline | Way::ShutDown => offline::guest_state(guest, way),
         },
         match way {
-            Way::Live => guest_idle(guest),
+            Way::Live | Way::ShutDown => guest_idle(guest),
             Way::Offline => passed("guest-idle", "nothing runs"),
         },
         block_jobs(guest),
@@ -129,8 +129,11 @@ pub(super) fn of_guest(guest: &GuestFacts, way: Way) -> Vec<Check> {
     ];
     checks.extend(match way {
         Way::Live => devices(guest),
-        Way::Offline => offline::devices(devices(guest)),
+        Way::Offline | Way::ShutDown => offline::devices(guest, devices(guest)),
     });
+    if way.is_offline() {
+        checks.push(offline::checkpoints(guest));
+    }
     checks
 }
 

@@ -189,7 +189,7 @@ fn writes(sample: &GuestSample, memory: f64) -> Writes {
     Writes::seen(&sample.windows.iter().map(look).collect::<Vec<_>>(), memory)
 }
 
-/// Bytes of the disks that are copied.
+/// Bytes of the disks that are copied while the guest runs.
 fn copied(disks: &[DiskPlan]) -> f64 {
     let copied = disks.iter().filter(|disk| disk.action() == DiskAction::CopyLive);
     copied.map(|disk| disk.allocated_bytes.max(0) as f64).sum()

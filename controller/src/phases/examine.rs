@@ -17,7 +17,7 @@ use futures::{FutureExt, StreamExt, stream};
 
 use super::checks::{self, Clock, Direction};
 use super::policy::{may_go_post_copy, of_policy};
-use super::{Way, offline, overrides, storage};
+use super::{Way, overrides, storage};
 use crate::agents::Agent;
 
 /// So many destinations at once.
@@ -188,13 +188,13 @@ impl Source {
                     offline_plan: None,
                 })
             }
-            Way::Offline => {
-                let results = storage::results(&self.guest, &self.there.disks, written, destination).await?;
-                let (checks, plan) = offline::plan(&self.guest.disks, &self.there.disks, &wanted, &results, written);
+            Way::Offline | Way::ShutDown => {
+                let found =
+                    storage::look_offline(&self.guest, &self.there.disks, &wanted, written, destination).await?;
                 Ok(Answer {
-                    checks,
-                    disks: Vec::new(),
-                    offline_plan: Some(plan),
+                    checks: found.checks,
+                    disks: found.plans,
+                    offline_plan: Some(found.order),
                 })
             }
         }

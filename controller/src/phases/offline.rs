@@ -1,19 +1,12 @@
-//! A guest that is shut off: whether it moves so, what is asked of it, and which of its images are copied. Pure.
-//!
-//! An image that is proved to be on both hosts is left alone; any other one is copied to the same path, where nothing
-//! may be yet.
+//! A guest that is shut off: whether it moves so, and what is asked of it. What becomes of its disks is decided in
+//! `storage`. Pure.
 
-use drover_proto::agent::v1::{DiskFacts, GuestFacts, LibvirtState, MigrationStatus, OfflineOrder, StorageProbeResult};
-use drover_proto::v1::{Check, CheckResult, MigrationMode, MigrationPolicy, OfflinePlan, StoragePolicy};
+use drover_proto::agent::v1::{GuestFacts, LibvirtState, MigrationStatus, OfflineOrder};
+use drover_proto::v1::{Check, CheckResult, MigrationMode, MigrationPolicy};
 
 use super::checks::{failed, passed};
-use super::storage::Written;
-use super::storage::proof::{PATH, Proof, SHARED, places, prove};
 use crate::seen;
 use crate::store::Record;
-
-/// What happens to the images.
-const COPY: &str = "storage-copy";
 
 /// How a guest moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,22 +15,35 @@ pub enum Way {
     Live,
     /// Shut off, with its definition and the images that the destination does not have.
     Offline,
+    /// The same; it runs, is shut down first, and is started where it has come to.
+    ShutDown,
 }
 
 impl Way {
     /// What the caller wants of a guest in this state.
     pub(super) fn of(policy: &MigrationPolicy, guest: &GuestFacts) -> Self {
         match policy.mode() {
+            MigrationMode::Offline if policy.shutdown_timeout.is_some() && guest.state() != LibvirtState::ShutOff => {
+                Self::ShutDown
+            }
             MigrationMode::Offline => Self::Offline,
             MigrationMode::Auto if guest.state() == LibvirtState::ShutOff => Self::Offline,
             MigrationMode::Auto | MigrationMode::Live | MigrationMode::Unspecified => Self::Live,
         }
     }
 
+    /// Whether it moves with its files.
+    pub(super) fn is_offline(self) -> bool {
+        match self {
+            Self::Live => false,
+            Self::Offline | Self::ShutDown => true,
+        }
+    }
+
     /// What the destination has to offer: one that is not started needs no memory, and takes the CPU of its new host.
     pub(super) fn needs(self, guest: GuestFacts) -> GuestFacts {
         match self {
-            Self::Live => guest,
+            Self::Live | Self::ShutDown => guest,
             Self::Offline => GuestFacts {
                 memory_bytes: 0,
                 huge_pages: Vec::new(),
@@ -58,7 +64,13 @@ pub(super) fn order(record: &Record) -> Option<OfflineOrder> {
         .and_then(|policy| policy.storage.as_ref());
     Some(OfflineOrder {
         images: plan.copied_images.clone(),
+        shared: plan.shared_images.clone(),
         delete_source: storage.is_some_and(|storage| storage.delete_source),
+        shutdown_timeout: record
+            .details
+            .policy
+            .as_ref()
+            .and_then(|policy| policy.shutdown_timeout),
     })
 }
 
@@ -68,10 +80,18 @@ pub(super) fn lives(record: &Record, status: &MigrationStatus) -> bool {
     seen::lives(status) || (moves_so && status.guest.is_some())
 }
 
-pub(super) fn guest_state(guest: &GuestFacts) -> Check {
+pub(super) fn guest_state(guest: &GuestFacts, way: Way) -> Check {
     let id = "guest-state";
-    if guest.state() == LibvirtState::ShutOff {
-        return passed(id, "shut off, moves so");
+    match (guest.state(), way) {
+        (LibvirtState::ShutOff, _) => return passed(id, "shut off, moves so"),
+        (LibvirtState::Running, Way::ShutDown) if guest.persistent => {
+            return passed(id, "running, is shut down first and started at the destination");
+        }
+        (LibvirtState::Running, Way::ShutDown) => {
+            let remedy = "move it live, or give it a definition: `virsh define`";
+            return failed(id, "transient: it would be gone once it is shut down", remedy);
+        }
+        _ => {}
     }
     let state = guest
         .state()
@@ -81,153 +101,102 @@ pub(super) fn guest_state(guest: &GuestFacts) -> Check {
     failed(
         id,
         format!("it is not shut off but {}", state.replace('_', " ")),
-        "shut it down, or move it live: without `--offline`",
+        "shut it down (`--shutdown` does so with a guest that runs), or move it live: without `--offline`",
     )
 }
 
 /// What ties a running guest to its host ties one that is shut off only by what lies on that host.
-pub(super) fn devices(checks: Vec<Check>) -> Vec<Check> {
-    let of = |check: Check| match check.id.as_str() {
-        "host-devices" | "shared-folders" if check.result() == CheckResult::Failed => passed(
-            &check.id,
-            format!("{}: the destination needs it when the guest is started", check.found),
-        ),
-        "tpm" if check.result() == CheckResult::Failed => failed(
-            &check.id,
-            format!("{}: its state is not copied", check.found),
-            "detach it",
-        ),
-        _ => check,
+pub(super) fn devices(guest: &GuestFacts, checks: Vec<Check>) -> Vec<Check> {
+    let of = |check: Check| {
+        if check.result() != CheckResult::Failed {
+            return check;
+        }
+        // What an agent does not tell apart counts as what it was before.
+        let with_data = guest.ties.iter().find(|tie| tie.holds_data && tie.check_id == check.id);
+        match with_data {
+            Some(tie) => failed(&check.id, format!("{}: its state is not copied", tie.what), "detach it"),
+            None if check.id == "tpm" => failed(
+                &check.id,
+                format!("{}: its state is not copied", check.found),
+                "detach it",
+            ),
+            None => passed(
+                &check.id,
+                format!("{}: the destination needs it when the guest is started", check.found),
+            ),
+        }
     };
     checks.into_iter().map(of).collect()
 }
 
-/// Which images are copied, and whether they can be.
-pub(super) fn plan(
-    disks: &[DiskFacts],
-    there: &[DiskFacts],
-    policy: &StoragePolicy,
-    results: &[StorageProbeResult],
-    written: &Written,
-) -> (Vec<Check>, OfflinePlan) {
-    let (mut copied, mut shared, mut problems, mut taken) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut plan = OfflinePlan::default();
-    // Without a word about disks all are copied that have to be.
-    let may_copy =
-        |target: &String| policy.copy_unshared || policy.copy_disks.is_empty() || policy.copy_disks.contains(target);
-    for disk in disks {
-        for place in places(disk) {
-            let Err(why) = prove(&place, results, &written.failures) else {
-                shared.push(disk.target.clone());
-                continue;
-            };
-            let named = format!("{} ({})", disk.target, place.path);
-            let is_file = disk.source_type == "file" && place.path == disk.source;
-            let looked_at = results.iter().find(|result| result.image_path == place.path);
-            match looked_at {
-                Some(_) if place.proof != Proof::ByLooking || !is_file => {
-                    problems.push(format!("{named} is not shared and is no image file: {why}"));
-                }
-                Some(_) if is_elsewhere(disk, there) => {
-                    problems.push(format!("{named} is to be elsewhere at the destination (--disk), and only files that keep their path are copied"));
-                }
-                Some(_) if !may_copy(&disk.target) => problems.push(format!("{named} is not shared: {why}")),
-                Some(result) if result.present => taken.push(format!("{named}: {why}")),
-                Some(_) => {
-                    let probe = written.probes.iter().find(|probe| probe.image_path == place.path);
-                    let size = probe.map_or(0, |probe| probe.image_size_bytes);
-                    copied.push(format!("{named}, {} MiB", size.div_ceil(1 << 20)));
-                    plan.copied_images.push(place.path.to_owned());
-                }
-                None => problems.push(format!("{named}: {why}")),
-            }
-        }
+/// What tools that make backups leave is known to one libvirt alone, which does not forget the guest with it.
+pub(super) fn checkpoints(guest: &GuestFacts) -> Check {
+    let id = "checkpoints";
+    match guest.checkpoints {
+        0 => passed(id, "none"),
+        count => failed(
+            id,
+            format!("libvirt knows {count} checkpoints of it, on this host alone"),
+            "end the chain of incremental backups: start the guest, `virsh checkpoint-delete GUEST NAME --children`, and \
+             shut it down; or only have libvirt forget them: the same with `--metadata`",
+        ),
     }
-    (checks(&shared, &copied, &problems, &taken), plan)
-}
-
-/// An override gives the disk another source.
-fn is_elsewhere(disk: &DiskFacts, there: &[DiskFacts]) -> bool {
-    let same = |other: &&DiskFacts| other.target == disk.target;
-    there.iter().find(same).is_none_or(|other| other.source != disk.source)
-}
-
-fn checks(shared: &[String], copied: &[String], problems: &[String], taken: &[String]) -> Vec<Check> {
-    let or_none = |found: &[String]| {
-        if found.is_empty() {
-            "none".to_owned()
-        } else {
-            found.join("; ")
-        }
-    };
-    let path = if taken.is_empty() {
-        passed(PATH, "nothing is in the way at the destination")
-    } else {
-        let found = format!(
-            "not proved to be shared, and the destination has a file there: {}",
-            taken.join("; ")
-        );
-        let remedy = "if it is the guest's own disk on shared storage, leave it and see why it could not be proved to be \
-                      the same; if it is a leftover, move it away";
-        failed(PATH, found, remedy)
-    };
-    let copy = if problems.is_empty() {
-        passed(COPY, or_none(copied))
-    } else {
-        let remedy =
-            "put it on shared storage, or copy it: --copy-disks names it, or is left out; only image files are copied";
-        failed(COPY, problems.join("; "), remedy)
-    };
-    vec![path, passed(SHARED, or_none(shared)), copy]
 }
 
 #[cfg(test)]
 mod tests {
+    use drover_proto::agent::v1::Blocker;
+
     use super::*;
+    use crate::phases::checks::of_guest;
 
-    fn looked(result: StorageProbeResult) -> (Vec<Check>, OfflinePlan) {
-        let disk = DiskFacts {
-            target: "vda".to_owned(),
-            source_type: "file".to_owned(),
-            source: "/d/a".to_owned(),
-            ..DiskFacts::default()
-        };
-        let disks = [disk];
-        plan(
-            &disks,
-            &disks,
-            &StoragePolicy::default(),
-            &[result],
-            &Written::default(),
-        )
+    fn guest(check_id: &str, what: &str, holds_data: bool) -> GuestFacts {
+        GuestFacts {
+            state: LibvirtState::ShutOff.into(),
+            ties: vec![Blocker {
+                check_id: check_id.to_owned(),
+                what: what.to_owned(),
+                holds_data,
+            }],
+            ..GuestFacts::default()
+        }
+    }
+
+    fn failing(guest: &GuestFacts) -> Vec<String> {
+        let checks = of_guest(guest, Way::Offline);
+        let failed = checks.iter().filter(|check| check.result() == CheckResult::Failed);
+        failed.map(|check| check.id.clone()).collect()
     }
 
     #[test]
-    fn what_may_be_the_guests_own_disk_is_not_said_to_be_anothers() {
-        let (checks, plan) = looked(StorageProbeResult {
-            image_path: "/d/a".to_owned(),
-            present: true,
-            problem: "inode 5 instead of 7".to_owned(),
-            ..StorageProbeResult::default()
-        });
-        let path = checks.iter().find(|check| check.id == PATH).unwrap();
-        assert_eq!(path.result(), CheckResult::Failed);
-        assert!(path.found.contains("inode 5 instead of 7"), "{}", path.found);
-        assert!(path.remedy.contains("leave it"), "{}", path.remedy);
-        assert!(plan.copied_images.is_empty());
-    }
-
-    #[test]
-    fn what_the_destination_does_not_have_is_copied() {
-        let (checks, plan) = looked(StorageProbeResult {
-            image_path: "/d/a".to_owned(),
-            problem: "absent".to_owned(),
-            ..StorageProbeResult::default()
-        });
-        assert!(
-            checks.iter().all(|check| check.result() == CheckResult::Passed),
-            "{checks:?}"
+    fn what_only_a_running_guest_cannot_leave_is_no_obstacle() {
+        for (check, what) in [
+            ("devices", "its CPU has invtsc"),
+            ("host-devices", "PCI device"),
+            ("shared-folders", "/srv"),
+        ] {
+            assert_eq!(failing(&guest(check, what, false)), [""; 0], "{check}");
+        }
+        assert_eq!(failing(&guest("devices", "it has an NVDIMM", true)), ["devices"]);
+        assert_eq!(
+            failing(&guest("tpm", "it has a TPM", false)),
+            ["tpm"],
+            "an older agent's"
         );
-        assert_eq!(plan.copied_images, ["/d/a"]);
+    }
+
+    #[test]
+    fn a_guest_with_checkpoints_is_refused_only_where_it_moves_shut_off() {
+        let with = GuestFacts {
+            checkpoints: 2,
+            ..guest("", "", false)
+        };
+        let with = GuestFacts {
+            ties: Vec::new(),
+            ..with
+        };
+        assert_eq!(failing(&with), ["checkpoints"]);
+        let live = of_guest(&with, Way::Live);
+        assert!(live.iter().all(|check| check.id != "checkpoints"));
     }
 }

@@ -76,9 +76,11 @@ async fn prepare(work: &Work) -> Result<More, Failure> {
         autostart_before,
         images,
         files,
+        offline,
     } = begun;
     // What the source's journal says, also where this record knows less.
-    let offline = (state_before == i32::from(LibvirtState::ShutOff)).then_some(OfflineArrival { files });
+    let offline = offline || state_before == i32::from(LibvirtState::ShutOff);
+    let offline = offline.then_some(OfflineArrival { files });
     let prepared = destination
         .prepare_incoming(PrepareIncomingRequest {
             fence: destination.fence()?,

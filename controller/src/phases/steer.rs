@@ -62,7 +62,9 @@ pub(super) fn until_late(record: &Record) -> Option<Duration> {
         .details
         .summary
         .is_some_and(|summary| summary.switch_time.is_some());
-    if ends_otherwise || switched || record.details.pause_and_finish_requested.is_some() {
+    let pauses = ends_otherwise || record.details.pause_and_finish_requested.is_some();
+    // One that is shut off cannot be paused: it is given up.
+    if switched || (pauses && record.details.offline_plan.is_none()) {
         return None;
     }
     let limit = policy.deadline.as_ref().and_then(std_duration)?.saturating_add(GRACE);

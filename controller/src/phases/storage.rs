@@ -2,16 +2,18 @@
 //! [`proof`]. Probe files are written once, looked for by every destination, and removed in any case.
 
 mod plan;
+mod plan_offline;
 pub(super) mod proof;
 
 use drover_proto::agent::v1::{
-    DiskFacts, GuestFacts, ReadStorageProbesRequest, ReadStorageProbesResponse, RemoveStorageProbesRequest,
+    DiskFacts, GuestFacts, NewImage, ReadStorageProbesRequest, ReadStorageProbesResponse, RemoveStorageProbesRequest,
     StorageProbe, StorageProbeResult, WriteStorageProbesRequest,
 };
 use drover_proto::failure::Failure;
 use drover_proto::v1::{Check, CheckResult, DiskAction, DiskPlan, StoragePolicy};
 
 pub(super) use self::plan::copied;
+pub(super) use self::plan_offline::Planned;
 use self::proof::Said;
 use super::{checks, overrides};
 use crate::agents::Agent;
@@ -71,13 +73,7 @@ pub(super) async fn look(
         });
     }
     let images = plan::candidates(&guest.disks, there, policy);
-    let mut answer = ReadStorageProbesResponse::default();
-    if !written.probes.is_empty() || !images.is_empty() {
-        let probes = overrides::where_they_lie(written.probes.clone(), &guest.disks, there);
-        answer = destination
-            .read_storage_probes(ReadStorageProbesRequest { probes, images })
-            .await?;
-    }
+    let answer = ask(guest, there, written, images, destination).await?;
     let said = Said {
         results: &answer.results,
         failures: &written.failures,
@@ -108,22 +104,38 @@ fn suggest_copies(checks: &mut [Check], plans: &[DiskPlan]) {
     }
 }
 
-/// What a destination has where the probes say.
-pub(super) async fn results(
+/// The same for a guest that moves shut off.
+pub(super) async fn look_offline(
+    guest: &GuestFacts,
+    there: &[DiskFacts],
+    policy: &StoragePolicy,
+    written: &Written,
+    destination: &Agent,
+) -> Result<Planned, Failure> {
+    let images = plan_offline::candidates(guest, policy);
+    let answer = ask(guest, there, written, images, destination).await?;
+    let said = Said {
+        results: &answer.results,
+        failures: &written.failures,
+    };
+    Ok(plan_offline::plan(guest, there, policy, said, &answer.rooms))
+}
+
+/// What a destination has where the probes say, and what room there is for images.
+async fn ask(
     guest: &GuestFacts,
     there: &[DiskFacts],
     written: &Written,
+    images: Vec<NewImage>,
     destination: &Agent,
-) -> Result<Vec<StorageProbeResult>, Failure> {
-    if written.probes.is_empty() {
-        return Ok(Vec::new());
+) -> Result<ReadStorageProbesResponse, Failure> {
+    if written.probes.is_empty() && images.is_empty() {
+        return Ok(ReadStorageProbesResponse::default());
     }
     let probes = overrides::where_they_lie(written.probes.clone(), &guest.disks, there);
-    let request = ReadStorageProbesRequest {
-        probes,
-        images: Vec::new(),
-    };
-    Ok(destination.read_storage_probes(request).await?.results)
+    destination
+        .read_storage_probes(ReadStorageProbesRequest { probes, images })
+        .await
 }
 
 /// Has the source remove what it wrote.

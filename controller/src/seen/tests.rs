@@ -143,3 +143,15 @@ fn post_copy_is_told_from_running() {
         SourceCopy::PostCopy
     );
 }
+
+#[test]
+fn a_guest_that_came_shut_off_and_was_started_before_that_was_written_down_is_ours() {
+    let mut started = status(JournalState::Finishing, LibvirtState::Running);
+    started.same_incarnation = false;
+    started.journal.as_mut().unwrap().offline = true;
+    assert_eq!(destination_copy_of(&started), DestinationCopy::Still);
+    let mut other = status(JournalState::Waiting, LibvirtState::Running);
+    other.same_incarnation = false;
+    other.journal.as_mut().unwrap().offline = true;
+    assert_eq!(destination_copy_of(&other), DestinationCopy::Another);
+}

@@ -107,6 +107,7 @@ impl Fields {
         if !(-100..=100).contains(&policy.priority) {
             self.bad(&format!("{prefix}.priority"), "from -100 to 100");
         }
+        self.shutdown(&format!("{prefix}.shutdown_timeout"), policy);
         // Of a guest that is shut off all is copied that is not shared.
         let may_be_live = match policy.mode() {
             MigrationMode::Live | MigrationMode::Unspecified => true,
@@ -135,6 +136,16 @@ impl Fields {
                     "is a value that this version does not know",
                 );
             }
+        }
+    }
+
+    /// A guest that moves live is not shut down.
+    fn shutdown(&mut self, field: &str, policy: &MigrationPolicy) {
+        let limit = policy.shutdown_timeout.as_ref();
+        let (least, most) = (Duration::from_secs(1), Duration::from_secs(3600));
+        self.within(field, limit, least, most, "at least 1 s, at most an hour");
+        if limit.is_some() && policy.mode() != MigrationMode::Offline {
+            self.bad(field, "is only for MIGRATION_MODE_OFFLINE");
         }
     }
 

@@ -38,7 +38,7 @@ pub(in crate::phases) fn agents(source: &AgentStatus, destination: &AgentStatus,
         }
         let lacks = FEATURES
             .iter()
-            .chain((way == Way::Offline).then_some(&OFFLINE))
+            .chain(way.is_offline().then_some(&OFFLINE))
             .find(|feature| !host.features.iter().any(|has| has == *feature));
         if let Some(lacks) = lacks {
             let why = if host.problem.is_empty() {

@@ -89,6 +89,7 @@ fn snapshots_block_jobs_and_devices_are_refused_one_by_one() {
             guest.ties = vec![Blocker {
                 check_id: id.to_owned(),
                 what: "PCI device 0000:03:00.0".to_owned(),
+                ..Blocker::default()
             }];
         });
     }
@@ -96,6 +97,7 @@ fn snapshots_block_jobs_and_devices_are_refused_one_by_one() {
         guest.ties = vec![Blocker {
             check_id: "a-check-of-tomorrow".to_owned(),
             what: "something".to_owned(),
+            ..Blocker::default()
         }];
     });
 }
@@ -105,6 +107,7 @@ fn each_device_is_named() {
     let tie = |what: &str| Blocker {
         check_id: "host-devices".to_owned(),
         what: what.to_owned(),
+        ..Blocker::default()
     };
     let guest = GuestFacts {
         ties: vec![tie("PCI device 0000:03:00.0"), tie("USB device 046d:c52b")],

@@ -45,7 +45,7 @@ pub(super) fn candidates(disks: &[DiskFacts], there: &[DiskFacts], policy: &Stor
     can.map(image).collect()
 }
 
-fn path_there(disk: &DiskFacts, there: &[DiskFacts]) -> String {
+pub(super) fn path_there(disk: &DiskFacts, there: &[DiskFacts]) -> String {
     let moved = there.iter().find(|other| other.target == disk.target);
     moved.map_or_else(|| disk.source.clone(), |other| other.source.clone())
 }
@@ -76,6 +76,21 @@ fn one(
     let proved = prove_disk(disk, said);
     let room = rooms.iter().find(|room| room.target == disk.target);
     let (action, reason, remedy) = decide(disk, policy, &proved, room);
+    let shared = matches!(proved, Ok(Proved::Same)) && !disk.source.is_empty();
+    DiskPlan {
+        action: action.into(),
+        reason,
+        remedy,
+        destination_free_bytes: match action {
+            DiskAction::CopyLive => signed(room.and_then(|room| room.free_bytes).unwrap_or(0)),
+            DiskAction::Unspecified | DiskAction::None | DiskAction::Refuse | DiskAction::CopyOffline => 0,
+        },
+        ..described(disk, destination_source, shared)
+    }
+}
+
+/// What a disk is, without what is done with it.
+pub(super) fn described(disk: &DiskFacts, destination_source: String, shared: bool) -> DiskPlan {
     DiskPlan {
         target: disk.target.clone(),
         source_type: disk.source_type.clone(),
@@ -86,14 +101,8 @@ fn one(
         virtual_size_bytes: signed(disk.virtual_size_bytes),
         allocated_bytes: signed(disk.allocated_bytes),
         read_only: disk.read_only,
-        shared: matches!(proved, Ok(Proved::Same)) && !disk.source.is_empty(),
-        action: action.into(),
-        reason,
-        remedy,
-        destination_free_bytes: match action {
-            DiskAction::CopyLive => signed(room.and_then(|room| room.free_bytes).unwrap_or(0)),
-            DiskAction::Unspecified | DiskAction::None | DiskAction::Refuse => 0,
-        },
+        shared,
+        ..DiskPlan::default()
     }
 }
 
@@ -153,14 +162,14 @@ fn copy(disk: &DiskFacts, room: Option<&ImageRoom>) -> (DiskAction, String, Stri
 }
 
 /// All copies on one file system share its room. Where nobody can say how much there is, the copy itself will.
-fn refuse_what_does_not_fit(plans: &mut [DiskPlan], rooms: &[ImageRoom]) {
+pub(super) fn refuse_what_does_not_fit(plans: &mut [DiskPlan], rooms: &[ImageRoom]) {
     let mut needed: HashMap<u64, i64> = HashMap::new();
-    for plan in plans.iter_mut().filter(|plan| plan.action() == DiskAction::CopyLive) {
+    for plan in plans.iter_mut().filter(|plan| needs(plan).is_some()) {
         let Some(room) = rooms.iter().find(|room| room.target == plan.target) else {
             continue;
         };
         let sum = needed.entry(room.file_system).or_default();
-        *sum = sum.saturating_add(plan.allocated_bytes);
+        *sum = sum.saturating_add(needs(plan).unwrap_or_default());
         if room.free_bytes.is_some_and(|free| *sum > signed(free)) {
             plan.set_action(DiskAction::Refuse);
             plan.reason = format!(
@@ -172,8 +181,29 @@ fn refuse_what_does_not_fit(plans: &mut [DiskPlan], rooms: &[ImageRoom]) {
     }
 }
 
-fn signed(bytes: u64) -> i64 {
+/// Bytes that a copy takes at the destination; none where nothing is copied. One that QEMU makes of a raw image has no
+/// holes any more.
+fn needs(plan: &DiskPlan) -> Option<i64> {
+    match plan.action() {
+        DiskAction::CopyLive if plan.format == "qcow2" => Some(plan.allocated_bytes),
+        DiskAction::CopyLive => Some(plan.allocated_bytes.max(plan.virtual_size_bytes)),
+        DiskAction::CopyOffline => Some(plan.allocated_bytes),
+        DiskAction::Unspecified | DiskAction::None | DiskAction::Refuse => None,
+    }
+}
+
+pub(super) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// A name that is no disk's.
+pub(super) fn unknown_disk(disks: &[DiskFacts], policy: &StoragePolicy) -> Option<Check> {
+    let is_unknown = |name: &&String| disks.iter().all(|disk| disk.target != **name);
+    let unknown = policy.copy_disks.iter().find(is_unknown)?;
+    let known: Vec<&str> = disks.iter().map(|disk| disk.target.as_str()).collect();
+    let found = format!("the guest has no disk {unknown}; it has {}", known.join(", "));
+    let remedy = "name disks by their target, as `virsh domblklist` shows it";
+    Some(failed(COPY, found, remedy))
 }
 
 /// Whether what is asked for can be copied; none where nothing is asked for.
@@ -181,18 +211,8 @@ pub(super) fn check(plans: &[DiskPlan], disks: &[DiskFacts], policy: &StoragePol
     if policy.copy_disks.is_empty() && !policy.copy_unshared {
         return None;
     }
-    if let Some(unknown) = policy
-        .copy_disks
-        .iter()
-        .find(|name| disks.iter().all(|disk| disk.target != **name))
-    {
-        let known: Vec<&str> = disks.iter().map(|disk| disk.target.as_str()).collect();
-        let found = format!("the guest has no disk {unknown}; it has {}", known.join(", "));
-        return Some(failed(
-            COPY,
-            found,
-            "name disks by their target, as `virsh domblklist` shows it",
-        ));
+    if let Some(unknown) = unknown_disk(disks, policy) {
+        return Some(unknown);
     }
     let asked = || plans.iter().zip(disks).filter(|(_, disk)| is_asked(disk, policy));
     let refused: Vec<&DiskPlan> = asked()
@@ -211,8 +231,12 @@ pub(super) fn check(plans: &[DiskPlan], disks: &[DiskFacts], policy: &StoragePol
         .filter(|plan| plan.action() == DiskAction::CopyLive)
         .map(|plan| {
             format!(
-                "{} to {} ({} bytes of {})",
-                plan.target, plan.destination_source, plan.allocated_bytes, plan.virtual_size_bytes
+                "{} to {} ({} bytes of {}, {} needed there)",
+                plan.target,
+                plan.destination_source,
+                plan.allocated_bytes,
+                plan.virtual_size_bytes,
+                needs(plan).unwrap_or_default()
             )
         })
         .collect();

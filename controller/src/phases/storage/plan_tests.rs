@@ -114,7 +114,11 @@ fn what_is_the_same_storage_is_never_copied() {
 
 #[test]
 fn copies_on_one_file_system_share_its_room() {
-    let disks = [disk("vda"), disk("vdb")];
+    let qcow2 = |target| DiskFacts {
+        format: "qcow2".to_owned(),
+        ..disk(target)
+    };
+    let disks = [qcow2("vda"), qcow2("vdb")];
     let results = [probe("vda", false), probe("vdb", false)];
     let said = Said {
         results: &results,
@@ -127,6 +131,21 @@ fn copies_on_one_file_system_share_its_room() {
     assert_eq!(with(200), [DiskAction::CopyLive, DiskAction::CopyLive]);
     assert_eq!(with(199), [DiskAction::CopyLive, DiskAction::Refuse]);
     assert_eq!(with(50), [DiskAction::Refuse, DiskAction::Refuse]);
+}
+
+#[test]
+fn a_raw_image_needs_all_its_size_for_its_holes_are_lost_on_the_way() {
+    let disks = [disk("vda")];
+    let results = [probe("vda", false)];
+    let said = Said {
+        results: &results,
+        failures: &[],
+    };
+    let with = |free| actions(&plan(&disks, &disks, &named(&["vda"]), said, &[room("vda", free)]));
+    assert_eq!(
+        (with(1000), with(999)),
+        (vec![DiskAction::CopyLive], vec![DiskAction::Refuse])
+    );
 }
 
 #[test]

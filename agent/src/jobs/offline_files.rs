@@ -1,0 +1,202 @@
+//! Which files a guest that is shut off takes along: what its definition names, against what was ordered. Pure.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use drover_proto::failure::{Failure, Reason};
+
+use crate::guest_xml::{self, Disk, GuestShape, Needs};
+use crate::offline::image_lock::Others;
+
+/// How a guest that is shut off leaves.
+#[derive(Clone, Debug)]
+pub struct OfflineOrder {
+    /// What is copied.
+    pub images: Vec<PathBuf>,
+    /// What its other disks have, as their definition names it: the destination has it, too.
+    pub shared: Vec<String>,
+    pub delete_source: bool,
+    /// A guest that runs is shut down first, and has so long for it.
+    pub shut_down: Option<Duration>,
+}
+
+/// One file of the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) path: PathBuf,
+    pub(super) format: String,
+    /// Nobody writes to it: others may have it too.
+    pub(super) stays: bool,
+    pub(super) copied: bool,
+    /// It may be missing: a guest that was never started has no variables.
+    pub(super) optional: bool,
+    pub(super) shareable: bool,
+}
+
+/// What gets another name or goes must be nobody else's: also those who only read would lose it.
+pub fn users(stays: bool) -> Others {
+    if stays { Others::Read } else { Others::None }
+}
+
+/// Several guests may write to it: it is taken from none of them.
+pub fn refuse_shareable(disk: &Disk) -> Result<(), Failure> {
+    if !disk.shareable {
+        return Ok(());
+    }
+    let message = format!(
+        "{} may be used by several guests at once: it is not taken from them",
+        disk.source
+    );
+    Err(Failure::new(Reason::ChecksFailed, message).with_remedy("put it on shared storage"))
+}
+
+/// Variables that are no file have no path at which the destination could have them.
+pub fn refuse_foreign_variables(needs: &Needs) -> Result<(), Failure> {
+    if needs.foreign_nvram.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "its UEFI variables are no file ({}): they would not go along",
+        needs.foreign_nvram
+    );
+    Err(Failure::new(Reason::ChecksFailed, message)
+        .with_remedy("give it variables that are a file: `<nvram>PATH</nvram>`"))
+}
+
+/// The guest's images and its UEFI variables, as its definition says.
+pub(super) fn wanted(definition: &str, order: &OfflineOrder) -> Result<Vec<Wanted>, Failure> {
+    let GuestShape { disks, needs, .. } = read(definition)?;
+    refuse_foreign_variables(&needs)?;
+    let mut all: Vec<Wanted> = Vec::new();
+    for disk in disks {
+        let path = PathBuf::from(&disk.source);
+        let copied = order.images.contains(&path);
+        if copied {
+            refuse_shareable(&disk)?;
+        } else {
+            refuse_new(&disk, order)?;
+        }
+        if disk.source.is_empty() || disk.source_type != "file" || all.iter().any(|known| known.path == path) {
+            continue;
+        }
+        all.push(Wanted {
+            path,
+            format: if disk.format.is_empty() {
+                "raw".to_owned()
+            } else {
+                disk.format
+            },
+            stays: disk.read_only,
+            copied,
+            optional: false,
+            shareable: disk.shareable || disk.read_only,
+        });
+    }
+    let is_known = |path: &&PathBuf| all.iter().any(|one| one.path == **path);
+    if let Some(unknown) = order.images.iter().find(|path| !is_known(path)) {
+        let message = format!("{} is not an image file of this guest", unknown.display());
+        return Err(Failure::invalid("offline.images", message));
+    }
+    if Path::new(&needs.nvram).is_absolute() {
+        all.push(Wanted {
+            path: PathBuf::from(needs.nvram),
+            format: "raw".to_owned(),
+            stays: false,
+            copied: true,
+            optional: true,
+            shareable: false,
+        });
+    }
+    Ok(all)
+}
+
+/// Nobody has looked whether the destination has it.
+fn refuse_new(disk: &Disk, order: &OfflineOrder) -> Result<(), Failure> {
+    if disk.source.is_empty() || order.shared.contains(&disk.source) {
+        return Ok(());
+    }
+    let message = format!(
+        "{} ({}) came to the guest after it was checked",
+        disk.target, disk.source
+    );
+    Err(Failure::new(Reason::ChecksFailed, message).with_remedy("move it again: every disk is looked at anew"))
+}
+
+/// A file is copied to its own path: a definition that names another one would start without it.
+pub(super) fn keep_their_paths(wanted: &[Wanted], there: &str) -> Result<(), Failure> {
+    let GuestShape { disks, needs, .. } = read(there)?;
+    let is_there =
+        |path: &Path| Path::new(&needs.nvram) == path || disks.iter().any(|disk| Path::new(&disk.source) == path);
+    match wanted.iter().find(|one| one.copied && !is_there(&one.path)) {
+        None => Ok(()),
+        Some(moved) => {
+            let message = format!("{} is copied, and only to the same path", moved.path.display());
+            Err(Failure::new(Reason::StorageUnusable, message).with_remedy("leave out --disk for it"))
+        }
+    }
+}
+
+fn read(definition: &str) -> Result<GuestShape, Failure> {
+    let unreadable = |error: guest_xml::Unreadable| Failure::new(Reason::ChecksFailed, error.to_string());
+    guest_xml::read(definition).map_err(unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUEST: &str = "<domain><name>web</name><os><nvram>/images/web.fd</nvram></os><devices>\
+        <disk type='file'><driver type='qcow2'/><source file='/images/a.qcow2'/><target dev='vda'/></disk>\
+        <disk type='block'><source dev='/dev/vg/b'/><target dev='vdb'/></disk>\
+        <disk type='file'><source file='/iso/c.iso'/><target dev='sda'/><readonly/></disk>\
+        <disk type='file'><target dev='sdb'/><readonly/></disk></devices></domain>";
+
+    fn order(shared: &[&str]) -> OfflineOrder {
+        OfflineOrder {
+            images: vec!["/images/a.qcow2".into()],
+            shared: shared.iter().map(|&name| name.to_owned()).collect(),
+            delete_source: false,
+            shut_down: None,
+        }
+    }
+
+    #[test]
+    fn every_file_is_copied_or_shared() {
+        let all = wanted(GUEST, &order(&["/dev/vg/b", "/iso/c.iso"])).unwrap();
+        let told: Vec<_> = all
+            .iter()
+            .map(|one| (one.path.to_str().unwrap(), one.copied, one.stays, one.optional))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("/images/a.qcow2", true, false, false),
+                ("/iso/c.iso", false, true, false),
+                ("/images/web.fd", true, false, true)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_disk_that_nobody_has_looked_at_is_refused() {
+        for shared in [&["/dev/vg/b"][..], &["/iso/c.iso"], &[]] {
+            let refused = wanted(GUEST, &order(shared)).unwrap_err();
+            assert_eq!(refused.reason, Reason::ChecksFailed);
+            assert!(refused.message.contains("after it was checked"), "{}", refused.message);
+        }
+    }
+
+    #[test]
+    fn what_is_several_guests_or_no_file_is_refused() {
+        let shareable = GUEST.replacen("<target dev='vda'/>", "<target dev='vda'/><shareable/>", 1);
+        let refused = wanted(&shareable, &order(&["/dev/vg/b", "/iso/c.iso"])).unwrap_err();
+        assert!(refused.message.contains("several guests"), "{}", refused.message);
+        let block = GUEST.replacen(
+            "<nvram>/images/web.fd</nvram>",
+            "<nvram type='block'><source dev='/dev/vg/vars'/></nvram>",
+            1,
+        );
+        let refused = wanted(&block, &order(&["/dev/vg/b", "/iso/c.iso"])).unwrap_err();
+        assert!(refused.message.contains("/dev/vg/vars"), "{}", refused.message);
+    }
+}

@@ -1,0 +1,250 @@
+//! What is done with each disk of a guest that moves shut off: nothing, a copy of its file, or a refusal. Pure.
+//!
+//! | the disk | to be copied: all of them, or named | others are named |
+//! |---|---|---|
+//! | proved to be the same on both hosts, or read-only with the same content | nothing | nothing |
+//! | an image file, nothing at its path there | copied, where it can be taken and there is room | refused |
+//! | anything else | refused | refused |
+//!
+//! Both agents look once more when it begins: what they would refuse then is said here already.
+
+use drover_proto::agent::v1::{DiskFacts, GuestFacts, ImageRoom, NewImage};
+use drover_proto::v1::{Check, DiskAction, DiskPlan, OfflinePlan, StoragePolicy};
+
+use super::plan::{self, COPY};
+use super::proof::{PATH, Proved, SHARED, Said, prove_disk};
+use crate::phases::checks::{failed, passed};
+
+/// In place of a disk's target, where a destination is asked for the path of UEFI variables.
+const VARIABLES: &str = "uefi-variables";
+
+const COPY_REMEDY: &str =
+    "put it on shared storage, or copy it: --copy-disks names it, or is left out; only image files are copied";
+
+const TAKEN_REMEDY: &str = "if it is the guest's own disk on shared storage, leave it and see why it could not be proved to be the same; if it \
+     is a leftover, move it away";
+
+/// What was found of all disks.
+pub(in crate::phases) struct Planned {
+    pub(in crate::phases) checks: Vec<Check>,
+    pub(in crate::phases) plans: Vec<DiskPlan>,
+    pub(in crate::phases) order: OfflinePlan,
+}
+
+/// What a destination may get, as far as the question for room needs it.
+pub(super) fn candidates(guest: &GuestFacts, policy: &StoragePolicy) -> Vec<NewImage> {
+    let image = |target: &str, path: &str, allocated_bytes| NewImage {
+        target: target.to_owned(),
+        path: path.to_owned(),
+        // Only its path and its room are asked for.
+        format: "raw".to_owned(),
+        virtual_size_bytes: 1,
+        allocated_bytes,
+        ..NewImage::default()
+    };
+    let can = |disk: &&DiskFacts| disk.source_type == "file" && may_copy(disk, policy) && is_plain(&disk.source);
+    let disks = guest.disks.iter().filter(can);
+    let variables = Some(&guest.variables).filter(|path| is_plain(path));
+    let disks = disks.map(|disk| image(&disk.target, &disk.source, disk.allocated_bytes));
+    disks.chain(variables.map(|path| image(VARIABLES, path, 0))).collect()
+}
+
+/// What an agent can be asked about.
+fn is_plain(path: &str) -> bool {
+    path.starts_with('/') && path.split('/').all(|part| part != "." && part != "..")
+}
+
+/// Without a word about disks all are copied that have to be.
+fn may_copy(disk: &DiskFacts, policy: &StoragePolicy) -> bool {
+    policy.copy_unshared || policy.copy_disks.is_empty() || policy.copy_disks.contains(&disk.target)
+}
+
+/// What becomes of a disk.
+enum Fate {
+    Stays(&'static str),
+    Copied,
+    /// Something is at its path there.
+    Taken(String),
+    Refused {
+        why: String,
+        remedy: String,
+    },
+}
+
+/// Every disk, in the order of the definition, and the variables. `there` are the disks as they will be.
+pub(super) fn plan(
+    guest: &GuestFacts,
+    there: &[DiskFacts],
+    policy: &StoragePolicy,
+    said: Said<'_>,
+    rooms: &[ImageRoom],
+) -> Planned {
+    let mut taken = Vec::new();
+    let mut plans: Vec<DiskPlan> = Vec::new();
+    for disk in &guest.disks {
+        let room = rooms.iter().find(|room| room.target == disk.target);
+        let destination = plan::path_there(disk, there);
+        let fate = fate(disk, &destination, policy, said, room);
+        if let Fate::Taken(why) = &fate {
+            taken.push(format!("{} ({}): {why}", disk.target, disk.source));
+        }
+        let shared = matches!(prove_disk(disk, said), Ok(Proved::Same)) && !disk.source.is_empty();
+        let known = plan::described(disk, destination, shared);
+        plans.push(told(known, fate, room));
+    }
+    plan::refuse_what_does_not_fit(&mut plans, rooms);
+    let order = order(&plans);
+    let checks = vec![
+        path(&taken, guest, rooms),
+        passed(SHARED, named(&plans, DiskAction::None)),
+        copy(&plans, &taken, guest, policy),
+    ];
+    Planned { checks, plans, order }
+}
+
+fn fate(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, said: Said<'_>, room: Option<&ImageRoom>) -> Fate {
+    let refused = |why: String, remedy: &str| Fate::Refused {
+        why,
+        remedy: remedy.to_owned(),
+    };
+    let why = match prove_disk(disk, said) {
+        _ if disk.source.is_empty() => return Fate::Stays("empty drive"),
+        Ok(Proved::Same) => return Fate::Stays("shared"),
+        Ok(Proved::Copy) => return Fate::Stays("read-only with the same content"),
+        Err(why) => why,
+    };
+    let result = said.results.iter().find(|result| result.image_path == disk.source);
+    match result {
+        _ if disk.source_type != "file" => refused(format!("not shared, and no image file: {why}"), COPY_REMEDY),
+        _ if !disk.backing.is_empty() => {
+            let chain = disk.backing.join(", ");
+            refused(
+                format!("not shared: {why}; it has a backing chain ({chain}), and only images without one are copied"),
+                "flatten it while the guest is off: `qemu-img convert`, or `qemu-img rebase -b ''`",
+            )
+        }
+        _ if destination != disk.source => refused(
+            "it is to be elsewhere at the destination, and only files that keep their path are copied".to_owned(),
+            "leave out --disk for it",
+        ),
+        _ if !may_copy(disk, policy) => refused(format!("not shared: {why}"), COPY_REMEDY),
+        _ if !disk.offline_problem.is_empty() => refused(disk.offline_problem.clone(), &disk.offline_remedy),
+        None => refused(format!("not shared: {why}"), COPY_REMEDY),
+        Some(result) if result.present => Fate::Taken(why),
+        Some(_) => match room {
+            Some(room) if !room.problem.is_empty() => refused(room.problem.clone(), &room.remedy),
+            Some(_) | None => Fate::Copied,
+        },
+    }
+}
+
+fn told(known: DiskPlan, fate: Fate, room: Option<&ImageRoom>) -> DiskPlan {
+    let free = room.and_then(|room| room.free_bytes).unwrap_or(0);
+    let (action, reason, remedy) = match fate {
+        Fate::Stays(why) => (DiskAction::None, why.to_owned(), String::new()),
+        Fate::Copied => (DiskAction::CopyOffline, "not shared".to_owned(), String::new()),
+        Fate::Taken(why) => {
+            let why = format!("not proved to be shared ({why}), and the destination has a file there");
+            (DiskAction::Refuse, why, TAKEN_REMEDY.to_owned())
+        }
+        Fate::Refused { why, remedy } => (DiskAction::Refuse, why, remedy),
+    };
+    DiskPlan {
+        action: action.into(),
+        reason,
+        remedy,
+        destination_free_bytes: if action == DiskAction::CopyOffline {
+            plan::signed(free)
+        } else {
+            0
+        },
+        ..known
+    }
+}
+
+fn order(plans: &[DiskPlan]) -> OfflinePlan {
+    let of = |wanted: DiskAction| {
+        let found = plans
+            .iter()
+            .filter(|plan| plan.action() == wanted && !plan.source.is_empty());
+        found.map(|plan| plan.source.clone()).collect()
+    };
+    OfflinePlan {
+        copied_images: of(DiskAction::CopyOffline),
+        shared_images: of(DiskAction::None),
+    }
+}
+
+fn named(plans: &[DiskPlan], wanted: DiskAction) -> String {
+    let found = plans
+        .iter()
+        .filter(|plan| plan.action() == wanted && !plan.source.is_empty());
+    let words: Vec<&str> = found.map(|plan| plan.target.as_str()).collect();
+    or_none(&words.join(", "))
+}
+
+fn or_none(found: &str) -> String {
+    if found.is_empty() { "none" } else { found }.to_owned()
+}
+
+/// Whether nothing is where something is to come.
+fn path(taken: &[String], guest: &GuestFacts, rooms: &[ImageRoom]) -> Check {
+    let mut found = Vec::new();
+    let mut remedies = Vec::new();
+    if !taken.is_empty() {
+        let taken = taken.join("; ");
+        found.push(format!(
+            "not proved to be shared, and the destination has a file there: {taken}"
+        ));
+        remedies.push(TAKEN_REMEDY);
+    }
+    let variables = rooms.iter().find(|room| room.target == VARIABLES);
+    if let Some(room) = variables.filter(|room| !room.problem.is_empty()) {
+        found.push(format!("UEFI variables ({}): {}", guest.variables, room.problem));
+        remedies.push(&room.remedy);
+    }
+    if found.is_empty() {
+        return passed(PATH, "nothing is in the way at the destination");
+    }
+    failed(PATH, found.join("; "), remedies.join("; "))
+}
+
+/// Whether what has to be copied can be.
+fn copy(plans: &[DiskPlan], taken: &[String], guest: &GuestFacts, policy: &StoragePolicy) -> Check {
+    if let Some(unknown) = plan::unknown_disk(&guest.disks, policy) {
+        return unknown;
+    }
+    let is_taken = |plan: &DiskPlan| taken.iter().any(|word| word.starts_with(&format!("{} (", plan.target)));
+    let refused = plans
+        .iter()
+        .filter(|plan| plan.action() == DiskAction::Refuse && !is_taken(plan));
+    let mut problems: Vec<(String, &str)> = refused
+        .map(|plan| {
+            (
+                format!("{} ({}): {}", plan.target, plan.source, plan.reason),
+                plan.remedy.as_str(),
+            )
+        })
+        .collect();
+    if !guest.variables_problem.is_empty() {
+        problems.push((guest.variables_problem.clone(), &guest.variables_remedy));
+    }
+    if !problems.is_empty() {
+        let mut remedies: Vec<&str> = problems.iter().map(|(_, remedy)| *remedy).collect();
+        remedies.dedup();
+        let found: Vec<&str> = problems.iter().map(|(problem, _)| problem.as_str()).collect();
+        return failed(COPY, found.join("; "), remedies.join("; "));
+    }
+    let copied = plans.iter().filter(|plan| plan.action() == DiskAction::CopyOffline);
+    let words: Vec<String> = copied
+        .map(|plan| {
+            let mib = plan.allocated_bytes.max(0).unsigned_abs().div_ceil(1 << 20);
+            format!("{} ({}), {mib} MiB", plan.target, plan.source)
+        })
+        .collect();
+    passed(COPY, or_none(&words.join("; ")))
+}
+
+#[cfg(test)]
+#[path = "plan_offline_tests.rs"]
+mod tests;

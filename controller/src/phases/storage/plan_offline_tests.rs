@@ -1,0 +1,204 @@
+use drover_proto::agent::v1::StorageProbeResult;
+use drover_proto::v1::CheckResult;
+
+use super::*;
+
+fn disk(target: &str) -> DiskFacts {
+    DiskFacts {
+        target: target.to_owned(),
+        source_type: "file".to_owned(),
+        source: format!("/d/{target}"),
+        allocated_bytes: 600,
+        ..DiskFacts::default()
+    }
+}
+
+fn looked_for(target: &str) -> StorageProbeResult {
+    StorageProbeResult {
+        image_path: format!("/d/{target}"),
+        problem: "absent".to_owned(),
+        ..StorageProbeResult::default()
+    }
+}
+
+fn room(target: &str) -> ImageRoom {
+    ImageRoom {
+        target: target.to_owned(),
+        free_bytes: Some(1000),
+        file_system: 7,
+        ..ImageRoom::default()
+    }
+}
+
+fn planned(guest: &GuestFacts, policy: &StoragePolicy, results: &[StorageProbeResult], rooms: &[ImageRoom]) -> Planned {
+    let said = Said { results, failures: &[] };
+    plan(guest, &guest.disks, policy, said, rooms)
+}
+
+fn one(disk: DiskFacts, result: StorageProbeResult, rooms: &[ImageRoom]) -> Planned {
+    let guest = GuestFacts {
+        disks: vec![disk],
+        ..GuestFacts::default()
+    };
+    planned(&guest, &StoragePolicy::default(), &[result], rooms)
+}
+
+fn check<'a>(planned: &'a Planned, id: &str) -> &'a Check {
+    planned.checks.iter().find(|check| check.id == id).unwrap()
+}
+
+#[test]
+fn what_the_destination_does_not_have_is_copied_and_the_rest_is_named_as_shared() {
+    let guest = GuestFacts {
+        disks: vec![
+            disk("vda"),
+            disk("vdb"),
+            DiskFacts {
+                source: String::new(),
+                ..disk("sda")
+            },
+        ],
+        ..GuestFacts::default()
+    };
+    let shared = StorageProbeResult {
+        shared: true,
+        ..looked_for("vdb")
+    };
+    let found = planned(
+        &guest,
+        &StoragePolicy::default(),
+        &[looked_for("vda"), shared],
+        &[room("vda")],
+    );
+    assert!(
+        found.checks.iter().all(|check| check.result() == CheckResult::Passed),
+        "{:?}",
+        found.checks
+    );
+    let actions: Vec<_> = found.plans.iter().map(DiskPlan::action).collect();
+    assert_eq!(actions, [DiskAction::CopyOffline, DiskAction::None, DiskAction::None]);
+    assert_eq!(found.order.copied_images, ["/d/vda"]);
+    assert_eq!(found.order.shared_images, ["/d/vdb"]);
+    assert!(found.plans[1].shared && !found.plans[0].shared);
+}
+
+#[test]
+fn what_may_be_the_guests_own_disk_is_not_said_to_be_anothers() {
+    let there = StorageProbeResult {
+        present: true,
+        problem: "inode 5 instead of 7".to_owned(),
+        ..looked_for("vda")
+    };
+    let found = one(disk("vda"), there, &[]);
+    let path = check(&found, PATH);
+    assert_eq!(path.result(), CheckResult::Failed);
+    assert!(path.found.contains("inode 5 instead of 7"), "{}", path.found);
+    assert!(path.remedy.contains("leave it"), "{}", path.remedy);
+    assert_eq!(check(&found, COPY).result(), CheckResult::Passed, "said once");
+    assert!(found.order.copied_images.is_empty());
+}
+
+#[test]
+fn what_an_agent_would_refuse_is_said_before() {
+    let busy = DiskFacts {
+        offline_problem: "/d/vda is what the loop device loop3 lies on".to_owned(),
+        offline_remedy: "detach it".to_owned(),
+        ..disk("vda")
+    };
+    let found = one(busy, looked_for("vda"), &[room("vda")]);
+    assert!(check(&found, COPY).found.contains("loop3"));
+    assert_eq!(check(&found, COPY).remedy, "detach it");
+    let outside = ImageRoom {
+        problem: "outside".to_owned(),
+        ..room("vda")
+    };
+    assert!(
+        check(&one(disk("vda"), looked_for("vda"), &[outside]), COPY)
+            .found
+            .contains("outside")
+    );
+    let chained = DiskFacts {
+        backing: vec!["/d/base".to_owned()],
+        backing_types: vec!["file".to_owned()],
+        ..disk("vda")
+    };
+    let found = one(chained, looked_for("vda"), &[room("vda")]);
+    assert!(
+        check(&found, COPY).found.contains("/d/base"),
+        "{:?}",
+        check(&found, COPY)
+    );
+    let block = DiskFacts {
+        source_type: "block".to_owned(),
+        ..disk("vda")
+    };
+    let found = one(block, looked_for("vda"), &[]);
+    assert!(check(&found, COPY).found.contains("no image file"));
+}
+
+#[test]
+fn files_that_fit_alone_and_not_together_are_refused() {
+    let guest = GuestFacts {
+        disks: vec![disk("vda"), disk("vdb")],
+        ..GuestFacts::default()
+    };
+    let results = [looked_for("vda"), looked_for("vdb")];
+    let found = planned(&guest, &StoragePolicy::default(), &results, &[room("vda"), room("vdb")]);
+    let copy = check(&found, COPY);
+    assert_eq!(copy.result(), CheckResult::Failed);
+    assert!(
+        copy.found.contains("vdb") && !copy.found.contains("vda"),
+        "{}",
+        copy.found
+    );
+    assert!(copy.found.contains("1200 bytes are needed"), "{}", copy.found);
+}
+
+#[test]
+fn only_named_disks_are_copied_and_an_unknown_name_is_told() {
+    let guest = GuestFacts {
+        disks: vec![disk("vda"), disk("vdb")],
+        ..GuestFacts::default()
+    };
+    let results = [looked_for("vda"), looked_for("vdb")];
+    let policy = |name: &str| StoragePolicy {
+        copy_disks: vec![name.to_owned()],
+        ..StoragePolicy::default()
+    };
+    let found = planned(&guest, &policy("vda"), &results, &[room("vda")]);
+    assert!(
+        check(&found, COPY).found.starts_with("vdb"),
+        "{:?}",
+        check(&found, COPY)
+    );
+    let found = planned(&guest, &policy("vdz"), &results, &[]);
+    assert!(
+        check(&found, COPY).found.contains("no disk vdz"),
+        "{:?}",
+        check(&found, COPY)
+    );
+}
+
+#[test]
+fn variables_need_a_free_path_too() {
+    let guest = GuestFacts {
+        variables: "/n/web.fd".to_owned(),
+        ..GuestFacts::default()
+    };
+    assert_eq!(candidates(&guest, &StoragePolicy::default())[0].path, "/n/web.fd");
+    let there = ImageRoom {
+        problem: "there is something at /n/web.fd already".to_owned(),
+        remedy: "move it away".to_owned(),
+        ..room(VARIABLES)
+    };
+    let found = planned(&guest, &StoragePolicy::default(), &[], &[there]);
+    let path = check(&found, PATH);
+    assert_eq!(path.result(), CheckResult::Failed);
+    assert!(path.found.contains("/n/web.fd already"), "{}", path.found);
+    let foreign = GuestFacts {
+        variables_problem: "its UEFI variables are no file".to_owned(),
+        ..GuestFacts::default()
+    };
+    let found = planned(&foreign, &StoragePolicy::default(), &[], &[]);
+    assert_eq!(check(&found, COPY).result(), CheckResult::Failed);
+}
