@@ -2,7 +2,7 @@
 //! destination, also that it does not answer, is a failed check of it; an error is only a request that makes no sense.
 
 use drover_proto::failure::{Failure, Reason};
-use drover_proto::ids::{GuestId, HostId};
+use drover_proto::ids::{GuestId, HostId, MigrationId};
 use drover_proto::overrides::Overrides;
 use drover_proto::v1::{
     Check, CheckMigrationRequest, CheckMigrationResponse, CheckResult, DestinationChecks, EstimateView, HostState,
@@ -10,7 +10,7 @@ use drover_proto::v1::{
 };
 
 use super::validation::Fields;
-use super::{Api, to_the_end};
+use super::{Api, errors, to_the_end};
 use crate::agents::Agent;
 use crate::phases::{Examined, Source, Thorough, Wanted, absent, refuse_unmade};
 use crate::policy::with_defaults;
@@ -64,16 +64,14 @@ impl Api {
         for host in destinations {
             candidates.push(self.candidate(host, &source).await);
         }
+        let wanted = Wanted::new(&overrides, Some(&policy));
+        let mut destinations = self.examine(guest, wanted, estimates, &source, candidates).await;
+        let under_way = self.ledger.store.unfinished_of(guest).await.map_err(errors::store)?;
+        if let Some(id) = under_way {
+            destinations.iter_mut().for_each(|one| tell_under_way(one, id));
+        }
         Ok(CheckMigrationResponse {
-            destinations: self
-                .examine(
-                    guest,
-                    Wanted::new(&overrides, Some(&policy)),
-                    estimates,
-                    &source,
-                    candidates,
-                )
-                .await,
+            destinations,
             estimate_view: estimates.into(),
         })
     }
@@ -221,6 +219,23 @@ fn told(host: &HostId, cordoned: bool, examined: Result<Examined, Failure>) -> D
         estimate,
         disks,
     }
+}
+
+/// What its own migration does to a guest is no leftover, and nobody is to clear it away.
+fn tell_under_way(destination: &mut DestinationChecks, id: MigrationId) {
+    for check in &mut destination.checks {
+        let by_migration = ["guest-idle", "guest-state", "uuid-free", "name-free"].contains(&check.id.as_str());
+        if by_migration && check.result() != CheckResult::Passed {
+            check.remedy = "see `no-migration`".to_owned();
+        }
+    }
+    let found = format!("migration {id} of this guest is under way");
+    let remedy = format!(
+        "wait for it (`drover migration watch {id}`) or cancel it (`drover migration cancel {id}`); leave its job and \
+         its copy alone"
+    );
+    destination.checks.insert(0, check("no-migration", &found, remedy));
+    destination.acceptable = false;
 }
 
 /// What is not known of a host because somebody did not answer.

@@ -198,3 +198,29 @@ async fn a_refusal_of_create_has_the_same_checks() {
         .unwrap_err();
     assert_eq!(reason(&unknown), Reason::InvalidArgument);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_guests_own_migration_does_is_not_called_a_leftover() {
+    let lab = Lab::new().await;
+    let created = lab.create().await;
+    lab.world.called("WatchOutgoing", 1).await;
+    let request = CheckMigrationRequest {
+        guest_uuid: GUEST.to_owned(),
+        source_host: "hosts/host-1".to_owned(),
+        destination_hosts: vec!["hosts/host-2".to_owned()],
+        ..Default::default()
+    };
+    let answer = lab.migrations().check_migration(request).await.unwrap().into_inner();
+    let found = &answer.destinations[0];
+    let id = created.name.trim_start_matches("migrations/");
+    assert!(!found.acceptable && found.checks[0].id == "no-migration", "{found:#?}");
+    assert!(found.checks[0].remedy.contains(id), "{found:#?}");
+    let misleads = |check: &&Check| {
+        ["undefine", "domjobabort"]
+            .iter()
+            .any(|word| check.remedy.contains(word))
+    };
+    assert_eq!(found.checks.iter().find(misleads), None);
+    lab.world.open_gate();
+    lab.assert_moved(&created.name).await;
+}
