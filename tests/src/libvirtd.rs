@@ -136,7 +136,10 @@ fn add_user_faults(spec: &mut NodeSpec, folder: &Path) -> Result<()> {
     };
     let own = folder.join("userfaultfd");
     let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
-    nix::sys::stat::mknod(&own, nix::sys::stat::SFlag::S_IFCHR, mode, known.rdev())?;
+    // A host that was without power has it from before.
+    if !own.exists() {
+        nix::sys::stat::mknod(&own, nix::sys::stat::SFlag::S_IFCHR, mode, known.rdev())?;
+    }
     fs::set_permissions(&own, fs::Permissions::from_mode(0o666))?;
     spec.binds.push((own.display().to_string(), DEVICE.to_string()));
     Ok(())
