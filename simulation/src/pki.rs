@@ -1,7 +1,7 @@
 //! Certificates of the controller, the agents and a user: one set for all worlds of a process.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use drover_proto::tls::{Tls, TlsFiles};
 use rcgen::{
@@ -19,10 +19,16 @@ pub struct Pki {
 }
 
 impl Pki {
-    /// Made at its first use.
-    pub fn shared() -> &'static Self {
-        static SHARED: OnceLock<Pki> = OnceLock::new();
-        SHARED.get_or_init(|| Pki::new().expect("certificates can be made"))
+    /// Made where no world has it. It goes with the last that has: what is static is never dropped, and its folder
+    /// would stay behind.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Pki>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let made = Arc::new(Self::new().expect("certificates can be made"));
+            *shared = Arc::downgrade(&made);
+            made
+        })
     }
 
     fn new() -> anyhow::Result<Self> {

@@ -67,6 +67,8 @@ pub struct World {
     destination: HostUnit,
     controller: Slot<Controller>,
     pub folder: Folder,
+    /// Held, so that it is there for all processes of this world.
+    _pki: Arc<Pki>,
     /// No other world's: a port that a dead process had must not answer for another world, whose hosts and keys have
     /// the same names.
     address: Ipv4Addr,
@@ -97,6 +99,7 @@ impl World {
             director,
             controller: Mutex::default(),
             folder,
+            _pki: Pki::shared(),
             address,
         });
         for site in Site::BOTH {

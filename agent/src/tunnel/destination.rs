@@ -3,6 +3,8 @@
 //! [`Destination`] is the agent's registry of tickets; [`Waiting`] is one migration in it, held by the migration's
 //! job. Dropping a `Waiting` revokes it.
 
+mod waiting;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +27,10 @@ use super::error::{Refusal, TunnelError};
 use super::hello::{Channel, HELLO_SIZE, Hello, Reply};
 use super::refusals::Refusals;
 use super::relay::{Broken, relay};
-use super::{Bytes, Counters, Pace, session, socket};
+use super::{Counters, Pace, session, socket};
 use crate::offline::sink::FileSink;
+
+pub use waiting::Waiting;
 
 /// A hello comes at once, or it is not ours.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
@@ -78,13 +82,6 @@ struct Migration {
     error: watch::Sender<Option<TunnelError>>,
     cut: CancellationToken,
     channels: TaskTracker,
-}
-
-/// The holder's side of a registration: what came so far, and the way to end it.
-#[derive(Debug)]
-pub struct Waiting {
-    destination: Destination,
-    migration: Arc<Migration>,
 }
 
 impl Default for Destination {
@@ -363,61 +360,6 @@ async fn refuse(mut stream: TlsStream<TcpStream>, refusal: Refusal, detail: Stri
     };
     // Whether it arrived changes nothing here.
     let _ = timeout(HELLO_LIMIT, farewell).await;
-}
-
-impl Waiting {
-    /// Becomes true when the main channel is connected to QEMU.
-    pub fn main_attached(&self) -> watch::Receiver<bool> {
-        self.migration.main_attached.subscribe()
-    }
-
-    /// Becomes true when the source announced the end of the main channel and QEMU was given every byte of it.
-    /// A cut, an agent's or a host's death never make it true; the death of the source's QEMU does, because it ends
-    /// a socket like a finished one. So it is evidence of a whole stream only where the source's journal says
-    /// HandedOver.
-    pub fn main_complete(&self) -> watch::Receiver<bool> {
-        self.migration.main_complete.subscribe()
-    }
-
-    /// Whether the main channel is there: what is missing may still come. Ask it before [`main_complete`], so that a
-    /// channel that ends in between is not taken for one that broke.
-    ///
-    /// [`main_complete`]: Self::main_complete
-    pub fn main_flows(&self) -> bool {
-        self.migration.main_flows.load(Ordering::Acquire)
-    }
-
-    /// What went wrong last.
-    pub fn errors(&self) -> watch::Receiver<Option<TunnelError>> {
-        self.migration.error.subscribe()
-    }
-
-    pub fn bytes(&self) -> Bytes {
-        self.migration.counters.read()
-    }
-
-    /// Waits until the ticket has expired unused; never returns once the main channel is attached.
-    pub async fn expired(&self) {
-        let deadline = lock(&self.migration.entry).expires;
-        tokio::time::sleep_until(deadline).await;
-        while !lock(&self.migration.entry).has_expired(Instant::now()) {
-            // A disk may hold it open and go: looked at again now and then, for nobody waits for this moment.
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    }
-
-    /// Lets nobody in any more, cuts the channels, and waits until they are gone.
-    pub async fn revoke(self) {
-        self.migration.revoke();
-        self.migration.channels.wait().await;
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.migration.revoke();
-        self.destination.forget(&self.migration);
-    }
 }
 
 /// Nothing that holds these locks panics half-way through a change.

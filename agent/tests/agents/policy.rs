@@ -26,11 +26,16 @@ pub(crate) fn slow() -> TransferPolicy {
 
 /// A guest that is being sent, and by its limits takes a minute.
 pub(crate) async fn being_sent(policy: TransferPolicy) -> Scene {
-    let mut scene = Scene::new(SimGuest {
+    let guest = SimGuest {
         autostart: true,
         ..SimGuest::named("web")
-    })
-    .await;
+    };
+    this_being_sent(guest, policy).await
+}
+
+/// The same, of a guest of one's own.
+pub(crate) async fn this_being_sent(guest: SimGuest, policy: TransferPolicy) -> Scene {
+    let mut scene = Scene::new(guest).await;
     scene.policy = policy;
     let ready = scene.ready().await;
     scene.send(&ready).await.unwrap();

@@ -9,6 +9,7 @@ use drover_proto::time::proto_duration;
 use drover_proto::v1::{DeadlineAction, TransferStage};
 
 use crate::node::eventually;
+use crate::policy::this_being_sent;
 use crate::scene::{Scene, journal_state, reason};
 
 const MIB: u64 = 1 << 20;
@@ -37,16 +38,7 @@ fn busy() -> SimGuest {
 }
 
 async fn sending(policy: TransferPolicy) -> Scene {
-    let mut scene = Scene::new(busy()).await;
-    scene.policy = policy;
-    let ready = scene.ready().await;
-    scene.send(&ready).await.unwrap();
-    scene
-        .until(&scene.a, "memory is on its way", |status| {
-            status.progress.is_some_and(|progress| progress.memory_sent_bytes > 0)
-        })
-        .await;
-    scene
+    this_being_sent(busy(), policy).await
 }
 
 fn now(revision: u64) -> TransferPolicy {

@@ -10,7 +10,7 @@ use crate::scene::{Scene, journal_state};
 use crate::stand_in::{StandIn, address};
 
 /// The destination is at Finish, held by the token.
-async fn finishing() -> (Scene, CancellationToken) {
+pub(crate) async fn finishing() -> (Scene, CancellationToken) {
     let scene = Scene::new(SimGuest {
         autostart: true,
         ..SimGuest::named("web")

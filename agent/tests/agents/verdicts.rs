@@ -7,6 +7,7 @@ use drover_proto::failure::Reason;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::eventually;
+use crate::resolve::finishing;
 use crate::scene::{Scene, journal_state, reason};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,12 +45,7 @@ async fn never_ran_is_refused_in_finishing_while_the_copy_is_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ran_is_written_before_the_controllers_word_removes_the_source_copy() {
-    let mut scene = Scene::new(SimGuest::named("web")).await;
-    let go_on = CancellationToken::new();
-    scene.b.host.script(Call::Finish, Fault::Until(go_on.clone()));
-    let ready = scene.ready().await;
-    scene.send(&ready).await.unwrap();
-    scene.until_state(&scene.b, JournalState::Finishing).await;
+    let (mut scene, go_on) = finishing().await;
     // The source never gets the destination's answer.
     scene.a.kill().await;
     go_on.cancel();
@@ -158,12 +154,7 @@ async fn a_guest_that_stands_still_without_a_journal_is_neither_resumed_nor_said
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_word_decided_in_vain_is_taken_back_by_the_destinations_proof() {
-    let mut scene = Scene::new(SimGuest::named("web")).await;
-    let go_on = CancellationToken::new();
-    scene.b.host.script(Call::Finish, Fault::Until(go_on.clone()));
-    let ready = scene.ready().await;
-    scene.send(&ready).await.unwrap();
-    scene.until_state(&scene.b, JournalState::Finishing).await;
+    let (mut scene, go_on) = finishing().await;
     // The destination's answer never comes, and somebody says that it is off: its QEMU holds the image all the same.
     scene.a.kill().await;
     scene.a.start().await;

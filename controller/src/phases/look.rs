@@ -106,14 +106,16 @@ impl Look {
     /// against what the destination proves, back again.
     fn word_is_in_vain(&self) -> bool {
         let told = |journal: &JournalRecord| journal.verdict() == agent::Verdict::NeverRan && !journal.settled;
-        let journal = self.source.as_ref().ok().and_then(|status| status.journal.as_ref());
-        self.fenced == Some(Side::Destination) && journal.is_some_and(told)
+        self.fenced == Some(Side::Destination) && self.source_journal().is_some_and(told)
     }
 
     /// Whether the source has carried out what was decided.
     pub(super) fn is_settled_at_source(&self) -> bool {
-        let journal = self.source.as_ref().ok().and_then(|status| status.journal.as_ref());
-        journal.is_some_and(|journal| journal.settled)
+        self.source_journal().is_some_and(|journal| journal.settled)
+    }
+
+    fn source_journal(&self) -> Option<&JournalRecord> {
+        self.source.as_ref().ok()?.journal.as_ref()
     }
 
     /// Whether the source has no copy any more.

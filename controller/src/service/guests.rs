@@ -10,7 +10,7 @@ use drover_proto::v1::{GetGuestOwnerResponse, Guest, GuestState, ListGuestsReque
 use super::validation::host_name;
 use super::{Api, errors, page};
 use crate::inventory;
-use crate::phases::{self, Work};
+use crate::phases;
 use crate::saga::{Phase, Position};
 use crate::store::Record;
 use crate::view;
@@ -61,12 +61,7 @@ impl Api {
 
     pub(super) async fn owner(&self, guest: GuestId) -> Result<GetGuestOwnerResponse, Failure> {
         if let Some(id) = self.ledger.store.unfinished_of(guest).await.map_err(errors::store)? {
-            let work = Work {
-                record: self.record(id).await?,
-                agents: std::sync::Arc::clone(&self.agents),
-                ledger: self.ledger.clone(),
-                estimates: std::sync::Arc::clone(&self.estimates),
-            };
+            let work = self.work(self.record(id).await?);
             let owner = match work.record.position {
                 Position::At(Phase::Transfer | Phase::Abort) => {
                     phases::owner(&work).await.map(|side| work.record.host_of(side))

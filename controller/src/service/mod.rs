@@ -29,6 +29,7 @@ use crate::estimates::Estimates;
 use crate::executor::Executor;
 use crate::ledger::Ledger;
 use crate::office::Office;
+use crate::phases::Work;
 use crate::registry::Registry;
 use crate::store::{HostRecord, Record, StoreError};
 use crate::view;
@@ -74,6 +75,16 @@ impl Api {
     async fn record(&self, id: MigrationId) -> Result<Record, Failure> {
         let record = self.ledger.store.migration(id).await.map_err(errors::store)?;
         record.ok_or_else(|| errors::no_migration(id))
+    }
+
+    /// What looks at a migration's hosts without going on with it.
+    fn work(&self, record: Record) -> Work {
+        Work {
+            record,
+            agents: Arc::clone(&self.agents),
+            ledger: self.ledger.clone(),
+            estimates: Arc::clone(&self.estimates),
+        }
     }
 
     /// A record as it is right now, with the progress that is not written down.

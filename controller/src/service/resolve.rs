@@ -7,7 +7,7 @@ use drover_proto::v1::{self, FencedSide};
 
 use super::validation::migration_name;
 use super::{Api, errors};
-use crate::phases::{Work, needs_word};
+use crate::phases::needs_word;
 use crate::progress;
 use crate::store::{Record, Resolution, now};
 use crate::trace;
@@ -35,12 +35,7 @@ impl Api {
         if said_before(&before, fenced)? {
             return self.shown(&before).await;
         }
-        let work = Work {
-            record: before,
-            agents: std::sync::Arc::clone(&self.agents),
-            ledger: self.ledger.clone(),
-            estimates: std::sync::Arc::clone(&self.estimates),
-        };
+        let work = self.work(before);
         needs_word(&work, fenced).await?;
         let record = self.write_word(work.record, fenced, operator).await?;
         self.executor.take_up(record.id);
