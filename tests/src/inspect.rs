@@ -42,13 +42,16 @@ impl Lab {
 
     /// The guests of one host.
     pub fn domains_on(&self, host: &Host) -> Result<Vec<Domain>> {
-        let uuids = host.virsh(&["list", "--all", "--uuid"])?;
-        uuids
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .map(|uuid| look_at(host, uuid))
-            .collect()
+        let mut found = Vec::new();
+        for uuid in uuids_on(host)? {
+            match look_at(host, &uuid) {
+                Ok(domain) => found.push(domain),
+                // It ended while it was looked at: gone from the list, or shut off, which is seen at a second look.
+                Err(_) if !uuids_on(host)?.contains(&uuid) => {}
+                Err(_) => found.push(look_at(host, &uuid)?),
+            }
+        }
+        Ok(found)
     }
 
     /// The copies of a guest that run now. More than one must never be.
@@ -111,6 +114,12 @@ impl Lab {
         }
         Ok(())
     }
+}
+
+fn uuids_on(host: &Host) -> Result<Vec<String>> {
+    let listed = host.virsh(&["list", "--all", "--uuid"])?;
+    let uuids = listed.lines().map(str::trim).filter(|line| !line.is_empty());
+    Ok(uuids.map(str::to_string).collect())
 }
 
 fn look_at(host: &Host, uuid: &str) -> Result<Domain> {

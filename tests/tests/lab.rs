@@ -180,7 +180,8 @@ fn links_are_slow_or_cut_as_told() -> Result<()> {
     let listener = b.in_network(|| Ok(std::net::TcpListener::bind(address)?))?;
     let near = a.connect(address, Duration::from_secs(2))?;
     let (far, _) = listener.accept()?;
-    ensure!(link.reset_connections(b.address())? == 1, "one connection to reset");
+    let reset = link.reset_connections(b.address())?;
+    ensure!(reset == 1, "{reset} connections were reset, of 1");
     for mut end in [near, far] {
         end.set_read_timeout(Some(Duration::from_secs(2)))?;
         let error = std::io::Read::read(&mut end, &mut [0; 1]).expect_err("reset");
@@ -198,7 +199,7 @@ fn throughput(lab: &Lab) -> Result<f64> {
         .in_network(|| Ok(std::net::TcpListener::bind(address)?))?;
     let mut sender = lab.host("host-a").connect(address, Duration::from_secs(2))?;
     let (mut receiver, _) = listener.accept()?;
-    std::thread::spawn(move || while sender.write_all(&[7; 65536]).is_ok() {});
+    let sending = std::thread::spawn(move || while sender.write_all(&[7; 65536]).is_ok() {});
     let mut buffer = vec![0; 1 << 20];
     // The first megabytes pass at once: the limit's burst and the buffers.
     let (warm_up, length) = (Duration::from_millis(300), Duration::from_millis(500));
@@ -208,6 +209,9 @@ fn throughput(lab: &Lab) -> Result<f64> {
         let read = receiver.read(&mut buffer)?;
         bytes += if started.elapsed() > warm_up { read } else { 0 };
     }
+    // The sender's end is gone before anybody counts connections.
+    drop(receiver);
+    sending.join().expect("the sender ends when it is reset");
     Ok(bytes as f64 / length.as_secs_f64() / f64::from(1 << 20))
 }
 
