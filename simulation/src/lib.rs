@@ -20,6 +20,7 @@ pub mod invariants;
 pub mod link;
 pub mod matrix;
 pub mod model;
+pub mod pairs;
 pub mod pki;
 pub mod plan;
 pub mod point;

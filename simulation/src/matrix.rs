@@ -5,13 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use drover_controller::saga::Phase;
-
 use super::case;
 use super::fault::Fault;
-use super::plan::{Event, Plan, Scenario, When};
+use super::plan::{Event, Plan, Scenario};
 use super::point::{Moment, NO_PHASE, Point, every_call};
-use super::random::Dice;
 
 /// The points of one scenario that no earlier one has passed.
 #[derive(Debug)]
@@ -127,91 +124,4 @@ pub fn singles(rows: &[Row]) -> Vec<Plan> {
         row.points.iter().flat_map(events).map(plan).collect::<Vec<_>>()
     };
     rows.iter().flat_map(of_row).collect()
-}
-
-/// Every two different faults at the points that change something, as numbers: there are too many to be held at once.
-/// A guest that runs and one that is shut off pass other points: these are not mixed.
-#[derive(Debug)]
-pub struct Pairs {
-    kinds: [Vec<Plan>; 2],
-}
-
-fn pairs_of(singles: &[Plan]) -> usize {
-    singles.len() * singles.len().saturating_sub(1) / 2
-}
-
-impl Pairs {
-    pub fn new(rows: &[Row]) -> Self {
-        let mut singles = singles(rows);
-        singles.retain(|plan| plan.events.iter().all(tells));
-        let (offline, live) = singles.into_iter().partition(|plan| plan.scenario.is_offline());
-        Self { kinds: [live, offline] }
-    }
-
-    /// Unordered: whichever is met first happens first.
-    pub fn count(&self) -> usize {
-        self.kinds.iter().map(|singles| pairs_of(singles)).sum()
-    }
-
-    /// The pair with this number.
-    pub fn get(&self, number: usize) -> Plan {
-        let [live, offline] = &self.kinds;
-        match number.checked_sub(pairs_of(live)) {
-            None => Self::of(live, number),
-            Some(rest) => Self::of(offline, rest),
-        }
-    }
-
-    fn of(singles: &[Plan], number: usize) -> Plan {
-        // Row `second` of the triangle holds the pairs of it with everything before it.
-        let (mut second, mut before) = (1, 0);
-        while before + second <= number {
-            before += second;
-            second += 1;
-        }
-        let (first, second) = (&singles[number - before], &singles[second]);
-        let mut events = first.events.clone();
-        events.extend(second.events.iter().cloned());
-        Plan {
-            // The rarer scenario passes the commoner one's points too, where these come before its own.
-            scenario: rarer(first.scenario, second.scenario),
-            events,
-            seed: None,
-        }
-    }
-
-    /// Some of them.
-    pub fn sample(&self, count: usize, seed: u64) -> Vec<Plan> {
-        let mut dice = Dice::new(seed);
-        (0..count).map(|_| self.get(dice.below(self.count()))).collect()
-    }
-}
-
-/// Whether a fault is worth a pair: at a call that changes something, at the moment that matters most, and no
-/// combination of others.
-fn tells(event: &Event) -> bool {
-    let When::At(point, moment) = &event.when else {
-        return false;
-    };
-    let looks = ["Inspect", "List", "Get", "Check", "Probes", "Watch", "look"];
-    if point.phase == Phase::Validate.name() || looks.iter().any(|look| point.call.contains(look)) {
-        return false;
-    }
-    let wanted = match event.fault {
-        Fault::Refused | Fault::Cancel => Moment::Before,
-        Fault::AnswerLost
-        | Fault::AgentDies(_)
-        | Fault::ControllerDies
-        | Fault::HostReboots(_)
-        | Fault::LibvirtdRestarts(_)
-        | Fault::AgentsCut
-        | Fault::ControllerAlone => Moment::After,
-        Fault::BothAgentsDie | Fault::AllDie | Fault::ControllerCut(_) => return false,
-    };
-    *moment == wanted
-}
-
-fn rarer(one: Scenario, other: Scenario) -> Scenario {
-    let place = |scenario| Scenario::ALL.iter().position(|known| *known == scenario);
-    if place(one) >= place(other) { one } else { other }
 }

@@ -45,6 +45,7 @@ pub fn schedule(seed: u64) -> Plan {
         Scenario::MovePaused,
         Scenario::MoveTransient,
         Scenario::HandOver,
+        Scenario::PostCopy,
         Scenario::MoveOffline,
         Scenario::UndoOffline,
         Scenario::MoveShutDown,

@@ -34,11 +34,18 @@ pub struct Tally {
     pub took: Duration,
 }
 
-/// Runs all of them.
+/// Runs all of them, and counts.
 pub async fn run(plans: Vec<Plan>) -> Tally {
     let began = Instant::now();
-    let (at_once, mut running) = (at_once(), JoinSet::new());
     let mut tally = Tally::default();
+    each(plans, |outcome| tally.add(outcome)).await;
+    tally.took = began.elapsed();
+    tally
+}
+
+/// Runs all of them, in any order.
+pub async fn each(plans: Vec<Plan>, mut done: impl FnMut(Outcome)) {
+    let (at_once, mut running) = (at_once(), JoinSet::new());
     for plan in plans {
         let permit = Arc::clone(&at_once).acquire_owned().await;
         running.spawn(async move {
@@ -47,14 +54,12 @@ pub async fn run(plans: Vec<Plan>) -> Tally {
             outcome
         });
         while let Some(ended) = running.try_join_next() {
-            tally.add(ended.expect("a case does not panic"));
+            done(ended.expect("a case does not panic"));
         }
     }
     while let Some(ended) = running.join_next().await {
-        tally.add(ended.expect("a case does not panic"));
+        done(ended.expect("a case does not panic"));
     }
-    tally.took = began.elapsed();
-    tally
 }
 
 /// Shared by all sets that run at the same time in this process.

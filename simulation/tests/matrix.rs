@@ -1,14 +1,15 @@
 //! The simulated fault matrix: single faults, pairs of faults, schedules drawn from a seed.
 //!
-//! - `DROVER_ALL=1` runs all pairs (`DROVER_CHUNK=3/20` the third twentieth of them), every repeat of a call as a
-//!   point of its own, and 10,000 schedules.
+//! - `DROVER_ALL=1` runs all pairs that can meet (`DROVER_CHUNK=3/20` the third twentieth of them), every repeat of a
+//!   call as a point of its own, and 10,000 schedules.
 //! - `DROVER_SEED=…` with `DROVER_SCHEDULES=1` replays one schedule; `DROVER_ONLY=…` runs the faults, and with
 //!   `DROVER_ALL` the pairs, whose description contains the text, or each of its parts that `+` separates;
 //!   `RUST_LOG=info` shows what the processes say.
 
 use drover_agent::sim::Call;
 use drover_simulation::fault::Fault;
-use drover_simulation::matrix::{Depth, Pairs, Row, record, singles, unmet};
+use drover_simulation::matrix::{Depth, Row, record, singles, unmet};
+use drover_simulation::pairs::{Pairs, Reach};
 use drover_simulation::plan::{Event, Plan, Scenario};
 use drover_simulation::point::{Moment, Point, Site};
 use drover_simulation::random::schedule;
@@ -137,9 +138,14 @@ async fn pairs_of_faults() {
     }
     let (chunk, chunks) = chunk();
     let (from, to) = (pairs.count() * (chunk - 1) / chunks, pairs.count() * chunk / chunks);
-    println!("pairs {from} to {to} of {}", pairs.count());
-    let plans = (from..to).map(|number| pairs.get(number)).filter(is_asked_for);
-    judge("all pairs", &runner::run(plans.collect()).await);
+    let mut plans: Vec<_> = (from..to)
+        .map(|number| pairs.get(number))
+        .filter(is_asked_for)
+        .collect();
+    let reach = Reach::of(&plans).await;
+    plans.retain(|plan| reach.has_room_for(plan));
+    println!("pairs {from} to {to} of {}: {} can meet", pairs.count(), plans.len());
+    judge("all pairs", &runner::run(plans).await);
 }
 
 /// By `DROVER_ONLY`.
