@@ -1,5 +1,7 @@
 //! The agent's process: reads its configuration, connects to the hypervisor, serves until it is told to stop.
 
+use std::fs::{File, TryLockError};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use drover_agent::gate::Gate;
 use drover_agent::hypervisor::Hypervisor;
 use drover_agent::jobs::Timing;
 use drover_agent::libvirt::Libvirt;
-use drover_agent::server::{Agent, AgentOptions};
+use drover_agent::server::{Agent, AgentOptions, Ailment};
 use drover_agent::storage_directories::StorageDirectories;
 use drover_proto::identity::Identity;
 use drover_proto::telemetry::{self, TelemetryOptions};
@@ -60,6 +62,7 @@ async fn start(flags: &Flags) -> anyhow::Result<anyhow::Result<()>> {
 }
 
 async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
+    let _state = only_one(&config.state_dir)?;
     let tls = Tls::load_with(config.tls.clone(), config.identities()?)?;
     if tls.own_identity() != Identity::Agent(config.host_id.clone()) {
         bail!(
@@ -74,7 +77,7 @@ async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
-    let Some((hypervisor, unfit)) = signals.unless_stopped(hypervisor(&config)).await.transpose()? else {
+    let Some((hypervisor, unfit, ailment)) = signals.unless_stopped(hypervisor(&config)).await.transpose()? else {
         return Ok(());
     };
     let agent = Agent::start(AgentOptions {
@@ -90,6 +93,7 @@ async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
         tls,
         hypervisor,
         unfit,
+        ailment,
         boot_id: boot_id()?,
         limits: Timing::default(),
         gate: Gate::default(),
@@ -106,10 +110,32 @@ async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The hypervisor, and what it lacks. libvirtd may come later than the agent.
-async fn hypervisor(config: &Config) -> anyhow::Result<(Arc<dyn Hypervisor>, Option<String>)> {
+/// Two agents on the same journals would each believe that theirs is all that happens. Held until the process ends.
+fn only_one(state_dir: &Path) -> anyhow::Result<File> {
+    let path = state_dir.join("lock");
+    let open = || {
+        std::fs::create_dir_all(state_dir)?;
+        File::options().create(true).append(true).open(&path)
+    };
+    let file = open().with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another agent works in {}: stop that one, or give this one a state_dir of its own",
+            state_dir.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The hypervisor, what it lacks, and how it is. libvirtd may come later than the agent.
+async fn hypervisor(config: &Config) -> anyhow::Result<(Arc<dyn Hypervisor>, Option<String>, Ailment)> {
     if config.hypervisor == HypervisorKind::Sim {
-        return Ok((Arc::new(config.sim.start(config.host_id.as_str())?), None));
+        return Ok((
+            Arc::new(config.sim.start(config.host_id.as_str())?),
+            None,
+            Arc::new(|| None),
+        ));
     }
     let mut said = false;
     loop {
@@ -119,7 +145,9 @@ async fn hypervisor(config: &Config) -> anyhow::Result<(Arc<dyn Hypervisor>, Opt
                 if let Some(lack) = &unfit {
                     tracing::error!("this host cannot migrate: {lack}");
                 }
-                return Ok((libvirt, unfit));
+                let asked = Arc::clone(&libvirt);
+                let silent = move || (!asked.is_there()).then(|| "libvirtd does not answer".to_owned());
+                return Ok((libvirt, unfit, Arc::new(silent)));
             }
             Err(error) => {
                 if !said {

@@ -62,11 +62,16 @@ pub struct AgentOptions {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// What this host lacks to migrate at all, for people.
     pub unfit: Option<String>,
+    /// What keeps this host from migrating just now, for people; asked at every heartbeat.
+    pub ailment: Ailment,
     pub boot_id: Uuid,
     pub limits: Timing,
     /// Open but in a simulation.
     pub gate: Gate,
 }
+
+/// Nothing, or what is wrong, for people.
+pub type Ailment = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// An agent that serves.
 pub struct Agent {
@@ -262,13 +267,17 @@ fn about(options: &AgentOptions, jobs: &Jobs, facts: &HostFacts) -> Arc<dyn Fn()
         problem: options.unfit.clone().unwrap_or_default(),
         ..Host::default()
     };
-    let tls = options.tls.clone();
+    let (tls, ailment) = (options.tls.clone(), Arc::clone(&options.ailment));
     Arc::new(move || Host {
-        problem: [host.problem.clone(), tls.problem().unwrap_or_default()]
-            .into_iter()
-            .filter(|problem| !problem.is_empty())
-            .collect::<Vec<_>>()
-            .join("; "),
+        problem: [
+            host.problem.clone(),
+            ailment().unwrap_or_default(),
+            tls.problem().unwrap_or_default(),
+        ]
+        .into_iter()
+        .filter(|problem| !problem.is_empty())
+        .collect::<Vec<_>>()
+        .join("; "),
         ..host.clone()
     })
 }

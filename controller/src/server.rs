@@ -67,6 +67,10 @@ pub async fn open_store(url: &str) -> anyhow::Result<Arc<dyn Store>> {
         tracing::warn!("the store is in memory: it forgets everything when the controller ends");
         return Ok(Arc::new(MemoryStore::default()));
     }
+    anyhow::ensure!(
+        url.starts_with("sqlite:"),
+        "store = \"{url}\" is no store: write sqlite:///path/to/drover.db, or memory:"
+    );
     let store = SqliteStore::open(url)
         .await
         .with_context(|| format!("the store {url} cannot be opened"))?;
@@ -228,5 +232,17 @@ async fn serve(api: Api, config: Config, tls: Tls, listener: TcpListener, stoppi
 async fn serve_local(local: Local, listener: TcpListener, stopping: CancellationToken) {
     if let Err(error) = local.serve(listener, stopping).await {
         tracing::error!("health and metrics ended: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_that_is_none_is_no_file_either() {
+        let error = open_store("nonsense").await.err().unwrap().to_string();
+        assert!(error.contains("sqlite:///path/to/drover.db"), "{error}");
+        assert!(!std::path::Path::new("nonsense").exists());
     }
 }

@@ -196,6 +196,7 @@ impl World {
                 boot_id,
                 hypervisor: Arc::new(host),
                 unfit: None,
+                ailment: Arc::new(|| None),
                 limits: TIMING,
                 gate,
             })

@@ -83,6 +83,11 @@ impl Libvirt {
         five_calls().map(drop)
     }
 
+    /// Whether libvirtd is there, as far as the connection that listens to it knows.
+    pub fn is_there(&self) -> bool {
+        self.monitor.listens()
+    }
+
     /// A question about one guest.
     async fn look_at(
         &self,

@@ -7,6 +7,7 @@
 //! `Changed`.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,6 +32,7 @@ const LOOK: Duration = Duration::from_secs(30);
 pub(super) struct Monitor {
     events: broadcast::Sender<GuestEvent>,
     signals: Sender<Signal>,
+    listens: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +61,22 @@ impl Monitor {
         });
         let watch = listening.listen(uri)?;
         let uri = uri.to_owned();
+        let listens = Arc::new(AtomicBool::new(true));
+        let told = Arc::clone(&listens);
         std::thread::Builder::new()
             .name("libvirt-monitor".to_owned())
-            .spawn(move || stay(&uri, &listening, watch, &inbox))
+            .spawn(move || stay(&uri, &listening, watch, &inbox, &told))
             .map_err(|error| own_error(ErrorClass::Unavailable, "NO_THREAD", error.to_string()))?;
-        Ok(Self { events, signals })
+        Ok(Self {
+            events,
+            signals,
+            listens,
+        })
+    }
+
+    /// Whether the connection is open. A libvirtd that is stopped counts as silent once its keepalive is.
+    pub(super) fn listens(&self) -> bool {
+        self.listens.load(Ordering::Relaxed)
     }
 
     pub(super) fn events(&self) -> broadcast::Receiver<GuestEvent> {
@@ -79,14 +92,16 @@ impl Drop for Monitor {
 }
 
 /// Listens until it is told to stop.
-fn stay(uri: &str, listening: &Arc<Listening>, mut watch: Watch, inbox: &Receiver<Signal>) {
+fn stay(uri: &str, listening: &Arc<Listening>, mut watch: Watch, inbox: &Receiver<Signal>, listens: &AtomicBool) {
     while wait_for_loss(&watch, inbox) == Signal::Lost {
         tracing::warn!("the connection to libvirt is lost, opening it again");
+        listens.store(false, Ordering::Relaxed);
         drop(watch);
         match reopen(uri, listening, inbox) {
             Some(again) => watch = again,
             None => return,
         }
+        listens.store(true, Ordering::Relaxed);
         tracing::info!("listening to libvirt again");
         listening.say_changed(watch.connection());
     }

@@ -74,6 +74,7 @@ impl Node {
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),
                 unfit: None,
+                ailment: Arc::new(|| None),
                 limits,
                 gate: Gate::default(),
             })

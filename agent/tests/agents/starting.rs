@@ -25,6 +25,13 @@ fn said_of(text: &str) -> String {
     said(&file)
 }
 
+/// A configuration that is whole but for its certificates.
+fn agent_in(state_dir: &Path) -> String {
+    let tls = "[tls]\ncertificate = '/nowhere/tls.crt'\nkey = '/nowhere/tls.key'\nca = '/nowhere/ca.crt'\n";
+    let state = state_dir.display();
+    format!("host_id = 'host-a'\nmanagement_address = '127.0.0.1:1'\nstate_dir = '{state}'\n{tls}")
+}
+
 #[test]
 fn a_missing_configuration_tells_the_next_step() {
     let file = Path::new("/nowhere/agent.toml");
@@ -43,8 +50,20 @@ fn a_missing_key_is_named() {
 
 #[test]
 fn missing_certificates_are_told_once() {
-    let tls = "\n[tls]\ncertificate = '/nowhere/tls.crt'\nkey = '/nowhere/tls.key'\nca = '/nowhere/ca.crt'\n";
-    let said = said_of(&format!("host_id = 'host-a'\nmanagement_address = '127.0.0.1:1'{tls}"));
+    let state = tempfile::tempdir().unwrap();
+    let said = said_of(&agent_in(state.path()));
     let told = said.lines().filter(|line| line.contains("/nowhere/tls.crt"));
     assert_eq!(told.count(), 1, "{said}");
+}
+
+#[test]
+fn a_second_agent_on_the_same_journals_is_refused() {
+    let state = tempfile::tempdir().unwrap();
+    let first = std::fs::File::create(state.path().join("lock")).unwrap();
+    first.lock().unwrap();
+    let refused = said_of(&agent_in(state.path()));
+    assert!(refused.contains("another agent works in"), "{refused}");
+    drop(first);
+    let free = said_of(&agent_in(state.path()));
+    assert!(!free.contains("another agent"), "{free}");
 }

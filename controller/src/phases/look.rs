@@ -4,7 +4,7 @@ use drover_proto::agent::v1::{self as agent, GetMigrationStatusRequest, JournalR
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::v1::TransferSummary;
 
-use super::{Learned, Work};
+use super::{Learned, Work, remedies};
 use crate::agents::Agent;
 use crate::seen;
 use crate::verdict::{self, Destination, DestinationCopy, Judgement, Seen, Side, Source, SourceCopy, SourceJournal};
@@ -193,13 +193,13 @@ impl Look {
         let Some(error) = told(&self.source).or_else(|| told(&self.destination)) else {
             if self.fenced.is_some() {
                 let why = "one of the two hosts was fenced before the guest had moved";
-                return Failure::new(Reason::TransferFailed, why);
+                return remedies::usual(Failure::new(Reason::TransferFailed, why));
             }
             return if self.ended_at_source() {
                 Failure::new(Reason::GuestEnded, "the guest ended while it was being moved")
             } else {
                 let message = "the transfer came to an end before the guest had moved";
-                Failure::new(Reason::TransferFailed, message)
+                remedies::usual(Failure::new(Reason::TransferFailed, message))
             };
         };
         if self.ended_at_source() {
@@ -211,6 +211,6 @@ impl Look {
         let mut failure = Failure::new(reason, error.message);
         failure.remedy = Some(error.remedy).filter(|remedy| !remedy.is_empty());
         failure.host = drover_proto::ids::HostId::from_resource_name(&error.host).ok();
-        failure
+        remedies::usual(failure)
     }
 }

@@ -17,6 +17,7 @@ mod overrides;
 mod owner;
 mod policy;
 mod prepare;
+mod remedies;
 mod steer;
 mod storage;
 mod transfer;

@@ -189,13 +189,19 @@ fn up(mut lab: Lab, guest: bool, disk: Option<DiskKind>) -> Result<()> {
         );
     }
     let id = lab.id();
-    println!(
-        "\nLook in:   drover-lab shell host-a --id {id}     (or: drover-lab shell host-a --id {id} -- virsh list)"
-    );
-    println!("As agent:  drover-lab shell host-a --id {id} --user drover");
+    let lab_program = program();
+    println!("\nLook in:   {lab_program} shell host-a --id {id}     (or: … -- virsh list)");
+    println!("As agent:  {lab_program} shell host-a --id {id} --user drover");
     println!("Logs:      {}", lab.layout().logs().display());
-    println!("End it:    drover-lab down --id {id}");
+    println!("End it:    {lab_program} down --id {id}");
     Ok(())
+}
+
+/// This program, as it can be called from here.
+fn program() -> String {
+    let me = std::env::current_exe().unwrap_or_else(|_| "drover-lab".into());
+    let here = std::env::current_dir().unwrap_or_default();
+    me.strip_prefix(&here).unwrap_or(&me).display().to_string()
 }
 
 fn down(ids: Vec<String>) -> Result<()> {
@@ -220,7 +226,7 @@ fn status() -> Result<()> {
     }
     for id in ids {
         let Ok(lab) = Lab::attach(&id) else {
-            println!("Lab '{id}': dead; `drover-lab down --id {id}` removes what is left");
+            println!("Lab '{id}': dead; `{} down --id {id}` removes what is left", program());
             continue;
         };
         println!("Lab '{id}' ({})", lab.layout().folder().display());
