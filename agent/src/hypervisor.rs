@@ -254,6 +254,19 @@ pub struct JobStats {
     pub disk_total: u64,
     pub disk_processed: u64,
     pub disk_remaining: u64,
+    /// Each of them, as far as its copy has begun. Of the moment only: nobody writes it down.
+    #[serde(skip)]
+    pub disks: Vec<DiskCopy>,
+}
+
+/// How far the copy of one disk is. Bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskCopy {
+    /// Its target, or the path of a file.
+    pub disk: String,
+    /// Grows where the guest writes to what was copied already.
+    pub total: u64,
+    pub remaining: u64,
 }
 
 /// What happened to a guest.

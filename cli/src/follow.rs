@@ -150,15 +150,15 @@ fn take_in(migration: &mut Option<Migration>, message: &WatchMigrationResponse) 
     match &message.event {
         Some(Event::Snapshot(new) | Event::Changed(new)) => {
             // A record without progress does not take back what was told of it.
-            let progress = migration.as_ref().and_then(|old| old.progress);
+            let progress = migration.as_mut().and_then(|old| old.progress.take());
             *migration = Some(Migration {
-                progress: new.progress.or(progress),
+                progress: new.progress.clone().or(progress),
                 ..new.clone()
             });
         }
         Some(Event::Progress(progress)) => {
             if let Some(migration) = migration {
-                migration.progress = Some(*progress);
+                migration.progress = Some(progress.clone());
             }
         }
         Some(Event::GuestSwitched(switched)) => {

@@ -63,7 +63,9 @@ impl Hub {
 
     /// The newest progress of a transfer that goes on.
     pub fn latest_progress(&self, id: MigrationId) -> Option<Progress> {
-        self.channels().get(&id).and_then(|sender| sender.borrow().progress)
+        self.channels()
+            .get(&id)
+            .and_then(|sender| sender.borrow().progress.clone())
     }
 
     /// Forgets a migration that nobody works on when its last watcher has gone.

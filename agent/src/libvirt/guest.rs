@@ -111,7 +111,7 @@ pub(super) fn block_jobs(domain: &Domain) -> Result<Vec<String>> {
         .map_err(|error| own_error(ErrorClass::Unavailable, "DOMAIN_XML", error.to_string()))?;
     let mut busy = Vec::new();
     for disk in shape.disks {
-        if domain.has_block_job(&disk.target)? {
+        if domain.block_job(&disk.target)?.is_some() {
             busy.push(disk.target);
         }
     }

@@ -14,6 +14,7 @@ mod access;
 mod capabilities;
 mod cpu;
 mod dirty_rate;
+mod disk_copies;
 mod flags;
 mod guest;
 mod host;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use drover_proto::ids::GuestId;
 
+use super::disk_copies::DiskCopies;
 use super::flags::{Side, migrate_flags, migrate_params};
 use super::raw::{Connection, Domain, FiveCalls, Params, own_error};
 use super::threads::{Pool, on_own_thread};
@@ -29,6 +30,7 @@ pub(super) struct LibvirtOutgoing {
     flags: MigrateFlags,
     begun: Begun,
     progress: Arc<Progress>,
+    disks: Arc<DiskCopies>,
     guest: GuestId,
     // While Perform holds this migration's connection, everything else goes through these.
     looks: Arc<Pool>,
@@ -70,6 +72,7 @@ impl LibvirtOutgoing {
             flags: request.flags.clone(),
             begun,
             progress: Arc::default(),
+            disks: Arc::new(DiskCopies::new(request.flags.copied.as_ref())),
             guest: request.guest,
             looks,
             acts,
@@ -140,10 +143,16 @@ impl Outgoing for LibvirtOutgoing {
     }
 
     async fn job(&self) -> Result<Option<JobStats>> {
-        let guest = self.guest;
-        self.looks
-            .call(move |connection| guest::job(&Domain::get(connection, guest)?))
-            .await
+        let (guest, disks) = (self.guest, Arc::clone(&self.disks));
+        let look = move |connection: &Arc<Connection>| {
+            let domain = Domain::get(connection, guest)?;
+            let job = guest::job(&domain)?;
+            Ok(job.map(|stats| JobStats {
+                disks: disks.look(&domain),
+                ..stats
+            }))
+        };
+        self.looks.call(look).await
     }
 
     async fn completed_job(&self) -> Result<Option<JobStats>> {

@@ -37,6 +37,8 @@ pub(super) fn job_stats(values: &Values) -> JobStats {
         disk_total: get(virt_sys::VIR_DOMAIN_JOB_DISK_TOTAL),
         disk_processed: get(virt_sys::VIR_DOMAIN_JOB_DISK_PROCESSED),
         disk_remaining: get(virt_sys::VIR_DOMAIN_JOB_DISK_REMAINING),
+        // libvirt has them elsewhere: each is a block job of its own.
+        disks: Vec::new(),
     }
 }
 

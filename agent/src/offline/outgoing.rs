@@ -229,6 +229,7 @@ impl Outgoing for OfflineOutgoing {
             disk_total: read(&self.progress.total),
             disk_processed: sent,
             disk_remaining: read(&self.progress.left),
+            disks: self.progress.files(),
             ..JobStats::default()
         }))
     }

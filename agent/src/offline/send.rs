@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::blocks::{Blocks, Content, Hash, Whole, count, pack};
 use super::image::Image;
 use super::wire::{self, Frame};
+use crate::hypervisor::DiskCopy;
 use crate::tunnel::Pace;
 
 /// Whoever says nothing for so long is gone: a side that reads its disk says so.
@@ -33,6 +34,8 @@ pub struct Progress {
     pub left: AtomicU64,
     /// What crossed the network, of all connections together.
     pub wire: AtomicU64,
+    /// Each file.
+    files: Mutex<Vec<DiskCopy>>,
     /// Files that the destination has verified, in this connection.
     pub verified: AtomicU64,
     /// When the other side said something, the last time.
@@ -44,20 +47,46 @@ impl Progress {
         self.wire.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    fn done(&self, bytes: u64) {
+    /// So much of a file was sent, or is there already.
+    fn done(&self, file: usize, bytes: u64) {
+        if let Some(file) = self.lock_files().get_mut(file) {
+            file.remaining = file.remaining.saturating_sub(bytes);
+        }
         let less = |left: u64| Some(left.saturating_sub(bytes));
         // The closure always gives a value.
         let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
+    /// The destination has all of it.
+    fn verified(&self, file: usize) {
+        if let Some(file) = self.lock_files().get_mut(file) {
+            // What the file takes is not what is in it: holes within its blocks were counted.
+            file.remaining = 0;
+        }
+        self.verified.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub fn begin(&self, images: &[Arc<Image>]) {
-        let total = images
-            .iter()
-            .map(|image| image.spec.allocated.min(image.spec.size))
-            .sum();
+        let data = |image: &Arc<Image>| image.spec.allocated.min(image.spec.size);
+        let total = images.iter().map(data).sum();
+        let file = |image: &Arc<Image>| DiskCopy {
+            disk: image.spec.path.to_string_lossy().into_owned(),
+            total: data(image),
+            remaining: data(image),
+        };
+        *self.lock_files() = images.iter().map(file).collect();
         self.total.store(total, Ordering::Relaxed);
         self.left.store(total, Ordering::Relaxed);
         self.verified.store(0, Ordering::Relaxed);
+    }
+
+    fn lock_files(&self) -> MutexGuard<'_, Vec<DiskCopy>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far each file is.
+    pub fn files(&self) -> Vec<DiskCopy> {
+        self.lock_files().clone()
     }
 
     /// When the other side said something, the last time.
@@ -163,8 +192,9 @@ where
     progress.begin(images);
     let (input, mut output) = tokio::io::split(stream);
     let mut answers = Answers::listen(input, progress);
-    for (index, image) in (0..).zip(images) {
+    for (at, image) in images.iter().enumerate() {
         let size = image.spec.size;
+        let index = u32::try_from(at).unwrap_or(u32::MAX);
         write(&mut output, &Frame::File { index, size }, progress).await?;
         let mut known = Vec::new();
         loop {
@@ -181,10 +211,10 @@ where
             }
             known.extend_from_slice(hashes);
         }
-        let whole = send_blocks(&mut output, &mut answers, image, known, pace, progress).await?;
+        let whole = send_blocks(&mut output, &mut answers, (at, image), known, pace, progress).await?;
         write(&mut output, &Frame::End { whole }, progress).await?;
         expect(&mut answers, &Frame::Verified).await?;
-        progress.verified.fetch_add(1, Ordering::Relaxed);
+        progress.verified(at);
     }
     write(&mut output, &Frame::Done, progress).await?;
     expect(&mut answers, &Frame::AllVerified).await
@@ -206,7 +236,7 @@ struct Ready {
 async fn send_blocks(
     output: &mut (impl AsyncWrite + Unpin),
     answers: &mut Answers,
-    image: &Arc<Image>,
+    (at, image): (usize, &Arc<Image>),
     known: Vec<Hash>,
     pace: &Pace,
     progress: &Progress,
@@ -231,7 +261,7 @@ async fn send_blocks(
                         pace.take(wire.len()).await;
                         write_wire(output, &wire, progress).await?;
                     }
-                    progress.done(data);
+                    progress.done(at, data);
                 }
                 Ok(None) => break,
                 Err(_) => write(output, &Frame::Busy, progress).await?,

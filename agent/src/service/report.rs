@@ -4,12 +4,12 @@ use drover_proto::agent::v1 as agent;
 use drover_proto::ids::HostId;
 use drover_proto::time::{proto_duration, std_duration, system_time};
 use drover_proto::v1::{
-    ActionRecord, CallRecord, IterationRecord, MigrationError, MigrationPhase, Progress, TransferStage,
+    ActionRecord, CallRecord, DiskProgress, IterationRecord, MigrationError, MigrationPhase, Progress, TransferStage,
     TransferSummary, UnfinishedJournal,
 };
 
 use super::convert::{guest, incarnation_message, policy, state};
-use crate::hypervisor::JobStats;
+use crate::hypervisor::{DiskCopy, JobStats};
 use crate::jobs::outgoing::PerformOutcome;
 use crate::jobs::progress::{self, Action, Event, Flow, Iteration, Problem, Stage, Summary, What};
 use crate::jobs::status::Status;
@@ -190,6 +190,15 @@ fn progress(progress: progress::Progress) -> Progress {
         stage: stage.into(),
         elapsed: Some(proto_duration(elapsed)),
         post_copy_faults: count(stats.post_copy_requests),
+        disks: stats.disks.into_iter().map(disk).collect(),
+    }
+}
+
+fn disk(copy: DiskCopy) -> DiskProgress {
+    DiskProgress {
+        disk: copy.disk,
+        total_bytes: count(copy.total),
+        remaining_bytes: count(copy.remaining),
     }
 }
 

@@ -20,6 +20,11 @@ fn progress_says_what_libvirt_says() {
         disk_total: 9,
         disk_processed: 10,
         disk_remaining: 11,
+        disks: vec![DiskCopy {
+            disk: "vda".to_owned(),
+            total: 12,
+            remaining: 13,
+        }],
     };
     let told = progress(progress::Progress {
         time: SystemTime::UNIX_EPOCH,
@@ -45,6 +50,11 @@ fn progress_says_what_libvirt_says() {
         stage: TransferStage::PreCopy.into(),
         elapsed: Some(proto_duration(Duration::from_secs(12))),
         post_copy_faults: 8,
+        disks: vec![DiskProgress {
+            disk: "vda".to_owned(),
+            total_bytes: 12,
+            remaining_bytes: 13,
+        }],
     };
     assert_eq!(told, expected);
 }

@@ -10,7 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::error;
 use crate::guest_xml;
-use crate::hypervisor::{CopiedDisks, Result};
+use crate::hypervisor::{CopiedDisks, DiskCopy, Result};
 
 /// Between two looks whether it was aborted.
 const PIECE: usize = 64 * 1024;
@@ -41,8 +41,8 @@ pub(super) fn images(xml: &str, copied: Option<&CopiedDisks>) -> Result<Vec<Imag
     copied.targets().map(find).collect()
 }
 
-/// One image; returns when the other side has all of it.
-pub(super) async fn send(socket: &Path, (target, path): &Image, mut sent: impl FnMut(u64)) -> io::Result<()> {
+/// One image; returns when the other side has all of it. `sent` is told how many bytes more were, and of how many.
+pub(super) async fn send(socket: &Path, (target, path): &Image, mut sent: impl FnMut(u64, u64)) -> io::Result<()> {
     let mut stream = UnixStream::connect(socket).await?;
     let mut file = File::open(path).await?;
     let length = file.metadata().await?.len();
@@ -56,10 +56,22 @@ pub(super) async fn send(socket: &Path, (target, path): &Image, mut sent: impl F
         file.read_exact(&mut piece[..at_once]).await?;
         stream.write_all(&piece[..at_once]).await?;
         left -= at_once as u64;
-        sent(at_once as u64);
+        sent(at_once as u64, length);
     }
     stream.flush().await?;
     stream.read_u8().await.map(drop)
+}
+
+/// As a block job counts.
+pub(super) fn count(disks: &mut Vec<DiskCopy>, target: &str, sent: u64, total: u64) {
+    match disks.iter_mut().find(|copy| copy.disk == target) {
+        Some(copy) => copy.remaining = copy.remaining.saturating_sub(sent),
+        None => disks.push(DiskCopy {
+            disk: target.to_owned(),
+            total,
+            remaining: total.saturating_sub(sent),
+        }),
+    }
 }
 
 /// Takes images until it is cut off.

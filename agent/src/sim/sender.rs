@@ -85,11 +85,12 @@ impl Sender {
 
     async fn copy_disks(&self) -> Result<()> {
         for image in &self.images {
-            let copied = disks::send(&self.disks_socket, image, |sent| {
+            let copied = disks::send(&self.disks_socket, image, |sent, total| {
                 // A job that is gone is noticed below.
                 let _ = self.update(|stats| {
                     stats.disk_total += sent;
                     stats.disk_processed += sent;
+                    disks::count(&mut stats.disks, &image.0, sent, total);
                 });
             });
             copied.await.map_err(|error| broken(&error))?;

@@ -41,7 +41,10 @@ pub(crate) async fn this_being_sent(guest: SimGuest, policy: TransferPolicy) -> 
     scene.send(&ready).await.unwrap();
     scene
         .until(&scene.a, "memory is on its way", |status| {
-            status.progress.is_some_and(|progress| progress.memory_sent_bytes > 0)
+            status
+                .progress
+                .as_ref()
+                .is_some_and(|progress| progress.memory_sent_bytes > 0)
         })
         .await;
     scene

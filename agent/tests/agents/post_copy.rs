@@ -57,6 +57,7 @@ async fn gone_over() -> Scene {
         .until(&scene.a, "the source knows that it runs there", |status| {
             status
                 .progress
+                .as_ref()
                 .is_some_and(|progress| progress.stage() == TransferStage::PostCopy)
         })
         .await;

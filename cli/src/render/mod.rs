@@ -1,6 +1,7 @@
 //! Text for people, from fixed data: no clock, no terminal, no network.
 
 pub(crate) mod checks;
+pub(crate) mod disks;
 pub(crate) mod estimate;
 pub(crate) mod lists;
 pub(crate) mod progress;

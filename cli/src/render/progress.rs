@@ -2,7 +2,7 @@
 
 use drover_proto::v1::{Migration, MigrationPhase, Progress, TransferStage};
 
-use super::{units, words};
+use super::{disks, units, words};
 
 /// What a line has room for.
 const COLUMNS: usize = 80;
@@ -34,7 +34,7 @@ impl Moment {
             details: waiting.clone().unwrap_or_default(),
         };
         match (migration.phase(), &migration.progress) {
-            (MigrationPhase::Transfer, Some(progress)) => Self::of_transfer(progress),
+            (MigrationPhase::Transfer, Some(progress)) => Self::of_transfer(migration, progress),
             (MigrationPhase::Unspecified, _) => quiet(words::state(migration.state())),
             (
                 phase @ (MigrationPhase::Validate
@@ -49,7 +49,7 @@ impl Moment {
         }
     }
 
-    fn of_transfer(progress: &Progress) -> Self {
+    fn of_transfer(migration: &Migration, progress: &Progress) -> Self {
         let title = match progress.stage() {
             TransferStage::Unspecified | TransferStage::PreCopy => words::phase(MigrationPhase::Transfer),
             stage @ (TransferStage::Switching
@@ -61,6 +61,7 @@ impl Moment {
         let left = progress.memory_remaining_bytes + progress.disk_remaining_bytes;
         let fraction = (total > 0).then(|| ((total - left) as f64 / total as f64).clamp(0.0, 1.0));
         let mut details = vec![format!("{} left", units::bytes(left))];
+        details.extend(disks::under_way(migration, progress));
         // Of a guest that is shut off there is no memory.
         if progress.memory_total_bytes > 0 || progress.disk_total_bytes == 0 {
             details.push(format!("dirty {}", units::rate(progress.dirty_bytes_per_second)));
@@ -99,7 +100,7 @@ impl Moment {
 
 #[cfg(test)]
 mod tests {
-    use drover_proto::v1::{MigrationState, WaitingFor};
+    use drover_proto::v1::{DiskProgress, MigrationState, WaitingFor};
 
     use super::*;
 
@@ -129,6 +130,29 @@ mod tests {
         assert_eq!(
             moment.line(),
             "transfer 75 %: 128 MiB left, dirty 12 MiB/s, sent 420 MiB/s, slowed 20 %"
+        );
+    }
+
+    #[test]
+    fn each_disk_that_is_copied_tells_how_far_it_is() {
+        let disk = |name: &str, remaining_bytes| DiskProgress {
+            disk: name.to_owned(),
+            total_bytes: 64 << 20,
+            remaining_bytes,
+        };
+        let progress = Progress {
+            memory_total_bytes: 128 << 20,
+            memory_remaining_bytes: 128 << 20,
+            disk_total_bytes: 128 << 20,
+            disk_remaining_bytes: 48 << 20,
+            bandwidth_bytes_per_second: 40 << 20,
+            disks: vec![disk("vda", 0), disk("vdb", 48 << 20)],
+            ..Progress::default()
+        };
+        let moment = Moment::of(&migration(MigrationPhase::Transfer, Some(progress)));
+        assert_eq!(
+            moment.line(),
+            "transfer 31 %: 176 MiB left, vdb 25 %, dirty 0 B/s, sent 40 MiB/s"
         );
     }
 

@@ -5,7 +5,7 @@ use drover_proto::v1::{
 };
 
 use super::table::table;
-use super::{estimate, units, words};
+use super::{disks, estimate, units, words};
 
 /// The outcome in a few lines: blackout, total time, bytes, rounds, trace.
 pub(crate) fn summary(migration: &Migration) -> String {
@@ -277,6 +277,9 @@ pub(crate) fn record(migration: &Migration) -> String {
             "phase",
             format!("{name:<13}{}{took}{detail}", words::outcome(phase.outcome())),
         );
+    }
+    for disk in disks::all(migration) {
+        add("disk", disk);
     }
     for action in &migration.actions {
         let text = format!(

@@ -64,7 +64,7 @@ impl Learned {
             self.iterations.clone_from(&status.iterations);
         }
         self.actions.extend_from_slice(&status.actions);
-        self.progress = status.progress.or(self.progress);
+        self.progress = status.progress.clone().or(self.progress.take());
         self.summary = status.summary.or(self.summary);
     }
 
@@ -103,7 +103,7 @@ impl Learned {
             details.offline_plan.clone_from(&self.offline_plan);
         }
         details.estimate = self.estimate.clone().or(details.estimate.take());
-        details.progress = self.progress.or(details.progress);
+        details.progress = self.progress.clone().or(details.progress.take());
         details.summary = merge_summaries(details.summary, self.summary);
         merge_calls(&mut details.calls, &self.calls);
         merge_actions(&mut details.actions, &self.actions);

@@ -71,7 +71,7 @@ impl Api {
             api: self.clone(),
             id,
             sequence,
-            told_progress: snapshot.progress,
+            told_progress: snapshot.progress.clone(),
             sender,
         };
         let at_rest = record.position.is_final();
@@ -114,7 +114,7 @@ impl Watcher {
                 return Ok(());
             }
             if progress.is_some() && progress != self.told_progress {
-                self.told_progress = progress;
+                self.told_progress.clone_from(&progress);
                 if let Some(progress) = progress {
                     self.tell(now(), Happened::Progress(progress)).await?;
                 }

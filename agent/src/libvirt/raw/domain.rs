@@ -32,6 +32,13 @@ pub(in crate::libvirt) struct Size {
     pub(in crate::libvirt) vcpus: u32,
 }
 
+/// What `virDomainGetBlockJobInfo` says of a block job: bytes.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::libvirt) struct BlockJob {
+    pub(in crate::libvirt) done: u64,
+    pub(in crate::libvirt) end: u64,
+}
+
 impl Domain {
     /// The guest with this id; `None` is libvirt's word that there is none.
     pub(in crate::libvirt) fn find(connection: &Arc<Connection>, guest: GuestId) -> Result<Option<Self>> {
@@ -210,14 +217,18 @@ impl Domain {
         Ok(self.check(has, Call::Look)? != 0)
     }
 
-    /// Whether a block job (a copy, a commit, a pull, a backup) runs on this disk.
-    pub(in crate::libvirt) fn has_block_job(&self, target: &str) -> Result<bool> {
+    /// The block job (a copy, a commit, a pull, a backup) that runs on this disk, if any.
+    pub(in crate::libvirt) fn block_job(&self, target: &str) -> Result<Option<BlockJob>> {
         let target = c_string(target)?;
         // SAFETY: a plain C struct of numbers, for which zeroes are valid.
         let mut info: virt_sys::virDomainBlockJobInfo = unsafe { std::mem::zeroed() };
         // SAFETY: the handle and the target are ours; the name is terminated.
         let found = unsafe { virt_sys::virDomainGetBlockJobInfo(self.raw(), target.as_ptr(), &raw mut info, 0) };
-        Ok(self.check(found, Call::Look)? > 0)
+        let runs = self.check(found, Call::Look)? > 0;
+        Ok(runs.then_some(BlockJob {
+            done: info.cur,
+            end: info.end,
+        }))
     }
 
     pub(in crate::libvirt) fn size(&self) -> Result<Size> {

@@ -18,7 +18,7 @@ mod params;
 pub(super) use callbacks::{RawEvent, Sink, Watch};
 pub(super) use connection::Connection;
 pub(super) use cpu::Compared;
-pub(super) use domain::Domain;
+pub(super) use domain::{BlockJob, Domain};
 pub(super) use error::own_error;
 pub(super) use five_calls::{FiveCalls, five_calls};
 pub(super) use params::{Params, Value, Values};
