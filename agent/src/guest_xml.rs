@@ -6,6 +6,7 @@ mod blockers;
 pub(crate) mod corpus_tests;
 mod document;
 mod edit;
+pub mod flatten;
 mod needs;
 pub mod overrides;
 
@@ -49,6 +50,8 @@ pub struct Disk {
     pub cache: String,
     /// The backing chain, nearest first.
     pub backing: Vec<Backing>,
+    /// It, or a layer beneath it, is encrypted.
+    pub encrypted: bool,
 }
 
 /// A layer beneath an image.
@@ -139,6 +142,7 @@ fn disk(node: Node<'_, '_>) -> Disk {
         read_only: child(node, "readonly").is_some(),
         shareable: child(node, "shareable").is_some(),
         backing: backing(node),
+        encrypted: node.descendants().any(|part| part.has_tag_name("encryption")),
     }
 }
 
@@ -253,6 +257,12 @@ mod tests {
             .collect();
         assert_eq!(layers, [("file", "/images/base.qcow2"), ("block", "/dev/vg/root")]);
         assert_eq!(network.source, "rbd://a:6789,b:6789/pool/image");
+        assert!(!image.encrypted);
+        let secret =
+            "<encryption format='luks'><secret type='passphrase' uuid='u'/></encryption><source dev='/dev/vg/root'/>";
+        let encrypted = read(&PLAIN.replace("<source dev='/dev/vg/root'/>", secret)).unwrap();
+        let told: Vec<_> = encrypted.disks.iter().map(|disk| disk.encrypted).collect();
+        assert_eq!(told, [true, false, false]);
         assert!(network.shareable && !network.read_only);
         assert!(drive.source.is_empty() && drive.read_only);
 

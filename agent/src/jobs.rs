@@ -29,6 +29,7 @@ pub mod hand_over;
 pub mod incoming;
 mod offline_arrive;
 pub mod offline_begin;
+mod offline_coming;
 pub mod offline_files;
 mod offline_leave;
 mod offline_shut_down;
@@ -71,7 +72,7 @@ use crate::promised::Promised;
 use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Destination;
 
-pub use self::copies::fit_to_copy;
+pub use self::copies::{copy_takes, fit_to_copy};
 use self::incoming::IncomingJob;
 use self::outgoing::OutgoingJob;
 use self::sockets::Sockets;

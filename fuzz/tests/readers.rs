@@ -1,7 +1,12 @@
 //! Whatever comes from outside: read, or refused with a reason; never a panic, and what was read is what was meant.
 
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use drover_agent::guest_xml::flatten::flattened;
 use drover_agent::guest_xml::overrides::{Definition, Unfit, apply};
 use drover_agent::guest_xml::{self, MAX_BYTES};
+use drover_agent::offline::chain;
 use drover_agent::tunnel::hello::{HELLO_SIZE, Hello, Reply};
 use drover_controller::service::readers;
 use drover_fuzz::Target;
@@ -163,6 +168,14 @@ fn definitions_that_are_read() {
         if let Ok(shape) = guest_xml::read(text) {
             assert!(text.len() <= MAX_BYTES, "larger than the limit");
             assert!(shape.cpu_xml.len() <= text.len());
+            let flat = flattened(text, ["vda"].into_iter()).expect("it was read before");
+            let flat = guest_xml::read(&flat).expect("still well-formed");
+            assert_eq!(flat.disks.len(), shape.disks.len());
+            let vda = flat.disks.iter().filter(|disk| disk.target == "vda");
+            assert!(
+                vda.flat_map(|disk| &disk.backing).next().is_none(),
+                "nothing is beneath it"
+            );
         }
     });
 }
@@ -198,6 +211,44 @@ fn definitions_that_are_written() {
                 Err(Unfit::Problems(problems)) => assert!(!problems.is_empty()),
                 Err(Unfit::Unreadable(_)) => {}
             }
+        }
+    });
+}
+
+/// A qcow2 image of version 3 on `/a/base`, which is raw.
+fn overlay() -> Vec<u8> {
+    let mut head = vec![0; 200];
+    head[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    head[8..16].copy_from_slice(&160_u64.to_be_bytes());
+    head[16..20].copy_from_slice(&7_u32.to_be_bytes());
+    head[100..104].copy_from_slice(&104_u32.to_be_bytes());
+    head[104..115].copy_from_slice(b"\xe2\x79\x2a\xca\0\0\0\x03raw");
+    head[160..167].copy_from_slice(b"/a/base");
+    head
+}
+
+#[test]
+fn heads_of_images() {
+    let path = std::env::temp_dir().join(format!("drover-fuzz-head-{}", std::process::id()));
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path);
+    let file = file.expect("a file");
+    std::fs::remove_file(&path).expect("its name goes at once");
+    let target = Target {
+        name: "image-head",
+        seeds: vec![overlay()],
+        words: &["raw", "qcow2", "../", "json:", "\0\0\0\0"],
+    };
+    target.attack(|input| {
+        file.set_len(0)
+            .and_then(|()| file.write_all_at(input, 0))
+            .expect("written");
+        if let Ok(Some(layer)) = chain::beneath(&file, Path::new("/a/top"), "qcow2") {
+            assert!(layer.path.is_absolute(), "{layer:?}");
+            assert!(layer.format.len() <= input.len());
         }
     });
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -155,6 +156,65 @@ fn local_disks_are_copied_while_the_guest_writes_and_shared_ones_are_left_alone(
     watch.finish()?.check_path("mixed", &["host-a", "host-b", "host-a"])
 }
 
+/// An image on an image on another one: in each something that is in no other. Beneath it there is less than it shows.
+fn layered(host: &Host) -> Result<()> {
+    fs::write(host.outside("/srv/local/base.raw"), noise(6 * MIB))?;
+    for command in [
+        "qemu-img create -q -f qcow2 -b base.raw -F raw middle.qcow2",
+        "qemu-io -f qcow2 -c 'write -q -P 7 1M 2M' middle.qcow2",
+        "qemu-img create -q -f qcow2 -b middle.qcow2 -F qcow2 top.qcow2 16M",
+        "qemu-io -f qcow2 -c 'write -q -P 9 2M 1M' -c 'write -q -z 4M 64k' -c 'write -q -P 5 12M 64k' top.qcow2",
+    ] {
+        host.run("sh", &["-c", &format!("cd /srv/local && {command}")])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_disk_on_others_becomes_one_image_with_the_same_content() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    layered(lab.host("host-a"))?;
+    let top = disk("vdb", "/srv/local/top.qcow2", "").replace("type='raw'", "type='qcow2'");
+    let guest = lab.start_guest("host-a", &GuestSpec::new("layered").devices(&top))?;
+    let cluster = Cluster::start(&lab)?;
+    let watch = lab.watch(&[&guest])?;
+    let (a, b) = (lab.host("host-a"), lab.host("host-b"));
+
+    let check = cluster.drover(&["check", "layered", "--to", "host-b", "--copy-disks", "vdb"])?;
+    // A line may end between any two words.
+    let said = check.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    for word in ["flattened", "on /srv/local/middle.qcow2 on /srv/local/base.raw"] {
+        ensure!(said.contains(word), "it does not say {word:?}: {}", check.stdout);
+    }
+    // The original goes: the copy is compared with another one on the same files.
+    a.run("sh", &["-c", "cd /srv/local && cp top.qcow2 kept.qcow2"])?;
+    let flags = ["--copy-disks", "vdb", "--delete-source"];
+    let end = cluster.wait_for_rest(cluster.begin_with(&guest, "host-b", &flags)?.id())?;
+    ensure!(end.state() == "SUCCEEDED", "{}", end.0);
+    cluster.check(&[Expected::Runs(&guest, "host-b")])?;
+
+    ensure!(local(b)? == ["top.qcow2"], "{:?}", local(b)?);
+    ensure!(
+        local(a)? == ["base.raw", "kept.qcow2", "middle.qcow2"],
+        "what lies beneath stays: {:?}",
+        local(a)?
+    );
+    for xml in [&["dumpxml", "layered"][..], &["dumpxml", "layered", "--inactive"]] {
+        let xml = b.virsh(xml)?;
+        ensure!(!xml.contains("base.raw") && !xml.contains("middle.qcow2"), "{xml}");
+    }
+    let (old, new) = (a.outside("/srv/local/kept.qcow2"), b.outside("/srv/local/top.qcow2"));
+    let info = b.run("qemu-img", &["info", "-U", "/srv/local/top.qcow2"])?.stdout;
+    ensure!(!info.contains("backing file"), "{info}");
+    let mut compare = Command::new("qemu-img");
+    let compared = compare
+        .args(["compare", "-U", "-f", "qcow2", "-F", "qcow2"])
+        .args([old, new])
+        .output()?;
+    ensure!(compared.status.success(), "{compared:?}");
+    watch.finish()?.check_path("layered", &["host-a", "host-b"])
+}
+
 fn same(one: &Host, other: &Host, name: &str) -> Result<()> {
     let read = |host: &Host| fs::read(host.outside(&format!("/srv/local/{name}")));
     ensure!(read(one)? == read(other)?, "{name} differs");
@@ -166,8 +226,16 @@ fn copying(cluster: &Cluster<'_>, guest: &Guest) -> Result<Migration> {
     let flags = ["--copy-disks", "vdb", "--bandwidth", "4MiB/s"];
     let id = cluster.begin_with(guest, "host-b", &flags)?.id().to_string();
     cluster.wait_for(&id, "to copy a disk", |now| {
-        now.0["progress"]["disk_sent_bytes"].as_u64() > Some(1 << 20)
+        now.0["progress"]["disk_sent_bytes"].as_u64() > Some(1 << 20) && far(now, "vdb").is_some()
     })
+}
+
+/// How far a disk is, as far as it is under way: bytes in all, and left.
+fn far(now: &Migration, target: &str) -> Option<(u64, u64)> {
+    let disks = now.0["progress"]["disks"].as_array()?;
+    let disk = disks.iter().find(|disk| disk["disk"] == target)?;
+    let (total, left) = (disk["total_bytes"].as_u64()?, disk["remaining_bytes"].as_u64()?);
+    (left < total).then_some((total, left))
 }
 
 #[test]
@@ -187,7 +255,14 @@ fn a_copy_that_does_not_end_leaves_nothing_and_the_guest_where_it_was() -> Resul
         cluster.check(&[Expected::Runs(&guest, "host-a")])
     };
 
-    let id = copying(&cluster, &guest)?.id().to_string();
+    let now = copying(&cluster, &guest)?;
+    let (id, told) = (now.id().to_string(), far(&now, "vdb"));
+    ensure!(
+        told.is_some_and(|(total, left)| total >= content.len() as u64 && left > 0),
+        "{told:?}"
+    );
+    let shown = cluster.drover(&["migration", "get", &id])?.stdout;
+    ensure!(shown.contains("  disk        vdb "), "{shown}");
     ensure!(local(b)? == ["data.raw"], "{:?}", local(b)?);
     ensure!(cluster.drover(&["migration", "cancel", &id])?.code == 0);
     ensure!(cluster.wait_for_rest(&id)?.state() == "CANCELLED");

@@ -189,18 +189,59 @@ fn what_stands_in_the_way_is_told_and_the_guest_stays() -> Result<()> {
     let refused = cluster.drover(&offline)?;
     expect(&refused, REFUSED, &["checkpoints", "checkpoint-delete"])?;
     a.virsh(&["checkpoint-delete", "web", "c1", "--metadata"])?;
-    // It lies on another file.
-    a.run("sh", &["-c", &format!("mv {QCOW2} /srv/local/base.qcow2")])?;
-    let overlay = ["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", QCOW2];
-    a.run("qemu-img", &overlay)?;
-    expect(&cluster.drover(&offline)?, REFUSED, &["backing file", "base.qcow2"])?;
-    a.run("sh", &["-c", &format!("mv /srv/local/base.qcow2 {QCOW2}")])?;
+    // It lies on a file that is none of the agent's.
+    lies_on(a, "/run/base.qcow2")?;
+    let refused = cluster.drover(&offline)?;
+    expect(
+        &refused,
+        REFUSED,
+        &["storage-copy", "/run/base.qcow2", "storage_directories"],
+    )?;
+    a.run("sh", &["-c", &format!("mv /run/base.qcow2 {QCOW2}")])?;
     ensure!(
         b.run("ls", &["/srv/local"])?.stdout.trim().is_empty(),
         "something is left at the destination"
     );
     ensure!(a.virsh(&["dominfo", "web"])?.contains("Autostart:      enable"));
     starts_at(&cluster, &guest, "host-a")
+}
+
+/// What was the guest's image lies beneath a new one from now on.
+fn lies_on(host: &Host, base: &str) -> Result<()> {
+    host.run("sh", &["-c", &format!("mv {QCOW2} {base}")])?;
+    // As people do it: by a name beside it, where it is beside it.
+    let name = base.strip_prefix("/srv/local/").unwrap_or(base);
+    let overlay = ["create", "-q", "-f", "qcow2", "-b", name, "-F", "qcow2", QCOW2];
+    host.run("qemu-img", &overlay)?;
+    Ok(())
+}
+
+#[test]
+fn an_image_moves_with_all_that_it_lies_on() -> Result<()> {
+    let (lab, guest) = scene()?;
+    let cluster = Cluster::start(&lab)?;
+    let (a, b) = (lab.host("host-a"), lab.host("host-b"));
+    lies_on(a, "/srv/local/base.qcow2")?;
+    let base = std::fs::read(a.outside("/srv/local/base.qcow2"))?;
+    let before = sums(a)?;
+    let offline = ["--to", "host-b", "--offline", "--delete-source"];
+    // The file beneath is looked for as well.
+    b.run("touch", &["/srv/local/base.qcow2"])?;
+    let taken = cluster.drover(&[&["migrate", "web"][..], &offline].concat())?;
+    expect(&taken, REFUSED, &["storage-path", "/srv/local/base.qcow2"])?;
+    b.run("rm", &["/srv/local/base.qcow2"])?;
+    let check = cluster.drover(&["check", "web", "--to", "host-b", "--offline"])?;
+    expect(&check, 0, &["storage-copy", "/srv/local/base.qcow2"])?;
+    let moved = cluster.drover(&[&["migrate", "web"][..], &offline].concat())?;
+    expect(&moved, 0, &["web moved from host-a to host-b"])?;
+    ensure!(sums(b)? == before, "the files are not the same");
+    for host in [a, b] {
+        let there = std::fs::read(host.outside("/srv/local/base.qcow2"))?;
+        ensure!(there == base, "what it lies on is not the same");
+    }
+    let left = a.run("ls", &["-A", "/srv/local"])?.stdout;
+    ensure!(left.trim() == "base.qcow2", "left at the source: {left}");
+    starts_at(&cluster, &guest, "host-b")
 }
 
 /// A loop device on a file of a host; they belong to the whole machine, and this one goes in any case.

@@ -26,7 +26,7 @@ const EXTENDED_L2: u64 = 1 << 4;
 const KNOWN: u64 = 0b1_1111;
 const LAZY_REFCOUNTS: u64 = 1;
 
-/// What was found.
+/// What was found. What lies beneath an image is in no shape: QEMU reads it as the guest does, and the copy has it all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub format: Format,
@@ -117,9 +117,6 @@ fn qcow2(head: &[u8]) -> Result<(Format, u64, bool), NotCopied> {
     if !(2..=3).contains(&version) {
         return bad(format!("qcow2 of version {version} is not known"));
     }
-    if long(8) != 0 {
-        return bad("it has a backing file: only images without one are copied".to_owned());
-    }
     if number(32) != 0 {
         return bad("it is encrypted".to_owned());
     }
@@ -193,10 +190,19 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_beneath_an_image_is_not_its_own_business() {
+        let plain = read_bytes(&header(|_| {}), "qcow2").unwrap();
+        let layered = read_bytes(&header(|head| head[15] = 104), "qcow2").unwrap();
+        assert_eq!(
+            (layered.format, layered.virtual_size),
+            (plain.format, plain.virtual_size)
+        );
+    }
+
+    #[test]
     fn what_a_copy_would_lose_is_refused() {
         type Change = fn(&mut [u8]);
-        let cases: [(&str, Change); 7] = [
-            ("backing file", |head| head[15] = 104),
+        let cases: [(&str, Change); 6] = [
             ("encrypted", |head| head[35] = 1),
             ("snapshots", |head| head[63] = 2),
             ("corrupt", |head| head[79] = 2),

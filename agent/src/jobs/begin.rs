@@ -17,8 +17,9 @@ use super::fence::{Fence, Reference, Side, concerns};
 use super::offline_files::OfflineOrder;
 use super::outgoing::OutgoingJob;
 use super::{Jobs, Seen, lock, see};
+use crate::guest_xml::flatten::flattened;
 use crate::guest_xml::overrides::{self, Definition, Unfit};
-use crate::hypervisor::{BeginRequest, Begun, GuestFacts, GuestState, Incarnation, MigrateFlags};
+use crate::hypervisor::{BeginRequest, Begun, CopiedDisks, GuestFacts, GuestState, Incarnation, MigrateFlags};
 use crate::images::{CopiedImage, NewImage};
 use crate::journal::{Decision, DefinitionNews, Limits, OpenPage, Part, Record, SourcePart, SourceState};
 use crate::offline::FileSpec;
@@ -84,9 +85,10 @@ impl Jobs {
         }
         let found = self.fit_to_leave(&order).await?;
         // Also the live one, though libvirt will say it anew: what does not fit is refused before anything is touched.
-        let there = adapted(&found.xml, &order.overrides, Definition::Live)?;
+        let copies = order.flags.copied.as_ref();
+        let there = for_destination(&found.xml, copies, &order.overrides, Definition::Live)?;
         let copied = self
-            .look_at_copied(&found.xml, &there, order.flags.copied.as_ref(), order.delete_source)
+            .look_at_copied(&found.xml, &there, copies, order.delete_source)
             .await?;
         let record = page.create(self.source_record(&fence, &order, found, copied)?).await?;
         self.clear_autostart_and_begin(&mut page, &record).await
@@ -151,7 +153,8 @@ impl Jobs {
         copied: Vec<CopiedImage>,
     ) -> Result<Record, Failure> {
         let definition = guest.inactive_xml.filter(|_| guest.persistent);
-        let definition = definition.map(|xml| adapted(&xml, &order.overrides, Definition::Persistent));
+        let copies = order.flags.copied.as_ref();
+        let definition = definition.map(|xml| for_destination(&xml, copies, &order.overrides, Definition::Persistent));
         let part = SourcePart {
             state: SourceState::Sending,
             peer: order.destination.clone(),
@@ -263,7 +266,12 @@ impl Jobs {
 fn answer(part: &SourcePart, begun: Begun) -> Result<BeginAnswer, Failure> {
     Ok(BeginAnswer {
         begun: Begun {
-            xml: adapted(&begun.xml, &part.overrides, Definition::Live)?,
+            xml: for_destination(
+                &begun.xml,
+                part.flags.copied.as_ref(),
+                &part.overrides,
+                Definition::Live,
+            )?,
             ..begun
         },
         inactive_xml: part.inactive_xml.clone(),
@@ -276,7 +284,22 @@ fn answer(part: &SourcePart, begun: Begun) -> Result<BeginAnswer, Failure> {
     })
 }
 
-/// A definition as the destination is to have it.
+/// A definition as the destination is to have it: copied disks have nothing beneath them there.
+pub(super) fn for_destination(
+    xml: &str,
+    copied: Option<&CopiedDisks>,
+    overrides: &Overrides,
+    definition: Definition,
+) -> Result<String, Failure> {
+    let Some(copied) = copied else {
+        return adapted(xml, overrides, definition);
+    };
+    let flat = flattened(xml, copied.targets());
+    let flat = flat.map_err(|error| Failure::new(Reason::LibvirtFailed, error.to_string()))?;
+    adapted(&flat, overrides, definition)
+}
+
+/// A definition with what is different at the destination.
 pub(super) fn adapted(xml: &str, overrides: &Overrides, definition: Definition) -> Result<String, Failure> {
     overrides::apply(xml, overrides, definition).map_err(|unfit| {
         let mut failure = Failure::new(Reason::ChecksFailed, format!("overrides: {unfit}"));

@@ -8,6 +8,7 @@
 //!
 //! What is to be made is in the journal before it is made, what is to be removed is in it from the start.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::MigrationId;
 
 use super::{Jobs, Seen};
-use crate::guest_xml::{self, Disk};
+use crate::guest_xml::{self, Backing, Disk};
 use crate::hypervisor::CopiedDisks;
 use crate::images::{self, CopiedImage, MadeImage, NewImage, make, remove, room, shape};
 use crate::journal::{DestinationState, OpenPage, Record, Verdict};
@@ -37,7 +38,7 @@ impl Jobs {
         for target in copied.targets() {
             let (disk, copy) = (named(&here, target)?, named(&there, target)?);
             fit_to_copy(disk).map_err(|why| not_copied(target, &why))?;
-            fit_to_copy(copy).map_err(|why| not_copied(target, &why))?;
+            fit_to_be_made(copy).map_err(|why| not_copied(target, &why))?;
             wanted.push((disk.clone(), PathBuf::from(&copy.source)));
         }
         let storage = self.storage.clone();
@@ -55,7 +56,7 @@ impl Jobs {
                 }
                 let shape =
                     shape::read(&path, &disk.format).map_err(|error| not_copied(&disk.target, &error.to_string()))?;
-                Ok(copied_image(disk.target, path, there, shape))
+                Ok(copied_image(disk, path, there, shape))
             };
             wanted.into_iter().map(look).collect()
         })
@@ -154,7 +155,7 @@ pub(super) fn agree(xml: &str, images: &[NewImage]) -> Result<(), Failure> {
     let disks = disks(xml)?;
     for image in images {
         let disk = named(&disks, &image.target)?;
-        fit_to_copy(disk).map_err(|why| not_copied(&image.target, &why))?;
+        fit_to_be_made(disk).map_err(|why| not_copied(&image.target, &why))?;
         if image.path != std::path::Path::new(&disk.source) || image.format.name() != disk.format {
             let message = format!("the definition has another image for {}", image.target);
             return Err(Failure::new(Reason::InvalidArgument, message).with_field("images", "must agree with xml"));
@@ -179,25 +180,45 @@ pub fn fit_to_copy(disk: &Disk) -> Result<(), String> {
         _ if disk.source.is_empty() => "the drive is empty".to_owned(),
         _ if disk.read_only => "the guest does not write to it: put the same file on the destination".to_owned(),
         _ if disk.shareable => "several guests may write to it".to_owned(),
-        _ if !disk.backing.is_empty() => {
-            let chain: Vec<_> = disk.backing.iter().map(|layer| layer.source.as_str()).collect();
-            format!(
-                "it has a backing chain ({}): only images without one are copied",
-                chain.join(", ")
-            )
-        }
+        _ if disk.encrypted => "it, or what lies beneath it, is encrypted: the copy would not be".to_owned(),
         _ => return Ok(()),
     };
     Err(why)
 }
 
-fn copied_image(target: String, path: PathBuf, there: PathBuf, shape: images::shape::Shape) -> CopiedImage {
+/// Why the destination would not make it: a copy has nothing beneath it, and nobody makes it open another file.
+fn fit_to_be_made(disk: &Disk) -> Result<(), String> {
+    fit_to_copy(disk)?;
+    if disk.backing.is_empty() {
+        return Ok(());
+    }
+    let chain: Vec<_> = disk.backing.iter().map(|layer| layer.source.as_str()).collect();
+    Err(format!("the copy would lie on other files ({})", chain.join(", ")))
+}
+
+/// Bytes that a copy takes: `own` of the image itself, and of what lies beneath it, as far as the agent may look; else
+/// all of what the guest sees. Blocks.
+pub fn copy_takes(disk: &Disk, own: u64, virtual_size: u64) -> u64 {
+    let file = |layer: &Backing| {
+        let found = (layer.source_type == "file").then(|| std::fs::metadata(&layer.source).ok());
+        found.flatten().map(|found| found.blocks().saturating_mul(512))
+    };
+    let beneath: Option<Vec<u64>> = disk.backing.iter().map(file).collect();
+    match beneath {
+        Some(layers) => layers.into_iter().fold(own, u64::saturating_add),
+        None => own.max(virtual_size),
+    }
+}
+
+fn copied_image(disk: Disk, path: PathBuf, there: PathBuf, shape: images::shape::Shape) -> CopiedImage {
+    let allocated = copy_takes(&disk, shape.copy_takes(), shape.virtual_size);
+    let target = disk.target;
     let image = NewImage {
         target: target.clone(),
         path: there,
         format: shape.format,
         virtual_size: shape.virtual_size,
-        allocated: shape.copy_takes(),
+        allocated,
     };
     CopiedImage {
         target,

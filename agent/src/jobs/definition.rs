@@ -7,7 +7,7 @@
 
 use drover_proto::failure::Failure;
 
-use super::begin::adapted;
+use super::begin::for_destination;
 use super::{Jobs, Seen, errors};
 use crate::guest_xml::overrides::Definition;
 use crate::hypervisor::{GuestFacts, GuestState};
@@ -32,7 +32,8 @@ fn compare(part: &SourcePart, guest: &GuestFacts) -> Found {
             Found::AsSent
         };
     };
-    match adapted(here, &part.overrides, Definition::Persistent) {
+    let copied = part.flags.copied.as_ref();
+    match for_destination(here, copied, &part.overrides, Definition::Persistent) {
         Ok(here) if part.inactive_xml.as_ref() == Some(&here) => Found::AsSent,
         Ok(here) => Found::Newer(Some(here)),
         Err(failure) => Found::Unfit(failure.message),

@@ -4,7 +4,7 @@
 //! with what is there then.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use drover_proto::failure::{Failure, Reason};
@@ -13,16 +13,16 @@ use drover_proto::ids::GuestId;
 
 use super::begin::{BeginAnswer, BeginOrder, adapted};
 use super::fence::Fence;
-use super::offline_files::{OfflineOrder, Wanted, keep_their_paths, users, wanted};
+use super::offline_files::{Chains, OfflineOrder, Wanted, copied, keep_their_paths, users, wanted};
 use super::outgoing::OutgoingJob;
 use super::{Jobs, lock};
 use crate::guest_xml::overrides::Definition;
 use crate::hypervisor::{Begun, GuestFacts, GuestState, Incarnation, MigrateFlags};
 use crate::journal::{DefinitionNews, Leaving, LeavingFile, OpenPage, Part, Record, ShutDown, SourcePart, SourceState};
-use crate::offline::FileError;
 use crate::offline::image::{Image, lock as keep_writers_away};
 use crate::offline::image_lock::Others;
 use crate::offline::outgoing::OfflineOutgoing;
+use crate::offline::{FileError, chain};
 use crate::storage_directories::StorageDirectories;
 
 impl Jobs {
@@ -56,7 +56,7 @@ impl Jobs {
             return Err(Failure::new(Reason::ChecksFailed, message));
         };
         let inactive_xml = adapted(&definition, &order.overrides, Definition::Persistent)?;
-        let wanted = wanted(&definition, offline)?;
+        let wanted = wanted(&definition, offline, &self.chains(&definition, offline).await?)?;
         keep_their_paths(&wanted, &inactive_xml)?;
         let mut leaving = Leaving {
             original_xml: Some(definition).filter(|xml| *xml != inactive_xml),
@@ -126,7 +126,8 @@ impl Jobs {
     ) -> Result<BeginAnswer, Failure> {
         let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
         let guest = self.fit_to_leave_offline(record.guest).await?;
-        let wanted = wanted(guest.inactive_xml.as_deref().unwrap_or_default(), offline)?;
+        let definition = guest.inactive_xml.as_deref().unwrap_or_default();
+        let wanted = wanted(definition, offline, &self.chains(definition, offline).await?)?;
         let (handle, files, shared) = self.hold_images(wanted).await?;
         self.fit_to_leave_offline(record.guest).await?;
         let record = page
@@ -165,6 +166,7 @@ impl Jobs {
             copied: true,
             optional: false,
             shareable: false,
+            is_beneath: false,
         });
         let shared = leaving.shared.iter().map(|path| Wanted {
             path: path.clone(),
@@ -173,6 +175,7 @@ impl Jobs {
             copied: false,
             optional: false,
             shareable: false,
+            is_beneath: false,
         });
         let (handle, files, _) = self.hold_images(copied.chain(shared).collect()).await?;
         let same = |now: &LeavingFile, then: &LeavingFile| now.spec.size == then.spec.size;
@@ -230,6 +233,23 @@ impl Jobs {
         }
     }
 
+    /// What the images that are copied lie on, as far as their heads tell; all of it has to be where this agent may read.
+    async fn chains(&self, definition: &str, offline: &OfflineOrder) -> Result<Chains, Failure> {
+        let (copied, allowed) = (copied(definition, offline)?, self.storage.clone());
+        let read = move || {
+            let open = |path: &Path| allowed.find(path)?.open_to_read();
+            let chain = |(path, format): (PathBuf, String)| match chain::read(&path, &format, open) {
+                (layers, None) => Ok((path, layers)),
+                (_, Some(error)) => Err(Failure::from(error)),
+            };
+            copied.into_iter().map(chain).collect()
+        };
+        let chains = tokio::task::spawn_blocking(read).await;
+        let chains: Result<Chains, Failure> =
+            chains.map_err(|error| Failure::internal(format!("looking at the images broke off: {error}")))?;
+        chains.map_err(|failure| failure.at_host(self.host.clone()))
+    }
+
     async fn hold_images(
         &self,
         wanted: Vec<Wanted>,
@@ -261,6 +281,11 @@ struct Held {
 /// Those that are copied have to be held; the shared ones are held where this agent may.
 fn hold_all(allowed: &StorageDirectories, wanted: &[Wanted]) -> Result<Held, FileError> {
     let mut held = Held::default();
+    let known: Vec<PathBuf> = wanted
+        .iter()
+        .filter(|one| one.copied)
+        .map(|one| one.path.clone())
+        .collect();
     for one in wanted {
         if !one.copied && one.shareable {
             // Other guests may be started with it meanwhile.
@@ -278,7 +303,7 @@ fn hold_all(allowed: &StorageDirectories, wanted: &[Wanted]) -> Result<Held, Fil
             }
             continue;
         }
-        match Image::hold(allowed, &one.path, &one.format, users(one.stays)) {
+        match Image::hold(allowed, &one.path, &one.format, users(one.stays), &known) {
             Ok(image) => {
                 held.files.push(LeavingFile {
                     spec: image.spec.clone(),

@@ -1,11 +1,14 @@
-//! Which files a guest that is shut off takes along: what its definition names, against what was ordered. Pure.
+//! Which files a guest that is shut off takes along: what its definition names and what that lies on, against what was
+//! ordered. Pure.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use drover_proto::failure::{Failure, Reason};
 
 use crate::guest_xml::{self, Disk, GuestShape, Needs};
+use crate::offline::chain::Layer;
 use crate::offline::image_lock::Others;
 
 /// How a guest that is shut off leaves.
@@ -31,7 +34,12 @@ pub(super) struct Wanted {
     /// It may be missing: a guest that was never started has no variables.
     pub(super) optional: bool,
     pub(super) shareable: bool,
+    /// No disk of the guest, but what one lies on.
+    pub(super) is_beneath: bool,
 }
+
+/// What lies beneath each image that is copied, nearest first.
+pub(super) type Chains = HashMap<PathBuf, Vec<Layer>>;
 
 /// What gets another name or goes must be nobody else's: also those who only read would lose it.
 pub fn users(stays: bool) -> Others {
@@ -63,8 +71,19 @@ pub fn refuse_foreign_variables(needs: &Needs) -> Result<(), Failure> {
         .with_remedy("give it variables that are a file: `<nvram>PATH</nvram>`"))
 }
 
-/// The guest's images and its UEFI variables, as its definition says.
-pub(super) fn wanted(definition: &str, order: &OfflineOrder) -> Result<Vec<Wanted>, Failure> {
+/// Paths and formats of the images that are copied.
+pub(super) fn copied(definition: &str, order: &OfflineOrder) -> Result<Vec<(PathBuf, String)>, Failure> {
+    let disks = read(definition)?.disks.into_iter();
+    let images = disks.map(|disk| (PathBuf::from(&disk.source), format(&disk)));
+    Ok(images.filter(|(path, _)| order.images.contains(path)).collect())
+}
+
+fn format(disk: &Disk) -> String {
+    if disk.format.is_empty() { "raw" } else { &disk.format }.to_owned()
+}
+
+/// The guest's images, what they lie on, and its UEFI variables, as its definition says.
+pub(super) fn wanted(definition: &str, order: &OfflineOrder, chains: &Chains) -> Result<Vec<Wanted>, Failure> {
     let GuestShape { disks, needs, .. } = read(definition)?;
     refuse_foreign_variables(&needs)?;
     let mut all: Vec<Wanted> = Vec::new();
@@ -79,18 +98,22 @@ pub(super) fn wanted(definition: &str, order: &OfflineOrder) -> Result<Vec<Wante
         if disk.source.is_empty() || disk.source_type != "file" || all.iter().any(|known| known.path == path) {
             continue;
         }
+        let layers = chains.get(&path).filter(|_| copied);
         all.push(Wanted {
+            format: format(&disk),
             path,
-            format: if disk.format.is_empty() {
-                "raw".to_owned()
-            } else {
-                disk.format
-            },
             stays: disk.read_only,
             copied,
             optional: false,
             shareable: disk.shareable || disk.read_only,
+            is_beneath: false,
         });
+        for layer in layers.into_iter().flatten() {
+            refuse_new_layer(layer, order)?;
+            if !all.iter().any(|known| known.path == layer.path) {
+                all.push(beneath(layer));
+            }
+        }
     }
     let is_known = |path: &&PathBuf| all.iter().any(|one| one.path == **path);
     if let Some(unknown) = order.images.iter().find(|path| !is_known(path)) {
@@ -105,9 +128,34 @@ pub(super) fn wanted(definition: &str, order: &OfflineOrder) -> Result<Vec<Wante
             copied: true,
             optional: true,
             shareable: false,
+            is_beneath: false,
         });
     }
     Ok(all)
+}
+
+/// Nobody writes to it, and others may lie on it, too: it stays where it is.
+fn beneath(layer: &Layer) -> Wanted {
+    Wanted {
+        path: layer.path.clone(),
+        format: layer.format.clone(),
+        stays: true,
+        copied: true,
+        optional: false,
+        shareable: false,
+        is_beneath: true,
+    }
+}
+
+fn refuse_new_layer(layer: &Layer, order: &OfflineOrder) -> Result<(), Failure> {
+    if order.images.contains(&layer.path) {
+        return Ok(());
+    }
+    let message = format!(
+        "{}, on which one of the guest's images lies, was not among the files to copy when it was checked",
+        layer.path.display()
+    );
+    Err(Failure::new(Reason::ChecksFailed, message).with_remedy("move it again: every disk is looked at anew"))
 }
 
 /// Nobody has looked whether the destination has it.
@@ -127,7 +175,10 @@ pub(super) fn keep_their_paths(wanted: &[Wanted], there: &str) -> Result<(), Fai
     let GuestShape { disks, needs, .. } = read(there)?;
     let is_there =
         |path: &Path| Path::new(&needs.nvram) == path || disks.iter().any(|disk| Path::new(&disk.source) == path);
-    match wanted.iter().find(|one| one.copied && !is_there(&one.path)) {
+    match wanted
+        .iter()
+        .find(|one| one.copied && !one.is_beneath && !is_there(&one.path))
+    {
         None => Ok(()),
         Some(moved) => {
             let message = format!("{} is copied, and only to the same path", moved.path.display());
@@ -162,7 +213,7 @@ mod tests {
 
     #[test]
     fn every_file_is_copied_or_shared() {
-        let all = wanted(GUEST, &order(&["/dev/vg/b", "/iso/c.iso"])).unwrap();
+        let all = wanted(GUEST, &order(&["/dev/vg/b", "/iso/c.iso"]), &Chains::new()).unwrap();
         let told: Vec<_> = all
             .iter()
             .map(|one| (one.path.to_str().unwrap(), one.copied, one.stays, one.optional))
@@ -178,9 +229,42 @@ mod tests {
     }
 
     #[test]
+    fn what_a_copied_image_lies_on_goes_along_and_stays_as_well() {
+        let layer = |name: &str| Layer {
+            path: PathBuf::from(name),
+            format: "qcow2".to_owned(),
+        };
+        let chain = vec![layer("/images/middle.qcow2"), layer("/images/base.qcow2")];
+        let chains = Chains::from([(PathBuf::from("/images/a.qcow2"), chain)]);
+        let mut order = order(&["/dev/vg/b", "/iso/c.iso"]);
+        let refused = wanted(GUEST, &order, &chains).unwrap_err();
+        assert!(refused.message.contains("/images/middle.qcow2"), "{}", refused.message);
+        order
+            .images
+            .extend(["/images/middle.qcow2".into(), "/images/base.qcow2".into()]);
+        let all = wanted(GUEST, &order, &chains).unwrap();
+        let told: Vec<_> = all
+            .iter()
+            .filter(|one| one.copied)
+            .map(|one| (one.path.to_str().unwrap(), one.stays))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("/images/a.qcow2", false),
+                ("/images/middle.qcow2", true),
+                ("/images/base.qcow2", true),
+                ("/images/web.fd", false)
+            ],
+            "an image comes before what it lies on"
+        );
+        keep_their_paths(&all, GUEST).unwrap();
+    }
+
+    #[test]
     fn a_disk_that_nobody_has_looked_at_is_refused() {
         for shared in [&["/dev/vg/b"][..], &["/iso/c.iso"], &[]] {
-            let refused = wanted(GUEST, &order(shared)).unwrap_err();
+            let refused = wanted(GUEST, &order(shared), &Chains::new()).unwrap_err();
             assert_eq!(refused.reason, Reason::ChecksFailed);
             assert!(refused.message.contains("after it was checked"), "{}", refused.message);
         }
@@ -189,14 +273,14 @@ mod tests {
     #[test]
     fn what_is_several_guests_or_no_file_is_refused() {
         let shareable = GUEST.replacen("<target dev='vda'/>", "<target dev='vda'/><shareable/>", 1);
-        let refused = wanted(&shareable, &order(&["/dev/vg/b", "/iso/c.iso"])).unwrap_err();
+        let refused = wanted(&shareable, &order(&["/dev/vg/b", "/iso/c.iso"]), &Chains::new()).unwrap_err();
         assert!(refused.message.contains("several guests"), "{}", refused.message);
         let block = GUEST.replacen(
             "<nvram>/images/web.fd</nvram>",
             "<nvram type='block'><source dev='/dev/vg/vars'/></nvram>",
             1,
         );
-        let refused = wanted(&block, &order(&["/dev/vg/b", "/iso/c.iso"])).unwrap_err();
+        let refused = wanted(&block, &order(&["/dev/vg/b", "/iso/c.iso"]), &Chains::new()).unwrap_err();
         assert!(refused.message.contains("/dev/vg/vars"), "{}", refused.message);
     }
 }

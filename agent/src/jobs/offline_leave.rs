@@ -303,8 +303,9 @@ enum Again {
 
 fn hold_again(allowed: &StorageDirectories, files: &[LeavingFile]) -> Result<Again, FileError> {
     let mut held = Vec::new();
+    let known: Vec<_> = files.iter().map(|file| file.spec.path.clone()).collect();
     for file in files {
-        let image = match Image::hold(allowed, &file.spec.path, &file.format, users(file.stays)) {
+        let image = match Image::hold(allowed, &file.spec.path, &file.format, users(file.stays), &known) {
             Ok(image) => image,
             Err(FileError::InUse(_) | FileError::Loop { .. }) => return Ok(Again::Used),
             Err(FileError::Absent(_)) => return Ok(Again::Gone),

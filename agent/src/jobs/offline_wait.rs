@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::incoming::{IncomingJob, call_log};
 use super::prepare::{PrepareAnswer, part_ticket};
 use super::restart::awaits_files;
-use super::{Jobs, errors, lock};
+use super::{Jobs, errors, lock, offline_coming};
 use crate::hypervisor::{Cookie, GuestFacts};
 use crate::images::Identity;
 use crate::journal::{Coming, DestinationPart, DestinationState, OpenPage};
@@ -22,7 +22,7 @@ use crate::offline::calls::FileCall;
 use crate::offline::partial::Names;
 use crate::offline::receive::Expected;
 use crate::offline::sink::{Begins, FileSink, Verified};
-use crate::offline::{FileError, partial};
+use crate::offline::{FileError, FileSpec, partial};
 use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Registration;
 
@@ -52,11 +52,14 @@ impl Jobs {
         if self.incoming_job(record.migration).is_some() {
             return Ok(answer);
         }
+        let files: Vec<FileSpec> = coming.files.iter().map(|file| file.spec.clone()).collect();
+        let definition = part.inactive_xml.as_deref().unwrap_or_default();
         let (writing, over) = (Arc::new(tokio::sync::Mutex::new(())), CancellationToken::new());
         let expected = Expected {
             migration: record.migration,
             allowed: self.storage.clone(),
-            files: coming.files.iter().map(|file| file.spec.clone()).collect(),
+            qcow2: offline_coming::qcow2(definition, &files)?,
+            files,
             group: self.sockets.group(),
             writing: Arc::clone(&writing),
             over: over.clone(),

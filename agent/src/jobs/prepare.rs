@@ -14,7 +14,7 @@ use tracing::Instrument;
 
 use super::fence::{Fence, Reference, Side, concerns};
 use super::incoming::{IncomingJob, call_log};
-use super::{Jobs, Seen, copies, errors, lock};
+use super::{Jobs, Seen, copies, errors, lock, offline_coming};
 use crate::guest_xml;
 use crate::hypervisor::{Cookie, CopiedDisks, GuestState, MigrateFlags, PrepareRequest};
 use crate::images::NewImage;
@@ -87,7 +87,9 @@ impl Jobs {
         self.refuse_known_guest(&order).await?;
         match &order.offline {
             // No memory comes, and no disk beside the files.
-            Some(_) if order.images.is_empty() => {}
+            Some(files) if order.images.is_empty() => {
+                offline_coming::refuse_layers(order.inactive_xml.as_deref().unwrap_or_default(), files)?;
+            }
             Some(_) => {
                 return Err(Failure::invalid(
                     "images",

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::image_lock::{self, Others};
-use super::{FileError, FileSpec, loops};
+use super::places::Place;
+use super::{FileError, FileSpec, chain, loops};
 use crate::images::Identity;
 use crate::storage_directories::StorageDirectories;
 
@@ -33,13 +34,19 @@ pub struct Mark {
 }
 
 impl Image {
-    /// Opens it and keeps writers away. `InUse` where somebody has it open who may not, `Loop` where the kernel has.
-    pub fn hold(allowed: &StorageDirectories, path: &Path, format: &str, others: Others) -> Result<Self, FileError> {
-        // It gets another name here in the end, or goes.
-        allowed.find(path)?.may_change()?;
+    /// Opens it and keeps writers away. `InUse` where somebody has it open who may not, `Loop` where the kernel has,
+    /// `Chain` where it lies on others than `known`.
+    pub fn hold(
+        allowed: &StorageDirectories,
+        path: &Path,
+        format: &str,
+        others: Others,
+        known: &[PathBuf],
+    ) -> Result<Self, FileError> {
+        may_go(&allowed.find(path)?, others)?;
         let file = lock(allowed, path, others)?;
         let error = |source| FileError::io(path, source);
-        refuse_chain(&file, path, format)?;
+        chain::only_on(known, &file, path, format)?;
         let found = file.metadata().map_err(error)?;
         let spec = FileSpec {
             path: path.to_owned(),
@@ -79,9 +86,15 @@ pub fn lock(allowed: &StorageDirectories, path: &Path, others: Others) -> Result
 }
 
 /// Why it could not be held and taken along, as far as that can be seen. Takes no lock: nobody is kept from it.
-pub fn look(allowed: &StorageDirectories, path: &Path, format: &str, others: Others) -> Result<(), FileError> {
+pub fn look(
+    allowed: &StorageDirectories,
+    path: &Path,
+    format: &str,
+    others: Others,
+    known: &[PathBuf],
+) -> Result<(), FileError> {
     let place = allowed.find(path)?;
-    place.may_change()?;
+    may_go(&place, others)?;
     let file = place.open_to_read()?;
     match image_lock::is_free_for(&file, others) {
         Ok(true) => {}
@@ -89,44 +102,13 @@ pub fn look(allowed: &StorageDirectories, path: &Path, format: &str, others: Oth
         Err(source) => return Err(FileError::io(path, source)),
     }
     loops::refuse(&file, path, others)?;
-    refuse_chain(&file, path, format)
+    chain::only_on(known, &file, path, format)
 }
 
-/// Only a whole image is copied: what lies beneath one is another file.
-fn refuse_chain(file: &File, path: &Path, format: &str) -> Result<(), FileError> {
-    const DATA_FILE: u64 = 1 << 2;
-    let refused = |what: String| {
-        Err(FileError::Chain {
-            path: path.to_owned(),
-            what,
-        })
-    };
-    match format {
-        "raw" => return Ok(()),
-        "qcow2" => {}
-        other => return refused(format!("format {other:?} is not known to be one file")),
+/// What others may have stays; the rest gets another name here in the end, or goes.
+fn may_go(place: &Place, others: Others) -> Result<(), FileError> {
+    match others {
+        Others::Read => Ok(()),
+        Others::None => place.may_change(),
     }
-    let mut header = [0; 80];
-    let read = |buffer: &mut [u8], at| match file.read_exact_at(buffer, at) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(source) => Err(FileError::io(path, source)),
-        Ok(()) => Ok(true),
-    };
-    if !read(&mut header, 0)? || header[..4] != *b"QFI\xfb" {
-        return refused("it is not the qcow2 image that the guest's definition says".to_owned());
-    }
-    let number = |at: usize, bytes: usize| {
-        let digits = header[at..at + bytes].iter();
-        digits.fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
-    };
-    let (version, backing_at, backing_length) = (number(4, 4), number(8, 8), number(16, 4));
-    if backing_at != 0 {
-        let mut name = vec![0; usize::try_from(backing_length.min(1023)).unwrap_or(0)];
-        read(&mut name, backing_at)?;
-        return refused(String::from_utf8_lossy(&name).into_owned());
-    }
-    if version >= 3 && number(72, 8) & DATA_FILE != 0 {
-        return refused("its data lie in another file".to_owned());
-    }
-    Ok(())
 }

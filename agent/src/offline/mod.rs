@@ -13,6 +13,7 @@
 
 pub mod blocks;
 pub mod calls;
+pub mod chain;
 pub mod image;
 pub mod image_lock;
 pub mod loops;
@@ -106,7 +107,10 @@ impl FileError {
             Self::Changed(_) => "see who uses it",
             Self::Loop { .. } => "unmount what lies on it and detach it: `losetup --detach`",
             Self::InUse(_) => "end what uses it (a guest, qemu-nbd, a backup), then try again",
-            Self::Chain { .. } => "flatten it while the guest is off: `qemu-img convert`, or `qemu-img rebase -b ''`",
+            Self::Chain { .. } => {
+                "flatten it while the guest is off (`qemu-img convert`, or `qemu-img rebase -b ''`), or move the guest \
+                 while it runs: a disk that is copied live becomes one image"
+            }
             Self::Space { .. } => "make room, or choose another destination",
             Self::Denied { .. } => "give the agent's user the right to it; docs/operating.md tells which it needs",
             Self::Io { .. } => "see the system log of that host",

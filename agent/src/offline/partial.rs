@@ -15,8 +15,9 @@ use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
 use super::blocks::{Blocks, Hash, Whole, count, is_zero, length};
+use super::chain::Layer;
 use super::places::Place;
-use super::{BLOCK, FileError, FileSpec};
+use super::{BLOCK, FileError, FileSpec, chain};
 use crate::images::Identity;
 use crate::promised::{Promised, least_left};
 use crate::storage_directories::StorageDirectories;
@@ -229,6 +230,11 @@ impl Partial {
 
     pub fn blocks(&self) -> u64 {
         count(self.spec.size)
+    }
+
+    /// What lies beneath it, where it is opened as qcow2.
+    pub fn beneath(&self) -> Result<Option<Layer>, FileError> {
+        chain::beneath(&self.file, &self.spec.path, "qcow2")
     }
 
     /// Waits until all of it has reached the disk, then reads it again from there.

@@ -1,6 +1,7 @@
 //! Destination: receives files over one connection, each into its partial file, and reads each again from the disk.
 
 use std::io;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::blocks::{Hash, hash, unpack};
 use super::calls::{FileCall, Stopped};
+use super::chain::Layer;
 use super::partial::Partial;
 use super::send::{BUSY, SILENCE};
 use super::wire::{self, Frame, MOST_HASHES};
@@ -29,6 +31,8 @@ pub struct Expected {
     pub migration: MigrationId,
     pub allowed: StorageDirectories,
     pub files: Vec<FileSpec>,
+    /// Those of them that the definition says to open as qcow2: such an image may name another file of this host.
+    pub qcow2: Vec<PathBuf>,
     /// QEMU's group; `None` leaves the agent's own.
     pub group: Option<u32>,
     /// Held while a file is written: a connection that was cut may not have come to its end.
@@ -116,7 +120,7 @@ pub async fn receive<S>(stream: &mut S, expected: &Expected) -> Result<Vec<Ident
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut received = Vec::new();
+    let (mut received, mut qcow2) = (Vec::new(), expected.qcow2.clone());
     loop {
         let frame = next(stream).await?;
         if frame == Frame::Done && received.len() == expected.files.len() {
@@ -134,15 +138,22 @@ where
             Stopped::Refused => FileError::io(&spec.path, stopped.into()).into(),
             Stopped::Lost => ReceiveError::Cut(stopped.into()),
         };
-        let receive = receive_file(stream, expected, spec);
+        let receive = receive_file(stream, expected, received.len(), &mut qcow2);
         received.push(FileCall::Receive.through(&expected.gate, stopped, receive).await?);
     }
 }
 
-async fn receive_file<S>(stream: &mut S, expected: &Expected, spec: &FileSpec) -> Result<Identity, ReceiveError>
+/// The one at this place in the list. `qcow2` are those that QEMU will open as such, as far as it is known by now.
+async fn receive_file<S>(
+    stream: &mut S,
+    expected: &Expected,
+    at: usize,
+    qcow2: &mut Vec<PathBuf>,
+) -> Result<Identity, ReceiveError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
+    let spec = &expected.files[at];
     let Expected {
         migration,
         allowed,
@@ -185,8 +196,32 @@ where
     if found != whole {
         return Err(ReceiveError::Unlike(spec.path.clone()));
     }
+    if qcow2.contains(&spec.path) {
+        let received = Arc::clone(&partial);
+        if let Some(layer) = busy(stream, move || received.beneath()).await?? {
+            may_lie_on(&layer, &expected.files, at, qcow2)?;
+        }
+    }
     wire::write(stream, &Frame::Verified).await?;
     Ok(identity)
+}
+
+/// An image lies on what comes with it, and on no other file of this host.
+fn may_lie_on(layer: &Layer, files: &[FileSpec], at: usize, qcow2: &mut Vec<PathBuf>) -> Result<(), FileError> {
+    let place = files.iter().position(|file| file.path == layer.path);
+    let is_head = layer.format == "qcow2" && !qcow2.contains(&layer.path);
+    match place {
+        // Its own head is looked at when it has come; one that came before was not.
+        Some(place) if is_head && place > at => qcow2.push(layer.path.clone()),
+        Some(_) if !is_head && (layer.format == "qcow2" || layer.format == "raw") => {}
+        Some(_) | None => {
+            return Err(FileError::Chain {
+                path: files[at].path.clone(),
+                what: layer.path.display().to_string(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Until the sender is gone. Blocks.
@@ -225,4 +260,37 @@ fn write_blocks(mut partial: Partial, mut blocks: mpsc::Receiver<Frame>) -> Resu
 
 fn is(bytes: &[u8], announced: &Hash) -> bool {
     hash(bytes) == *announced
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_lies_only_on_what_comes_with_it() {
+        let file = |name: &str| FileSpec {
+            path: PathBuf::from(name),
+            size: 1,
+            allocated: 1,
+            mode: 0o600,
+        };
+        let files = ["/a/base", "/a/top", "/a/middle"].map(file);
+        let mut qcow2 = vec![PathBuf::from("/a/top")];
+        let mut lies_on = |name: &str, format: &str| {
+            let layer = Layer {
+                path: PathBuf::from(name),
+                format: format.to_owned(),
+            };
+            may_lie_on(&layer, &files, 1, &mut qcow2).is_ok()
+        };
+        assert!(lies_on("/a/base", "raw"), "a raw one has no head");
+        assert!(!lies_on("/a/base", "qcow2"), "nobody has looked at its head");
+        assert!(!lies_on("/etc/shadow", "raw") && !lies_on("/a/middle", "vmdk"));
+        assert!(lies_on("/a/middle", "qcow2"));
+        assert_eq!(
+            qcow2,
+            ["/a/top", "/a/middle"].map(PathBuf::from),
+            "its head is looked at, too"
+        );
+    }
 }

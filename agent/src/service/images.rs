@@ -1,7 +1,8 @@
 //! Copied disks over gRPC: what the source says of its images, and whether the destination has room for copies.
 
 use std::collections::HashSet;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use drover_proto::agent::v1 as agent;
@@ -9,10 +10,11 @@ use drover_proto::failure::Failure;
 
 use super::AgentServer;
 use super::inspect::blocking;
-use crate::guest_xml::{Disk, GuestShape, Needs};
+use crate::guest_xml::{Backing, Disk, GuestShape, Needs};
 use crate::images::{Format, NewImage, room, shape};
-use crate::jobs::fit_to_copy;
 use crate::jobs::offline_files::{refuse_foreign_variables, refuse_shareable, users};
+use crate::jobs::{copy_takes, fit_to_copy};
+use crate::offline::chain::{self, Layer};
 use crate::offline::{FileError, image};
 use crate::promised::Promised;
 use crate::storage_directories::StorageDirectories;
@@ -146,16 +148,20 @@ pub(super) async fn add_sizes(facts: &mut agent::GuestFacts, disks: Vec<Disk>) -
     Ok(())
 }
 
-/// What its file takes, and what the guest sees or why it cannot be copied.
+/// What its file and what lies beneath it take, and what the guest sees or why it cannot be copied.
 fn size(disk: &Disk) -> (u64, Result<u64, String>) {
     let unfit = fit_to_copy(disk);
     if disk.source_type != "file" || disk.source.is_empty() {
         return (0, unfit.map(|()| 0));
     }
     let path = PathBuf::from(&disk.source);
-    let allocated = std::fs::metadata(&path).map_or(0, |found| found.blocks().saturating_mul(512));
+    let own = std::fs::metadata(&path).map_or(0, |found| found.blocks().saturating_mul(512));
     let shape = shape::read(&path, &disk.format).map_err(|error| error.to_string());
-    (allocated, unfit.and_then(|()| Ok(shape?.virtual_size)))
+    let virtual_size = shape.as_ref().map_or(0, |shape| shape.virtual_size);
+    (
+        copy_takes(disk, own, virtual_size),
+        unfit.and_then(|()| Ok(shape?.virtual_size)),
+    )
 }
 
 /// Adds to each disk of a guest that is shut off, and to its variables, why the file could not be taken along.
@@ -188,9 +194,54 @@ fn fit_to_leave(disk: &Disk, storage: &StorageDirectories) -> Result<(), Failure
         return Ok(());
     }
     refuse_shareable(disk)?;
-    let format = if disk.format.is_empty() { "raw" } else { &disk.format };
     let path = Path::new(&disk.source);
-    image::look(storage, path, format, users(disk.read_only)).map_err(Failure::from)
+    let open = |path: &Path| storage.find(path)?.open_to_read();
+    let (layers, problem) = chain::read(path, format(disk), open);
+    let known: Vec<PathBuf> = layers.iter().map(|layer| layer.path.clone()).collect();
+    // What is said of the image itself comes first.
+    image::look(storage, path, format(disk), users(disk.read_only), &known).map_err(Failure::from)?;
+    for layer in &layers {
+        image::look(storage, &layer.path, &layer.format, users(true), &known).map_err(Failure::from)?;
+    }
+    problem.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn format(disk: &Disk) -> &str {
+    if disk.format.is_empty() { "raw" } else { &disk.format }
+}
+
+/// The disks of a guest that is shut off with what they lie on: its definition does not say. As far as the agent may
+/// read their heads.
+pub(super) fn with_chains(mut disks: Vec<Disk>, storage: &StorageDirectories) -> Vec<Disk> {
+    for disk in &mut disks {
+        if disk.source_type != "file" || disk.source.is_empty() || !disk.backing.is_empty() {
+            continue;
+        }
+        let open = |path: &Path| open_file(&storage.real(path)).map_err(|source| FileError::io(path, source));
+        let (layers, problem) = chain::read(Path::new(&disk.source), format(disk), open);
+        if let Some(error) = problem {
+            tracing::debug!(%error, "a backing chain was not followed to its end");
+        }
+        let layer = |layer: Layer| Backing {
+            source_type: "file".to_owned(),
+            source: layer.path.to_string_lossy().into_owned(),
+        };
+        disk.backing = layers.into_iter().map(layer).collect();
+    }
+    disks
+}
+
+/// Not through a link, and no pipe or device.
+fn open_file(path: &Path) -> std::io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(std::io::ErrorKind::InvalidInput.into())
+    }
 }
 
 fn fit_variables(needs: &Needs, storage: &StorageDirectories) -> Result<(), Failure> {
@@ -199,7 +250,7 @@ fn fit_variables(needs: &Needs, storage: &StorageDirectories) -> Result<(), Fail
     if !path.is_absolute() {
         return Ok(());
     }
-    match image::look(storage, path, "raw", users(false)) {
+    match image::look(storage, path, "raw", users(false), &[]) {
         // One that was never started has none yet.
         Ok(()) | Err(FileError::Absent(_)) => Ok(()),
         Err(error) => Err(error.into()),

@@ -40,7 +40,7 @@ impl AgentServer {
         let guest = self.known_guest(&request.guest_uuid).await?;
         let active = guest.state.is_active();
         let job_active = active && self.jobs.hypervisor.job(guest.id).await?.is_some();
-        let shape = shape(&guest)?;
+        let shape = self.shape(&guest).await?;
         let mut facts = convert::guest(&guest, Some(shape.clone()), job_active);
         images::add_sizes(&mut facts, shape.disks.clone()).await?;
         if active {
@@ -114,8 +114,17 @@ impl AgentServer {
     }
 }
 
-pub(super) fn shape(guest: &GuestFacts) -> Result<GuestShape, Failure> {
-    guest_xml::read(&guest.xml).map_err(unreadable)
+impl AgentServer {
+    /// Of a guest that is shut off with what its disks lie on, which libvirt says only of one that runs.
+    pub(super) async fn shape(&self, guest: &GuestFacts) -> Result<GuestShape, Failure> {
+        let shape = guest_xml::read(&guest.xml).map_err(unreadable)?;
+        if guest.state.is_active() {
+            return Ok(shape);
+        }
+        let (disks, storage) = (shape.disks, self.jobs.storage.clone());
+        let disks = blocking(move || images::with_chains(disks, &storage)).await?;
+        Ok(GuestShape { disks, ..shape })
+    }
 }
 
 // By value, so that it can be named in `map_err`.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use drover_proto::agent::v1 as agent;
 use drover_proto::failure::{Failure, Reason};
 
-use super::inspect::{blocking, shape};
+use super::inspect::blocking;
 use super::{AgentServer, convert};
 use crate::guest_xml::Disk;
 use crate::probe::device::{self, Device};
@@ -27,7 +27,7 @@ struct Places {
 impl AgentServer {
     pub(super) async fn write_probes(&self, uuid: &str) -> Result<agent::WriteStorageProbesResponse, Failure> {
         let guest = self.known_guest(uuid).await?;
-        let places = places(&shape(&guest)?.disks)?;
+        let places = places(&self.shape(&guest).await?.disks)?;
         let (probes, storage) = (self.probes.clone(), self.jobs.storage.clone());
         let written = move || {
             let mut response = agent::WriteStorageProbesResponse::default();

@@ -43,6 +43,9 @@ pub struct SimGuest {
     /// Image files, as `vda`, `vdb`, …; nothing reads them but Drover's own checks.
     #[serde(default)]
     pub disks: Vec<String>,
+    /// What lies beneath the last of them, nearest first.
+    #[serde(default)]
+    pub layers: Vec<String>,
     /// Bridges of its interfaces.
     #[serde(default)]
     pub bridges: Vec<String>,
@@ -84,6 +87,7 @@ impl SimGuest {
             autostart: false,
             paused: false,
             disks: Vec::new(),
+            layers: Vec::new(),
             bridges: Vec::new(),
         }
     }
@@ -100,6 +104,20 @@ impl SimGuest {
         }
     }
 
+    fn layers(&self) -> String {
+        let beneath = self
+            .layers
+            .iter()
+            .rev()
+            .fold("<backingStore/>".to_owned(), |beneath, layer| {
+                let layer = escape(layer);
+                format!(
+                    "<backingStore type='file'><format type='raw'/><source file='{layer}'/>{beneath}</backingStore>"
+                )
+            });
+        if self.layers.is_empty() { String::new() } else { beneath }
+    }
+
     /// The definition that libvirt would show.
     pub fn xml(&self) -> String {
         let Self {
@@ -111,13 +129,15 @@ impl SimGuest {
         let (id, dirty_rate) = (self.id(), self.dirty_mib_per_second << 20);
         let name = escape(name);
         let mut devices = String::new();
-        for (disk, letter) in self.disks.iter().zip('a'..='z') {
+        let last = self.disks.len().saturating_sub(1);
+        for (at, (disk, letter)) in self.disks.iter().zip('a'..='z').enumerate() {
             let disk = escape(disk);
+            let layers = if at == last { self.layers() } else { String::new() };
             // Writing into a String cannot fail.
             let _ = write!(
                 devices,
                 "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/>\
-                 <source file='{disk}'/><target dev='vd{letter}' bus='virtio'/></disk>"
+                 <source file='{disk}'/>{layers}<target dev='vd{letter}' bus='virtio'/></disk>"
             );
         }
         let [.., x, y, z] = *id.as_uuid().as_bytes();

@@ -157,7 +157,11 @@ fn copy(disk: &DiskFacts, room: Option<&ImageRoom>) -> (DiskAction, String, Stri
             "update the agent of the destination",
         ),
         Some(room) if !room.problem.is_empty() => refuse(&room.problem, &room.remedy),
-        Some(_) => (DiskAction::CopyLive, "not shared".to_owned(), String::new()),
+        Some(_) if disk.backing.is_empty() => (DiskAction::CopyLive, "not shared".to_owned(), String::new()),
+        Some(_) => {
+            let why = "not shared; flattened: what lies beneath it is copied into it";
+            (DiskAction::CopyLive, why.to_owned(), String::new())
+        }
     }
 }
 

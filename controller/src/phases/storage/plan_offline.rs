@@ -3,7 +3,7 @@
 //! | the disk | to be copied: all of them, or named | others are named |
 //! |---|---|---|
 //! | proved to be the same on both hosts, or read-only with the same content | nothing | nothing |
-//! | an image file, nothing at its path there | copied, where it can be taken and there is room | refused |
+//! | an image file and all that it lies on, nothing at their paths there | copied, where they can be taken and there is room | refused |
 //! | anything else | refused | refused |
 //!
 //! Both agents look once more when it begins: what they would refuse then is said here already.
@@ -23,6 +23,9 @@ const COPY_REMEDY: &str =
 
 const TAKEN_REMEDY: &str = "if it is the guest's own disk on shared storage, leave it and see why it could not be proved to be the same; if it \
      is a leftover, move it away";
+
+const CHAIN_REMEDY: &str = "flatten it while the guest is off (`qemu-img convert`, or `qemu-img rebase -b ''`), or move the guest while it \
+     runs: --copy-disks copies all layers into one; only a chain of image files of which the destination has none is copied as it is";
 
 /// What was found of all disks.
 pub(in crate::phases) struct Planned {
@@ -45,8 +48,19 @@ pub(super) fn candidates(guest: &GuestFacts, policy: &StoragePolicy) -> Vec<NewI
     let can = |disk: &&DiskFacts| disk.source_type == "file" && may_copy(disk, policy) && is_plain(&disk.source);
     let disks = guest.disks.iter().filter(can);
     let variables = Some(&guest.variables).filter(|path| is_plain(path));
-    let disks = disks.map(|disk| image(&disk.target, &disk.source, disk.allocated_bytes));
+    let disks = disks.flat_map(|disk| {
+        // All that the chain takes is said with the image on top.
+        let top = image(&disk.target, &disk.source, disk.allocated_bytes);
+        let layers = disk.backing.iter().enumerate().filter(|(_, path)| is_plain(path));
+        let layers = layers.map(|(at, path)| image(&beneath(&disk.target, at), path, 0));
+        std::iter::once(top).chain(layers).collect::<Vec<_>>()
+    });
     disks.chain(variables.map(|path| image(VARIABLES, path, 0))).collect()
+}
+
+/// In place of a target, for what a disk lies on.
+fn beneath(target: &str, at: usize) -> String {
+    format!("{target}-beneath-{at}")
 }
 
 /// What an agent can be asked about.
@@ -84,7 +98,7 @@ pub(super) fn plan(
     for disk in &guest.disks {
         let room = rooms.iter().find(|room| room.target == disk.target);
         let destination = plan::path_there(disk, there);
-        let fate = fate(disk, &destination, policy, said, room);
+        let fate = fate(disk, &destination, policy, said, rooms);
         if let Fate::Taken(why) = &fate {
             taken.push(format!("{} ({}): {why}", disk.target, disk.source));
         }
@@ -102,7 +116,8 @@ pub(super) fn plan(
     Planned { checks, plans, order }
 }
 
-fn fate(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, said: Said<'_>, room: Option<&ImageRoom>) -> Fate {
+fn fate(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, said: Said<'_>, rooms: &[ImageRoom]) -> Fate {
+    let room = rooms.iter().find(|room| room.target == disk.target);
     let refused = |why: String, remedy: &str| Fate::Refused {
         why,
         remedy: remedy.to_owned(),
@@ -116,13 +131,10 @@ fn fate(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, said: Said<
     let result = said.results.iter().find(|result| result.image_path == disk.source);
     match result {
         _ if disk.source_type != "file" => refused(format!("not shared, and no image file: {why}"), COPY_REMEDY),
-        _ if !disk.backing.is_empty() => {
-            let chain = disk.backing.join(", ");
-            refused(
-                format!("not shared: {why}; it has a backing chain ({chain}), and only images without one are copied"),
-                "flatten it while the guest is off: `qemu-img convert`, or `qemu-img rebase -b ''`",
-            )
-        }
+        Some(result) if result.shared => refused(
+            format!("both hosts have it, and not what it lies on: {why}"),
+            CHAIN_REMEDY,
+        ),
         _ if destination != disk.source => refused(
             "it is to be elsewhere at the destination, and only files that keep their path are copied".to_owned(),
             "leave out --disk for it",
@@ -133,16 +145,44 @@ fn fate(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, said: Said<
         Some(result) if result.present => Fate::Taken(why),
         Some(_) => match room {
             Some(room) if !room.problem.is_empty() => refused(room.problem.clone(), &room.remedy),
-            Some(_) | None => Fate::Copied,
+            Some(_) | None => layers(disk, said, rooms),
         },
     }
+}
+
+/// A chain is copied whole: each of its files has to be one that nobody has there.
+fn layers(disk: &DiskFacts, said: Said<'_>, rooms: &[ImageRoom]) -> Fate {
+    for (at, path) in disk.backing.iter().enumerate() {
+        let refused = |why: &str, remedy: &str| Fate::Refused {
+            why: format!("it lies on {path}: {why}"),
+            remedy: remedy.to_owned(),
+        };
+        if disk.backing_types.get(at).is_none_or(|kind| kind != "file") {
+            return refused("that is no image file", CHAIN_REMEDY);
+        }
+        let room = rooms.iter().find(|room| room.target == beneath(&disk.target, at));
+        match said.results.iter().find(|result| result.image_path == *path) {
+            None => return refused("it was not looked at", CHAIN_REMEDY),
+            Some(result) if result.shared => return refused("both hosts have that", CHAIN_REMEDY),
+            Some(result) if result.present => return Fate::Taken(format!("{path}: {}", result.problem)),
+            Some(_) => {}
+        }
+        if let Some(room) = room.filter(|room| !room.problem.is_empty()) {
+            return refused(&room.problem, &room.remedy);
+        }
+    }
+    Fate::Copied
 }
 
 fn told(known: DiskPlan, fate: Fate, room: Option<&ImageRoom>) -> DiskPlan {
     let free = room.and_then(|room| room.free_bytes).unwrap_or(0);
     let (action, reason, remedy) = match fate {
         Fate::Stays(why) => (DiskAction::None, why.to_owned(), String::new()),
-        Fate::Copied => (DiskAction::CopyOffline, "not shared".to_owned(), String::new()),
+        Fate::Copied if known.backing.is_empty() => (DiskAction::CopyOffline, "not shared".to_owned(), String::new()),
+        Fate::Copied => {
+            let why = "not shared; copied with all that it lies on, which stays at the source as well";
+            (DiskAction::CopyOffline, why.to_owned(), String::new())
+        }
         Fate::Taken(why) => {
             let why = format!("not proved to be shared ({why}), and the destination has a file there");
             (DiskAction::Refuse, why, TAKEN_REMEDY.to_owned())
@@ -164,14 +204,21 @@ fn told(known: DiskPlan, fate: Fate, room: Option<&ImageRoom>) -> DiskPlan {
 
 fn order(plans: &[DiskPlan]) -> OfflinePlan {
     let of = |wanted: DiskAction| {
-        let found = plans
-            .iter()
-            .filter(|plan| plan.action() == wanted && !plan.source.is_empty());
-        found.map(|plan| plan.source.clone()).collect()
+        let is = move |plan: &&DiskPlan| plan.action() == wanted && !plan.source.is_empty();
+        plans.iter().filter(is)
     };
+    let mut copied_images: Vec<String> = Vec::new();
+    for plan in of(DiskAction::CopyOffline) {
+        for path in std::iter::once(&plan.source).chain(&plan.backing) {
+            // Two disks may lie on the same file.
+            if !copied_images.contains(path) {
+                copied_images.push(path.clone());
+            }
+        }
+    }
     OfflinePlan {
-        copied_images: of(DiskAction::CopyOffline),
-        shared_images: of(DiskAction::None),
+        copied_images,
+        shared_images: of(DiskAction::None).map(|plan| plan.source.clone()).collect(),
     }
 }
 
@@ -239,7 +286,12 @@ fn copy(plans: &[DiskPlan], taken: &[String], guest: &GuestFacts, policy: &Stora
     let words: Vec<String> = copied
         .map(|plan| {
             let mib = plan.allocated_bytes.max(0).unsigned_abs().div_ceil(1 << 20);
-            format!("{} ({}), {mib} MiB", plan.target, plan.source)
+            let beneath = match plan.backing.len() {
+                0 => String::new(),
+                1 => " with a file beneath it".to_owned(),
+                files => format!(" with {files} files beneath it"),
+            };
+            format!("{} ({}){beneath}, {mib} MiB", plan.target, plan.source)
         })
         .collect();
     passed(COPY, or_none(&words.join("; ")))

@@ -117,17 +117,6 @@ fn what_an_agent_would_refuse_is_said_before() {
             .found
             .contains("outside")
     );
-    let chained = DiskFacts {
-        backing: vec!["/d/base".to_owned()],
-        backing_types: vec!["file".to_owned()],
-        ..disk("vda")
-    };
-    let found = one(chained, looked_for("vda"), &[room("vda")]);
-    assert!(
-        check(&found, COPY).found.contains("/d/base"),
-        "{:?}",
-        check(&found, COPY)
-    );
     let block = DiskFacts {
         source_type: "block".to_owned(),
         ..disk("vda")
@@ -201,4 +190,104 @@ fn variables_need_a_free_path_too() {
     };
     let found = planned(&foreign, &StoragePolicy::default(), &[], &[]);
     assert_eq!(check(&found, COPY).result(), CheckResult::Failed);
+}
+
+/// vda on two files, which the destination has or not.
+fn layered(middle: StorageProbeResult, base: StorageProbeResult, rooms: &[ImageRoom]) -> Planned {
+    let chained = DiskFacts {
+        backing: ["/d/middle", "/d/base"].map(str::to_owned).to_vec(),
+        backing_types: ["file", "file"].map(str::to_owned).to_vec(),
+        ..disk("vda")
+    };
+    let guest = GuestFacts {
+        disks: vec![chained],
+        ..GuestFacts::default()
+    };
+    planned(
+        &guest,
+        &StoragePolicy::default(),
+        &[looked_for("vda"), middle, base],
+        rooms,
+    )
+}
+
+#[test]
+fn a_chain_is_copied_whole_or_not_at_all() {
+    let found = layered(looked_for("middle"), looked_for("base"), &[room("vda")]);
+    assert_eq!(found.order.copied_images, ["/d/vda", "/d/middle", "/d/base"]);
+    assert_eq!(found.plans[0].action(), DiskAction::CopyOffline);
+    assert!(
+        found.plans[0].reason.contains("stays at the source"),
+        "{:?}",
+        found.plans
+    );
+    assert!(
+        check(&found, COPY).found.contains("2 files beneath"),
+        "{:?}",
+        found.checks
+    );
+
+    let shared = StorageProbeResult {
+        shared: true,
+        ..looked_for("base")
+    };
+    let found = layered(looked_for("middle"), shared, &[room("vda")]);
+    assert!(
+        check(&found, COPY).found.contains("/d/base: both hosts have that"),
+        "{:?}",
+        found.checks
+    );
+    assert!(check(&found, COPY).remedy.contains("flatten"), "{:?}", found.checks);
+    assert!(found.order.copied_images.is_empty());
+
+    let there = StorageProbeResult {
+        present: true,
+        ..looked_for("middle")
+    };
+    let found = layered(there, looked_for("base"), &[room("vda")]);
+    assert!(check(&found, PATH).found.contains("/d/middle"), "{:?}", found.checks);
+    let outside = ImageRoom {
+        problem: "outside".to_owned(),
+        ..room(&beneath("vda", 1))
+    };
+    let found = layered(looked_for("middle"), looked_for("base"), &[room("vda"), outside]);
+    assert!(
+        check(&found, COPY).found.contains("/d/base: outside"),
+        "{:?}",
+        found.checks
+    );
+}
+
+#[test]
+fn an_image_that_both_have_does_not_go_without_what_it_lies_on() {
+    let chained = DiskFacts {
+        backing: vec!["/d/base".to_owned()],
+        backing_types: vec!["file".to_owned()],
+        ..disk("vda")
+    };
+    let guest = GuestFacts {
+        disks: vec![chained],
+        ..GuestFacts::default()
+    };
+    let shared = StorageProbeResult {
+        shared: true,
+        present: true,
+        problem: String::new(),
+        ..looked_for("vda")
+    };
+    let found = planned(&guest, &StoragePolicy::default(), &[shared, looked_for("base")], &[]);
+    assert!(
+        check(&found, COPY).found.contains("not what it lies on"),
+        "{:?}",
+        found.checks
+    );
+    let asked: Vec<_> = candidates(&guest, &StoragePolicy::default())
+        .into_iter()
+        .map(|image| (image.target, image.path))
+        .collect();
+    let expected = [("vda", "/d/vda"), ("vda-beneath-0", "/d/base")];
+    assert_eq!(
+        asked,
+        expected.map(|(target, path)| (target.to_owned(), path.to_owned()))
+    );
 }

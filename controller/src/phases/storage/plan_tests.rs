@@ -149,6 +149,28 @@ fn a_raw_image_needs_all_its_size_for_its_holes_are_lost_on_the_way() {
 }
 
 #[test]
+fn a_backing_chain_goes_into_the_copy() {
+    let layered = DiskFacts {
+        format: "qcow2".to_owned(),
+        backing: vec!["/d/base".to_owned()],
+        backing_types: vec!["file".to_owned()],
+        ..disk("vda")
+    };
+    let results = [probe("vda", false)];
+    let said = Said {
+        results: &results,
+        failures: &[],
+    };
+    let disks = [layered];
+    let plan = |policy: &StoragePolicy| plan(&disks, &disks, policy, said, &[room("vda", 1000)]).remove(0);
+    let copied = plan(&named(&["vda"]));
+    assert_eq!(copied.action(), DiskAction::CopyLive);
+    assert!(copied.reason.contains("flattened"), "{}", copied.reason);
+    let refused = plan(&StoragePolicy::default());
+    assert!(refused.remedy.contains("--copy-disks vda"), "{}", refused.remedy);
+}
+
+#[test]
 fn what_stands_in_the_way_of_a_copy_is_said() {
     let refused = |disk: DiskFacts, room: &[ImageRoom]| {
         let results = [probe("vda", false)];
@@ -161,11 +183,11 @@ fn what_stands_in_the_way_of_a_copy_is_said() {
         assert_eq!(plans[0].action(), DiskAction::Refuse);
         plans[0].reason.clone()
     };
-    let chained = DiskFacts {
-        copy_problem: "it has a backing chain".to_owned(),
+    let encrypted = DiskFacts {
+        copy_problem: "it is encrypted".to_owned(),
         ..disk("vda")
     };
-    assert!(refused(chained, &[room("vda", 1000)]).contains("backing chain"));
+    assert!(refused(encrypted, &[room("vda", 1000)]).contains("encrypted"));
     let there = ImageRoom {
         problem: "there is something at /d/vda already".to_owned(),
         ..room("vda", 1000)
