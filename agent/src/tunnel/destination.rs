@@ -274,7 +274,7 @@ async fn carry(migration: &Migration, channel: Channel, mut stream: TlsStream<Tc
     if let Some(files) = &migration.registration.files {
         return take_files(migration, files, stream).await;
     }
-    let unix = match connect_qemu(&migration.registration, channel).await {
+    let mut unix = match connect_qemu(&migration.registration, channel).await {
         Ok(unix) => unix,
         Err(error) => {
             lock(&migration.entry).release(channel);
@@ -307,7 +307,7 @@ async fn carry(migration: &Migration, channel: Channel, mut stream: TlsStream<Tc
     // Only the source limits: what comes back is a few bytes.
     let pace = Pace::new(0);
     let halves = session::split(tcp, connection);
-    relay(unix, halves, &migration.counters, &pace, received_all)
+    relay(&mut unix, halves, &migration.counters, &pace, received_all)
         .await
         .map_err(|broken| match broken {
             Broken::Unix(error) => TunnelError::Qemu {

@@ -7,7 +7,7 @@ use std::io;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::{ReadHalf, WriteHalf};
 
 use super::session::{Receiver, Sender};
 use super::{Counters, Pace};
@@ -26,16 +26,17 @@ pub(crate) enum Broken {
     Network(io::Error),
 }
 
-/// Relays until both directions have ended, what is sent at `pace`. `received_all` is called when the other agent has announced its end
-/// and every byte before it was given to QEMU.
+/// Relays until both directions have ended, what is sent at `pace`. `received_all` is called when the other agent has
+/// announced its end and every byte before it was given to QEMU. The socket is the caller's: it closes after he has
+/// said what went wrong.
 pub(crate) async fn relay(
-    unix: UnixStream,
+    unix: &mut UnixStream,
     (sender, receiver): (Sender, Receiver),
     counters: &Counters,
     pace: &Pace,
     received_all: impl FnOnce(),
 ) -> Result<(), Broken> {
-    let (from_unix, to_unix) = unix.into_split();
+    let (from_unix, to_unix) = unix.split();
     tokio::try_join!(
         send(from_unix, sender, counters, pace),
         receive(receiver, to_unix, counters, received_all)
@@ -43,7 +44,7 @@ pub(crate) async fn relay(
     Ok(())
 }
 
-async fn send(unix: OwnedReadHalf, mut network: Sender, counters: &Counters, pace: &Pace) -> Result<(), Broken> {
+async fn send(unix: ReadHalf<'_>, mut network: Sender, counters: &Counters, pace: &Pace) -> Result<(), Broken> {
     let mut piece = vec![0; FIRST_PIECE];
     loop {
         unix.readable().await.map_err(Broken::Unix)?;
@@ -66,7 +67,7 @@ async fn send(unix: OwnedReadHalf, mut network: Sender, counters: &Counters, pac
 
 async fn receive(
     mut network: Receiver,
-    mut unix: OwnedWriteHalf,
+    mut unix: WriteHalf<'_>,
     counters: &Counters,
     received_all: impl FnOnce(),
 ) -> Result<(), Broken> {

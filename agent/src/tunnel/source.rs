@@ -186,10 +186,10 @@ impl Shared {
         }
     }
 
-    async fn carry(self: Arc<Self>, channel: Channel, unix: UnixStream, tls: TlsStream<TcpStream>) {
+    async fn carry(self: Arc<Self>, channel: Channel, mut unix: UnixStream, tls: TlsStream<TcpStream>) {
         let (tcp, connection) = tls.into_inner();
         let relayed = relay(
-            unix,
+            &mut unix,
             session::split(tcp, connection),
             &self.counters,
             &self.options.pace,

@@ -16,29 +16,48 @@ use tokio_util::sync::CancellationToken;
 use crate::scene::{Scene, reason};
 
 /// A guest with a shared disk and one that only a has.
-struct Stage {
-    scene: Scene,
+pub(crate) struct Stage {
+    pub(crate) scene: Scene,
     folder: TempDir,
+    /// Of the local disk.
+    content: Vec<u8>,
 }
 
 const CONTENT: &[u8] = b"what the guest wrote";
 
 impl Stage {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
+        Self::with(&padded()).await
+    }
+
+    pub(crate) async fn with(content: &[u8]) -> Self {
+        Self::on_layers(content, &[]).await
+    }
+
+    /// Beneath the local disk lie these files of a's folder.
+    async fn on_layers(content: &[u8], layers: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for name in ["a", "b"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
         let (shared, local) = (folder.path().join("shared.raw"), folder.path().join("a/local.raw"));
         std::fs::write(&shared, b"shared").unwrap();
-        std::fs::write(&local, padded()).unwrap();
+        std::fs::write(&local, content).unwrap();
         let mut scene = Scene::new(SimGuest {
             disks: [&shared, &local].map(|path| path.display().to_string()).to_vec(),
+            layers: layers
+                .iter()
+                .map(|name| folder.path().join("a").join(name).display().to_string())
+                .collect(),
             ..SimGuest::named("web")
         })
         .await;
         scene.copy_disks = vec!["vdb".to_owned()];
-        let mut stage = Self { scene, folder };
+        let mut stage = Self {
+            scene,
+            folder,
+            content: content.to_vec(),
+        };
         stage.copy_to(&stage.copy());
         stage
     }
@@ -70,7 +89,7 @@ impl Stage {
     }
 
     /// Undone the way a controller does it, and nothing of it is left.
-    async fn undone(&self) {
+    pub(crate) async fn undone(&self) {
         self.scene.abort().await.unwrap();
         self.scene.revoke().await.unwrap();
         self.scene.rest(Verdict::NeverRan).await;
@@ -79,7 +98,7 @@ impl Stage {
     }
 
     fn source_is_whole(&self) {
-        assert_eq!(std::fs::read(self.original()).unwrap(), padded());
+        assert!(std::fs::read(self.original()).unwrap() == self.content);
         let shared = self.folder.path().join("shared.raw");
         assert_eq!(std::fs::read(shared).unwrap(), b"shared");
     }
@@ -113,6 +132,43 @@ async fn an_original_goes_when_the_migration_is_closed_and_not_before() {
     stage.scene.rest(Verdict::Ran).await;
     assert!(!stage.original().exists() && stage.copy().exists());
     assert!(stage.folder.path().join("shared.raw").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_on_others_becomes_one_image_and_the_others_stay() {
+    let mut stage = Stage::on_layers(&padded(), &["snapshot.raw", "base.raw"]).await;
+    let base = stage.folder.path().join("a/base.raw");
+    std::fs::write(&base, vec![1; 64 * 1024]).unwrap();
+    std::fs::write(base.with_file_name("snapshot.raw"), vec![1; 512]).unwrap();
+    stage.scene.delete_source = true;
+    let ready = stage.scene.ready().await;
+    let begun = &ready.begun;
+    for xml in [&begun.xml, &begun.inactive_xml] {
+        assert!(!xml.contains("base.raw") && !xml.contains("snapshot.raw"), "{xml}");
+    }
+    assert!(
+        begun.images[0].allocated_bytes > 64 * 1024,
+        "room for all layers: {:?}",
+        begun.images
+    );
+    stage.scene.send(&ready).await.unwrap();
+    stage.scene.until_moved().await;
+    stage.scene.rest(Verdict::Ran).await;
+    assert!(!stage.original().exists() && base.exists(), "others may lie on it, too");
+    assert_eq!(stage.there(), ["local.raw"]);
+}
+
+/// A source that would have the destination's QEMU read one of its host's files.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_would_lie_on_another_file_is_not_made() {
+    let stage = Stage::new().await;
+    let mut begun = stage.scene.begin().await.unwrap();
+    let source = format!("<source file='{}'/>", stage.copy().display());
+    assert!(begun.xml.contains(&source), "{}", begun.xml);
+    let layer = format!("{source}<backingStore type='file'><source file='/etc/shadow'/></backingStore>");
+    begun.xml = begun.xml.replace(&source, &layer);
+    assert_eq!(reason(stage.scene.prepare(&begun).await), Reason::ChecksFailed);
+    stage.undone().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
