@@ -206,6 +206,42 @@ fn what_stands_in_the_way_is_told_and_the_guest_stays() -> Result<()> {
     starts_at(&cluster, &guest, "host-a")
 }
 
+#[test]
+fn what_comes_in_the_way_meanwhile_leaves_the_guest_where_it_was() -> Result<()> {
+    let (lab, guest) = scene()?;
+    let cluster = Cluster::start(&lab)?;
+    let (a, b) = (lab.host("host-a"), lab.host("host-b"));
+    let offline = ["migrate", "web", "--to", "host-b", "--offline"];
+    // A disk that would lie elsewhere.
+    let elsewhere = [&offline[..], &["--disk", "vda=/srv/local/other.qcow2"]].concat();
+    expect(&cluster.drover(&elsewhere)?, REFUSED, &["storage-copy", "elsewhere"])?;
+    // libvirt has saved its memory.
+    a.virsh(&["start", "web"])?;
+    guest.wait_until_it_answers()?;
+    a.virsh(&["managedsave", "web"])?;
+    expect(&cluster.drover(&offline)?, REFUSED, &["saved on this host"])?;
+    a.virsh(&["managedsave-remove", "web"])?;
+    // Room that the check still sees, and that somebody else takes meanwhile.
+    b.run(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=40m,mode=0777", "drover", "/srv/local"],
+    )?;
+    let id = cluster
+        .begin_with(&guest, "host-b", &["--offline", "--bandwidth", "4MiB/s"])?
+        .id()
+        .to_string();
+    cluster.wait_for(&id, "to copy", |now| {
+        now.0["progress"]["disk_sent_bytes"].as_u64() > Some(1 << 20)
+    })?;
+    b.run("sh", &["-c", "cat /dev/zero >/srv/local/others 2>/dev/null; true"])?;
+    let end = cluster.wait_for_rest(&id)?;
+    ensure!(end.state() == "FAILED" && end.reason() == "NO_SPACE", "{}", end.0);
+    let there = b.run("ls", &["-A", "/srv/local"])?.stdout;
+    ensure!(there.trim() == "others", "{there}");
+    b.run("umount", &["/srv/local"])?;
+    starts_at(&cluster, &guest, "host-a")
+}
+
 /// What was the guest's image lies beneath a new one from now on.
 fn lies_on(host: &Host, base: &str) -> Result<()> {
     host.run("sh", &["-c", &format!("mv {QCOW2} {base}")])?;

@@ -95,6 +95,7 @@ async fn a_file_that_changes_again_and_again_is_given_up() {
         .until(&scene.a, "the copy is given up", |status| status.error.is_some())
         .await;
     let error = status.error.clone().unwrap();
+    assert_eq!(error.reason, "STORAGE_UNUSABLE", "{error:?}");
     assert!(
         error.message.contains("block 0") && error.message.contains("damaged on its way"),
         "{error:?}"
