@@ -237,16 +237,19 @@ impl Jobs {
     }
 
     /// Verdict Ran: nobody starts from them by mistake. What cannot be put away is told, and does no harm: the guest is
-    /// not defined here.
-    pub(super) async fn put_sources_away(&self, record: &Record, leaving: &Leaving) {
+    /// not defined here. An error where libvirt does not say whether it is: then this is to be asked for again.
+    pub(super) async fn put_sources_away(&self, record: &Record, leaving: &Leaving) -> Result<(), Failure> {
         if self.has_later(record) {
-            return;
+            return Ok(());
         }
-        // It may have come back, and these may be its images again.
-        if !matches!(self.look(record).await, Ok(Seen::Unknown)) {
-            let why = "the guest's files stay as they are at the source: that host knows it again";
-            self.tell_stays(record, "", why.to_owned());
-            return;
+        match self.look(record).await? {
+            Seen::Unknown => {}
+            // It may have come back, and these may be its images again.
+            Seen::Ours(_) | Seen::ShutOff(_) | Seen::Another(_) => {
+                let why = "the guest's files stay as they are at the source: that host knows it again";
+                self.tell_stays(record, "", why.to_owned());
+                return Ok(());
+            }
         }
         let (migration, delete) = (record.migration, leaving.delete_source);
         for file in leaving.files.iter().filter(|file| !file.stays).cloned() {
@@ -258,6 +261,7 @@ impl Jobs {
                 self.tell_stays(record, &path, format!("it stays at the source as it is: {error}"));
             }
         }
+        Ok(())
     }
 
     /// In the log, and to the controller, which has it in its record.

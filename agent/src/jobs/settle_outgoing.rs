@@ -274,7 +274,7 @@ impl Jobs {
         }
         self.forget_definition(&record, part).await?;
         if let Some(leaving) = &part.offline {
-            self.put_sources_away(&record, leaving).await;
+            self.put_sources_away(&record, leaving).await?;
         }
         self.sockets.remove(record.migration).await?;
         let calls = self.outgoing_job(record.migration).map(|job| job.calls.all());

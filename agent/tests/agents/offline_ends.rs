@@ -2,13 +2,17 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use drover_agent::gate::{Gate, Moment, Pass};
 use drover_agent::hypervisor::{GuestState, Hypervisor, StopReason};
 use drover_agent::jobs::Timing;
 use drover_agent::sim::{Call, Fault, SimGuest};
 use drover_proto::agent::v1::*;
 use drover_proto::failure::Reason;
+use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::eventually;
@@ -118,6 +122,37 @@ async fn files_that_are_used_again_at_the_source_are_neither_renamed_nor_removed
     scene.a.start().await;
     scene.settle_a(Verdict::Ran).await.unwrap();
     assert_eq!(scene.a.images(), ["one.raw", "two.raw"]);
+}
+
+/// Loses the answer to one look, and counts all.
+fn losing(lost: usize, looks: &Arc<AtomicUsize>) -> Gate {
+    let looks = Arc::clone(looks);
+    Gate::watched(move |call, moment| {
+        let is_look = call == Call::Look.name() && moment == Moment::Before;
+        let is_it = is_look && looks.fetch_add(1, Ordering::Relaxed) == lost;
+        std::future::ready(if is_it { Pass::Lose } else { Pass::Go }).boxed()
+    })
+}
+
+/// It was taken for a guest that is here again, and the files stayed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_that_fails_says_nothing_of_the_guest_and_its_files_are_put_away() {
+    for lost in 0.. {
+        let mut scene = taken_and_unheard(false).await;
+        scene.a.start().await;
+        let looks = Arc::new(AtomicUsize::new(0));
+        scene.a.host.set_gate(losing(lost, &looks));
+        let settled = scene.settle_a(Verdict::Ran).await;
+        scene.a.host.set_gate(Gate::default());
+        if settled.is_err() {
+            scene.settle_a(Verdict::Ran).await.unwrap();
+        }
+        let moved = |name: &str| format!("{name}.moved-{}", scene.migration);
+        assert_eq!(scene.a.images(), [moved("one.raw"), moved("two.raw")], "look {lost}");
+        if looks.load(Ordering::Relaxed) <= lost {
+            return;
+        }
+    }
 }
 
 /// An operator has said that the destination is fenced; its agent hears of it.
