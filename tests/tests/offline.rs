@@ -227,7 +227,7 @@ fn what_comes_in_the_way_meanwhile_leaves_the_guest_where_it_was() -> Result<()>
         &["-t", "tmpfs", "-o", "size=40m,mode=0777", "drover", "/srv/local"],
     )?;
     let id = cluster
-        .begin_with(&guest, "host-b", &["--offline", "--bandwidth", "4MiB/s"])?
+        .begin_with(&guest, "host-b", &["--offline", "--bandwidth", "1MiB/s"])?
         .id()
         .to_string();
     cluster.wait_for(&id, "to copy", |now| {

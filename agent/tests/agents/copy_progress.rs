@@ -36,7 +36,7 @@ async fn each_disk_tells_how_far_its_copy_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_file_of_a_guest_that_is_shut_off_tells_how_far_its_copy_is() {
     let mut scene = offline::scene(2).await;
-    scene.policy.bandwidth_limit_bytes_per_second = 1 << 20;
+    scene.policy.bandwidth_limit_bytes_per_second = 128 << 10;
     let ready = scene.ready().await;
     scene.send(&ready).await.unwrap();
     let under_way = |status: &MigrationStatus| match disks(status).as_slice() {
@@ -56,5 +56,7 @@ async fn each_file_of_a_guest_that_is_shut_off_tells_how_far_its_copy_is() {
             ("/images/two.raw".to_owned(), whole)
         ]
     );
-    offline::has_moved(&scene, 2).await;
+    scene.abort().await.unwrap();
+    scene.revoke().await.unwrap();
+    offline::is_back(&scene, 2).await;
 }
