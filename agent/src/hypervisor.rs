@@ -84,6 +84,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Begin3 on the source: takes the job lock and holds it on a connection of its own.
     async fn begin(&self, request: BeginRequest) -> Result<Box<dyn Outgoing>>;
 
+    /// On the source: takes over what a former process left of a migration whose stream broke in post-copy, to confirm
+    /// it and nothing else. Refused where there is none.
+    async fn take_up(&self, request: BeginRequest) -> Result<Box<dyn Outgoing>>;
+
     /// Prepare3 on the destination: a QEMU that waits, paused, on a connection of its own.
     async fn prepare(&self, request: PrepareRequest) -> Result<Box<dyn Incoming>>;
 
@@ -99,7 +103,8 @@ pub trait Outgoing: Send + Sync {
     fn begun(&self) -> &Begun;
 
     /// Perform3: sends disks and memory; returns when all is sent and the guest's CPUs are still
-    /// (with post-copy: as soon as the switch was made). May take hours.
+    /// (with post-copy: as soon as the switch was made). May take hours. With [`MigrateFlags::resume`] QEMU was only told
+    /// when it returns: the guest's state shows when it has connected.
     async fn perform(&self, request: PerformRequest) -> Result<Cookie>;
 
     /// Makes a running `perform` fail; the guest stays here and runs. Refused in post-copy.
@@ -166,6 +171,20 @@ pub struct MigrateFlags {
     /// Disks that are copied while the guest runs; `None` where all are shared.
     #[serde(default)]
     pub copied: Option<CopiedDisks>,
+    /// All five calls are made once more, for a post-copy whose stream broke: both copies are there and stay, and what is
+    /// missing is sent. Never in a journal.
+    #[serde(default)]
+    pub resume: bool,
+}
+
+impl MigrateFlags {
+    /// The same migration, whose stream broke in post-copy.
+    pub fn resuming(&self) -> Self {
+        Self {
+            resume: true,
+            ..self.clone()
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

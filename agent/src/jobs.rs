@@ -1,8 +1,9 @@
 //! The migrations of this host, leaving and arriving: what the controller may ask for, each in a file of its own.
 //!
 //! - leaving: [`begin`] → [`transfer`] → [`hand_over`] → [`settle_outgoing`], and [`abort`]; on the way [`adjust`],
-//!   `control`, `deadline`, `pause`, `post_copy`
-//! - arriving: [`prepare`] → [`arrive`] → [`settle_incoming`], and [`revoke`]; in post-copy `arrive_early`, `pages`
+//!   `control`, `deadline`, `pause`, `post_copy`; in post-copy `follow`, `repair`
+//! - arriving: [`prepare`] → [`arrive`] → [`settle_incoming`], and [`revoke`]; in post-copy `arrive_early`, `pages`,
+//!   [`reopen`]
 //! - a guest that is shut off: [`offline_begin`] → [`transfer`] → `offline_leave`, and `offline_wait` →
 //!   `offline_arrive`, within the same operations
 //! - both: [`status`], [`close`], [`restart`], [`resolve`], [`ended`]
@@ -25,6 +26,7 @@ mod definition;
 pub mod ended;
 pub mod errors;
 pub mod fence;
+mod follow;
 pub mod hand_over;
 pub mod incoming;
 mod offline_arrive;
@@ -40,6 +42,8 @@ mod pause;
 mod post_copy;
 pub mod prepare;
 pub mod progress;
+pub mod reopen;
+mod repair;
 pub mod resolve;
 pub mod restart;
 pub mod revoke;

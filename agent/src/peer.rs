@@ -1,9 +1,9 @@
-//! The way to another agent: one RPC, allowed by a ticket.
+//! The way to another agent: RPCs about one migration, allowed by a ticket.
 
 use std::time::{Duration, SystemTime};
 
 use drover_proto::agent::v1::peer_service_client::PeerServiceClient;
-use drover_proto::agent::v1::{HandOverGuestRequest, HandOverGuestResponse};
+use drover_proto::agent::v1::{HandOverGuestRequest, HandOverGuestResponse, ReopenStreamRequest};
 use drover_proto::channel::channel_beyond_expiry;
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::identity::Identity;
@@ -18,10 +18,13 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::hypervisor::Cookie;
+use crate::jobs::reopen::Reopened;
 use crate::journal::Call;
 
 /// Longer than connecting may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+
+const SILENT: &str = "the destination's agent did not answer in time";
 
 /// Another host's agent.
 pub struct PeerClient {
@@ -36,6 +39,15 @@ pub struct HandedOver<'a> {
     pub cookie: &'a Cookie,
     /// Whether it ran until the migration stopped it. None: as was said at its Prepare.
     pub runs: Option<bool>,
+}
+
+/// What is told of a stream that broke in post-copy.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    /// The guest's definition, as it is to be there.
+    pub xml: String,
+    /// From Begin.
+    pub cookie: Cookie,
 }
 
 /// What the destination says: the guest runs there.
@@ -86,12 +98,7 @@ impl PeerClient {
         call: usize,
         limit: Duration,
     ) -> Result<Arrived, Failure> {
-        let unreachable = |message: String| Failure::new(Reason::HostUnreachable, message).at_host(self.host.clone());
-        let channel = match self.channels.get(call % self.channels.len().max(1)) {
-            Some(Ok(channel)) => channel.clone(),
-            Some(Err(error)) => return Err(unreachable(error.clone())),
-            None => return Err(unreachable("the destination's agent has no address".to_owned())),
-        };
+        let channel = self.channel(call)?;
         let mut request = Request::new(HandOverGuestRequest {
             migration_id: migration.to_string(),
             attempt: attempt.0,
@@ -104,8 +111,52 @@ impl PeerClient {
         match tokio::time::timeout(limit, client.hand_over_guest(request)).await {
             Ok(Ok(response)) => Ok(self.arrived(&response.into_inner())),
             Ok(Err(status)) => Err(Failure::from_status(&status)),
-            Err(_) => Err(unreachable("the destination's agent did not answer in time".to_owned())),
+            Err(_) => Err(self.unreachable(SILENT)),
         }
+    }
+
+    /// Asks for another stream in the place of one that broke in post-copy. The `call`th try goes to the next address in
+    /// turn.
+    pub async fn reopen_stream(
+        &self,
+        migration: MigrationId,
+        attempt: Attempt,
+        ticket: &Ticket,
+        broken: Broken,
+        call: usize,
+        limit: Duration,
+    ) -> Result<Reopened, Failure> {
+        let channel = self.channel(call)?;
+        let mut request = Request::new(ReopenStreamRequest {
+            migration_id: migration.to_string(),
+            attempt: attempt.0,
+            ticket: ticket.as_bytes().to_vec().into(),
+            xml: broken.xml,
+            cookie: broken.cookie.0.into(),
+        });
+        request.set_timeout(limit);
+        let mut client = client(channel);
+        let answer = match tokio::time::timeout(limit, client.reopen_stream(request)).await {
+            Ok(answer) => answer.map_err(|status| Failure::from_status(&status))?.into_inner(),
+            Err(_) => return Err(self.unreachable(SILENT)),
+        };
+        Ok(Reopened {
+            ticket: Ticket::from_slice(&answer.ticket)
+                .map_err(|error| Failure::internal(format!("a ticket that is none: {error}")))?,
+            cookie: Cookie(answer.cookie.to_vec()),
+        })
+    }
+
+    fn channel(&self, call: usize) -> Result<Channel, Failure> {
+        match self.channels.get(call % self.channels.len().max(1)) {
+            Some(Ok(channel)) => Ok(channel.clone()),
+            Some(Err(error)) => Err(self.unreachable(error)),
+            None => Err(self.unreachable("the destination's agent has no address")),
+        }
+    }
+
+    fn unreachable(&self, message: &str) -> Failure {
+        Failure::new(Reason::HostUnreachable, message).at_host(self.host.clone())
     }
 
     fn arrived(&self, response: &HandOverGuestResponse) -> Arrived {

@@ -95,6 +95,7 @@ pub const TABLE: &[(&str, &[Caller])] = &[
     // The service also compares the caller's host with the one that the ticket was made for.
     ("/drover.agent.v1.PeerService/HandOverGuest", AGENTS),
     ("/drover.agent.v1.PeerService/MeasureLink", AGENTS),
+    ("/drover.agent.v1.PeerService/ReopenStream", AGENTS),
     ("/grpc.health.v1.Health/Check", ANYBODY),
     ("/grpc.health.v1.Health/Watch", ANYBODY),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", USERS),
@@ -324,7 +325,7 @@ mod tests {
     #[test]
     fn the_key_of_a_host_registers_it_hands_guests_over_measures_its_links_and_nothing_else() {
         let agent = Identity::Agent("host-1".parse().unwrap());
-        let mine = ["RegisterHost", "HandOverGuest", "MeasureLink"];
+        let mine = ["RegisterHost", "HandOverGuest", "MeasureLink", "ReopenStream"];
         assert_eq!(allowed(&agent), [&mine[..], &HEALTH].concat());
     }
 

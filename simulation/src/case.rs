@@ -173,7 +173,9 @@ async fn create(world: &Arc<World>, scenario: Scenario, until: Instant) -> Optio
 
 fn policy(scenario: Scenario) -> Option<MigrationPolicy> {
     match scenario {
-        Scenario::PostCopy => Some(going_over()),
+        Scenario::PostCopy => Some(going_over(8 << 20)),
+        // Its pages are still on their way when the stream breaks.
+        Scenario::Repair => Some(going_over(1 << 20)),
         Scenario::MoveOffline | Scenario::UndoOffline | Scenario::MoveShutDown | Scenario::UndoShutDown => {
             Some(offline(scenario.shuts_down()))
         }
@@ -185,10 +187,10 @@ fn policy(scenario: Scenario) -> Option<MigrationPolicy> {
 }
 
 /// So slow that it does not converge, and that its pages take a moment to follow.
-fn going_over() -> MigrationPolicy {
+fn going_over(bandwidth: i64) -> MigrationPolicy {
     MigrationPolicy {
         allow_post_copy: Some(true),
-        bandwidth_limit_bytes_per_second: 8 << 20,
+        bandwidth_limit_bytes_per_second: bandwidth,
         max_downtime: Some(proto_duration(Duration::from_millis(1))),
         ..MigrationPolicy::default()
     }

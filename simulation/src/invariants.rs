@@ -89,7 +89,7 @@ fn restless(record: &Record) -> String {
 }
 
 /// The one case that nobody can decide: the destination died between `Resuming` and `Ran`, and the copy is gone. And
-/// the one that nobody repairs: the stream broke in post-copy, and what each side has is still there.
+/// the one that nobody can repair: one of the two hosts died in post-copy. What the other one has is still there.
 fn needs_person(world: &World, plan: &Plan, record: &Record) -> Vec<String> {
     let resuming = world.jobs(Site::Destination).is_some_and(|jobs| {
         jobs.journal.records().iter().any(|page| match &page.part {
@@ -100,15 +100,15 @@ fn needs_person(world: &World, plan: &Plan, record: &Record) -> Vec<String> {
     let there = world.host(Site::Destination).look(world.guest_id());
     let there = there.map_or(GuestState::ShutOff, |guest| guest.state);
     let absent = !there.is_active();
-    let waits_for_pages = plan.scenario == Scenario::PostCopy && there == GuestState::RunningPostCopyFailed;
+    let waits_for_pages = plan.scenario.goes_over() && there == GuestState::RunningPostCopyFailed;
     let here = world.host(Site::Source).look(world.guest_id()).map(|guest| guest.state);
     let dropped = waits_for_pages && !rebooted(world) && here != Some(GuestState::PausedPostCopyFailed);
     if dropped {
         return vec!["the pages that are missing were thrown away".to_owned()];
     }
     // It died after the guest was stopped to go over, and before it was told that.
-    let lost = plan.scenario == Scenario::PostCopy && absent && here.is_some_and(GuestState::is_post_copy);
-    if resuming && (absent || waits_for_pages) || lost {
+    let lost = plan.scenario.goes_over() && absent && here.is_some_and(GuestState::is_post_copy);
+    if resuming && (absent || waits_for_pages && rebooted(world)) || lost {
         return Vec::new();
     }
     let (why, found) = (restless(record), both(world));
@@ -239,6 +239,7 @@ fn at_home(world: &World, plan: &Plan, home: Site) -> Vec<String> {
         | Scenario::HandOver
         | Scenario::Finish
         | Scenario::PostCopy
+        | Scenario::Repair
         | Scenario::MoveShutDown
         | Scenario::UndoShutDown => GuestState::Running,
         Scenario::MoveOffline | Scenario::UndoOffline => GuestState::ShutOff,

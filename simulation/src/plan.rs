@@ -69,6 +69,8 @@ pub enum Scenario {
     UndoOffline,
     /// A guest that does not converge goes over, and its pages follow.
     PostCopy,
+    /// The same, and the stream breaks when the guest runs there.
+    Repair,
     /// A guest that runs is shut down, moves with its files, and is started there.
     MoveShutDown,
     /// The same, cancelled when one of its files has come: it is started where it was.
@@ -76,7 +78,7 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Move,
         Self::MovePaused,
         Self::MoveTransient,
@@ -86,6 +88,7 @@ impl Scenario {
         Self::MoveOffline,
         Self::UndoOffline,
         Self::PostCopy,
+        Self::Repair,
         Self::MoveShutDown,
         Self::UndoShutDown,
     ];
@@ -122,6 +125,7 @@ impl Scenario {
             | Self::MoveOffline
             | Self::UndoOffline
             | Self::PostCopy
+            | Self::Repair
             | Self::MoveShutDown
             | Self::UndoShutDown => false,
         }
@@ -137,7 +141,25 @@ impl Scenario {
             | Self::Undo
             | Self::HandOver
             | Self::Finish
-            | Self::PostCopy => false,
+            | Self::PostCopy
+            | Self::Repair => false,
+        }
+    }
+
+    /// Whether the guest runs at the destination before all of its memory is there.
+    pub fn goes_over(self) -> bool {
+        match self {
+            Self::PostCopy | Self::Repair => true,
+            Self::Move
+            | Self::MovePaused
+            | Self::MoveTransient
+            | Self::Undo
+            | Self::HandOver
+            | Self::Finish
+            | Self::MoveOffline
+            | Self::UndoOffline
+            | Self::MoveShutDown
+            | Self::UndoShutDown => false,
         }
     }
 
@@ -153,7 +175,8 @@ impl Scenario {
             | Self::Finish
             | Self::MoveOffline
             | Self::UndoOffline
-            | Self::PostCopy => false,
+            | Self::PostCopy
+            | Self::Repair => false,
         }
     }
 
@@ -198,8 +221,22 @@ impl Scenario {
                 0,
             )],
             Self::Finish => vec![event(at(HAND_OVER, Site::Destination), Fault::AgentsCut, 7000, 0)],
+            Self::Repair => vec![event(runs_there(), Fault::AgentsCut, 300, 0)],
         }
     }
+}
+
+/// The guest runs at the destination, and pages of it are missing.
+fn runs_there() -> When {
+    When::At(
+        Point {
+            phase: "transfer",
+            site: Site::Destination,
+            call: Call::Finishing.name().to_owned(),
+            nth: 0,
+        },
+        Moment::After,
+    )
 }
 
 /// The first file of a guest that is shut off has come.

@@ -97,3 +97,33 @@ fn a_guest_goes_over_when_an_operator_says_so_and_cannot_be_cancelled_then() -> 
     report("by an operator", &end, seen.guest(guest.name()).blackout())?;
     seen.check_path(guest.name(), &["host-a", "host-b"])
 }
+
+#[test]
+fn a_stream_that_is_cut_is_repaired_when_the_network_is_back() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    // It writes nothing, and nobody writes to it: QEMU itself never waits for a page (docs/failures.md).
+    let guest = lab.start_guest("host-a", &GuestSpec::new("busy").fill_mib(64))?;
+    let cluster = Cluster::start(&lab)?;
+    let flags = ["--bandwidth", "4MiB/s", "--allow-post-copy"];
+    let id = cluster.begin_with(&guest, "host-b", &flags)?.id().to_string();
+    cluster.wait_for(&id, "to send memory", |now| {
+        now.0["progress"]["memory_sent_bytes"].as_u64() > Some(MIB)
+    })?;
+    cluster.adjust(&id, &["--post-copy-now"])?;
+    let over = cluster.wait_for(&id, "to go post-copy", |now| stage(now).ends_with("POST_COPY"))?;
+    let owed = |now: &Migration| now.0["progress"]["memory_remaining_bytes"].as_u64().unwrap_or(u64::MAX);
+    cluster.wait_for(&id, "to go on", |now| owed(now).saturating_add(8 * MIB) < owed(&over))?;
+    let (a, b) = (cluster.host("host-a"), cluster.host("host-b"));
+    // The source hears of it at once; the destination hears nothing, and does not know.
+    b.link(Network::Management).separate_from(a.address())?;
+    a.link(Network::Management).reset_connections(b.address())?;
+    cluster.wait_for(&id, "to be broken", |now| stage(now).ends_with("POST_COPY_FAILED"))?;
+    cluster.drover(&["migration", "cancel", "--no-wait", &id])?;
+    b.link(Network::Management).join_again()?;
+    cluster.drover(&["migration", "retry", &id])?;
+    let end = cluster.wait_for_rest(&id)?;
+    ensure!(end.state() == "SUCCEEDED", "{}", end.0);
+    ensure!(end.0["cancelled_too_late"] == true, "{}", end.0);
+    memory_is_right(&guest)?;
+    cluster.check(&[Expected::Runs(&guest, "host-b")])
+}

@@ -18,6 +18,7 @@ use drover_proto::trace::names::span;
 
 use super::fence::{Fence, Reference, Side, concerns};
 use super::incoming::{IncomingJob, call_log};
+use super::reopen::entitled;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::{Cookie, GuestFacts, GuestState};
 use crate::journal::{Arrival, Call, DestinationPart, DestinationState, FinishStep, Forbidden, OpenPage, Record, Step};
@@ -53,13 +54,7 @@ impl Jobs {
     /// The source's agent hands over. The ticket alone allows it: the controller may be away.
     pub async fn take_over(self: &Arc<Self>, order: HandOverOrder) -> Result<Taken, Failure> {
         let mut page = self.lock(order.migration).await?;
-        let record = page.record().ok_or_else(refused)?;
-        let part = record.destination().ok_or_else(refused)?;
-        let entitled = part.peer == order.from && record.attempt == order.attempt;
-        if !(part.ticket == order.ticket && entitled) {
-            tracing::warn!(from = %order.from, "refused a hand-over: wrong ticket, try or host");
-            return Err(refused());
-        }
+        entitled(&page, &order.from, order.attempt, &order.ticket)?;
         self.arrive(&mut page, &order.cookie, order.runs, order.arrived).await
     }
 

@@ -86,7 +86,12 @@ impl Jobs {
     }
 
     /// Nobody's patience ends it: it may take as long as the pages do.
-    fn begin_finish(self: &Arc<Self>, job: &Arc<IncomingJob>, handle: Box<dyn Incoming>, cookie: Cookie) -> Finishing {
+    pub(super) fn begin_finish(
+        self: &Arc<Self>,
+        job: &Arc<IncomingJob>,
+        handle: Box<dyn Incoming>,
+        cookie: Cookie,
+    ) -> Finishing {
         let (job, critical) = (Arc::clone(job), self.critical());
         let finish = async move {
             let finished = job.calls.call(span::LIBVIRT_FINISH, handle.finish(&cookie)).await;

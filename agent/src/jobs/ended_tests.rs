@@ -32,6 +32,7 @@ fn source(state: SourceState, decision: Decision, closed: bool) -> Record {
             storage_proved: true,
             parallel: 0,
             copied: None,
+            resume: false,
         },
         copied: Vec::new(),
         delete_source: false,

@@ -22,7 +22,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep};
-use super::progress::{Problem, Summary, What};
+use super::progress::{Flow, Problem, Summary, What};
 use super::switched::{Answer, switched};
 use super::transfer::fail;
 use super::{Jobs, Seen};
@@ -97,7 +97,7 @@ impl Jobs {
         Ok((peer, delivery.ticket.clone()))
     }
 
-    async fn call_until_answered(
+    pub(super) async fn call_until_answered(
         &self,
         job: &OutgoingJob,
         record: &Record,
@@ -189,6 +189,10 @@ impl Jobs {
             }
             Some((job, TransferStep::HandingOver)) => {
                 drop(page);
+                // Whoever asks does not want to wait for the next try.
+                if job.post_copy() == Some(Flow::Broken) {
+                    job.repair_now.notify_one();
+                }
                 return join(job).await;
             }
             Some((_, TransferStep::NotStarted | TransferStep::Over)) | None => {}
@@ -208,32 +212,7 @@ impl Jobs {
         let under_way = job.under_way(TransferStep::HandingOver);
         drop(page);
         let cookie = cookie_of(&job);
-        let started = Instant::now();
-        match self.call_until_answered(&job, &record, &cookie).await {
-            Ok(answer) => {
-                let missing = answer.arrived.pages_missing;
-                let summary = self.summary(&job, &answer, started, 0).await;
-                switched(&job, summary.clone(), started, answer.arrived.pages_missing);
-                let jobs = Arc::clone(self);
-                let rest = async move {
-                    jobs.after_switch(&job, &record, answer, started, || 0).await;
-                    drop(under_way);
-                    jobs.forget_if_settled(&job);
-                };
-                // Pages may take hours: nobody waits for them here.
-                if missing {
-                    tokio::spawn(rest.in_current_span());
-                } else {
-                    rest.await;
-                }
-                Ok(summary)
-            }
-            Err(failure) => {
-                drop(under_way);
-                self.forget_if_settled(&job);
-                Err(failure)
-            }
-        }
+        self.ask_and_follow(job, &record, under_way, &cookie).await
     }
 
     /// HandedOver is written; a guest that is shut off is forgotten here, too.

@@ -2,12 +2,13 @@
 //!
 //! Nothing here decides; what must outlive the process is in the journal.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use drover_proto::failure::Failure;
 use drover_proto::ids::{GuestId, MigrationId};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::calls::CallLog;
@@ -43,6 +44,10 @@ pub struct OutgoingJob {
     pub give_up: CancellationToken,
     /// StartMigrate came, or the job is over.
     pub claimed: CancellationToken,
+    /// A broken stream is to be repaired without waiting any longer.
+    pub(super) repair_now: Notify,
+    /// Bytes that went over streams that took the place of broken ones.
+    sent_again: AtomicU64,
     /// The way to the destination's agent.
     peer: OnceLock<Arc<PeerClient>>,
 }
@@ -132,6 +137,8 @@ impl OutgoingJob {
             steering: Steering::default(),
             give_up: CancellationToken::new(),
             claimed: CancellationToken::new(),
+            repair_now: Notify::new(),
+            sent_again: AtomicU64::new(0),
             peer: OnceLock::new(),
         }
     }
@@ -158,6 +165,21 @@ impl OutgoingJob {
 
     pub fn handle(&self) -> Option<Arc<dyn Outgoing>> {
         lock(&self.handle).clone()
+    }
+
+    /// The connection to libvirt goes; another one takes its place.
+    pub(super) fn let_go_of_handle(&self) {
+        *lock(&self.handle) = None;
+    }
+
+    /// More went over a stream that took the place of a broken one.
+    pub(super) fn sent_again(&self, bytes: u64) {
+        self.sent_again.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that went over all of them.
+    pub(super) fn all_sent_again(&self) -> u64 {
+        self.sent_again.load(Ordering::Relaxed)
     }
 
     /// Gives the job lock back once nobody uses the handle any more.
@@ -294,9 +316,9 @@ impl OutgoingJob {
         lock(&self.seen).expired
     }
 
-    /// The guest runs at the destination, and pages are on their way.
-    pub fn saw_flow(&self, flow: Flow) {
-        lock(&self.seen).flow = Some(flow);
+    /// The guest runs at the destination, and pages are on their way or cannot be. Gives whether that is news.
+    pub fn saw_flow(&self, flow: Flow) -> bool {
+        lock(&self.seen).flow.replace(flow) != Some(flow)
     }
 
     /// In post-copy, or not known to be.

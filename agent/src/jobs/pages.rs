@@ -1,8 +1,8 @@
 //! Destination in post-copy: the guest runs and pages are missing. `Ran` is written when the last one has arrived.
 //!
 //! Finish tells it, where this process called it; else, and where it failed, what libvirt shows. No lock is held
-//! meanwhile, and nothing is ever destroyed: a broken stream leaves the guest waiting for its pages. If the process
-//! dies, the restarted one watches again.
+//! meanwhile, and nothing is ever destroyed: a broken stream leaves the guest waiting for its pages. When another one
+//! has come (`reopen`), Finish is called for that. If the process dies, the restarted one watches again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +78,7 @@ impl Jobs {
             match self.pages(&record).await.unwrap_or(Pages::Wait) {
                 Pages::Flow => {
                     carries.get_or_insert_with(|| self.critical());
+                    self.finish_again(migration);
                 }
                 Pages::Wait => carries = None,
                 Pages::Arrived => return self.write_arrived(migration, None).await,
@@ -96,7 +97,7 @@ impl Jobs {
             Seen::Another(_) | Seen::Unknown | Seen::ShutOff(_) => return Ok(Pages::Gone),
         };
         Ok(match guest.state {
-            GuestState::RunningPostCopy => Pages::Flow,
+            GuestState::RunningPostCopy | GuestState::PausedPostCopy => Pages::Flow,
             GuestState::Running | GuestState::ShuttingDown => Pages::Arrived,
             // By its user meanwhile: whether pages are missing shows in the job.
             GuestState::Paused | GuestState::PausedFault | GuestState::Crashed => {
@@ -104,7 +105,6 @@ impl Jobs {
                 job.map_or(Pages::Arrived, |_| Pages::Flow)
             }
             GuestState::RunningPostCopyFailed
-            | GuestState::PausedPostCopy
             | GuestState::PausedPostCopyFailed
             | GuestState::PausedMigrating
             | GuestState::ShutOff => Pages::Wait,

@@ -9,21 +9,13 @@
 //! Perform has ended no undo is taken; after it what libvirt shows counts. Neither side is ever destroyed before the
 //! destination has said `Ran`.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use drover_proto::failure::{Failure, Reason};
+use drover_proto::failure::Failure;
 use drover_proto::trace::names::span;
 
 use super::outgoing::{OutgoingJob, TransferStep};
-use super::progress::Flow;
 use super::{Jobs, Seen};
-use crate::hypervisor::{Cookie, ErrorClass, GuestState};
+use crate::hypervisor::ErrorClass;
 use crate::journal::{Decision, OpenPage, Record, SourceState};
-use crate::peer::{Arrived, HandedOver};
-
-/// How often the destination is asked whether every page has arrived.
-const PAGES_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Jobs {
     /// Tells QEMU to switch, if the guest runs and is being sent. Gives whether it was told.
@@ -60,66 +52,6 @@ impl Jobs {
         let ordered = record.source().is_some_and(|part| part.post_copy_ordered);
         let job = self.outgoing_job(record.migration);
         ordered && job.is_some_and(|job| is_performing(&job))
-    }
-
-    /// The guest runs at the destination: asks until every page has arrived there. Ends early only where somebody else
-    /// has decided, or the agent is being stopped and the stream is broken.
-    pub(super) async fn follow_pages(self: &Arc<Self>, job: &OutgoingJob, record: &Record) -> Result<Arrived, Failure> {
-        let (peer, ticket) = self.way_to_peer(job, record)?;
-        let nothing = Cookie::default();
-        let ended = || Failure::new(Reason::Cancelled, "somebody else has decided");
-        let mut call = 0;
-        loop {
-            let flow = self.flow(record).await.or(job.post_copy()).unwrap_or_default();
-            job.saw_flow(flow);
-            if flow == Flow::Broken && self.is_stopping() {
-                let why = "the agent is being stopped while post-copy is broken";
-                return Err(Failure::new(Reason::NotServing, why));
-            }
-            let pause = tokio::time::sleep(PAGES_INTERVAL);
-            job.give_up.run_until_cancelled(pause).await.ok_or_else(ended)?;
-            let again = HandedOver {
-                cookie: &nothing,
-                runs: None,
-            };
-            let asked = peer.hand_over(
-                record.migration,
-                record.attempt,
-                &ticket,
-                again,
-                call,
-                self.limits.hand_over,
-            );
-            match job.give_up.run_until_cancelled(asked).await.ok_or_else(ended)? {
-                Ok(arrived) if !arrived.pages_missing => return Ok(arrived),
-                Ok(_) => {}
-                Err(failure) if failure.is_evidence() => return Err(failure),
-                Err(failure) => {
-                    call += 1;
-                    tracing::debug!(%failure, "the destination did not say whether every page has arrived");
-                }
-            }
-        }
-    }
-
-    /// What this side shows of the stream; none where it shows nothing.
-    async fn flow(&self, record: &Record) -> Option<Flow> {
-        match self.look(record).await.ok()? {
-            Seen::Ours(guest) => match guest.state {
-                GuestState::PausedPostCopyFailed => Some(Flow::Broken),
-                GuestState::PausedPostCopy => Some(Flow::Flows),
-                GuestState::Running
-                | GuestState::RunningPostCopy
-                | GuestState::RunningPostCopyFailed
-                | GuestState::Paused
-                | GuestState::PausedMigrating
-                | GuestState::PausedFault
-                | GuestState::ShuttingDown
-                | GuestState::Crashed
-                | GuestState::ShutOff => None,
-            },
-            Seen::Another(_) | Seen::ShutOff(_) | Seen::Unknown => None,
-        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! | source, Sending | anything | the controller aborts |
 //! | source, HandedOver, open | runs | suspended, and that is journaled |
 //! | source, HandedOver, open | stands still | its job lock is taken again |
+//! | source, HandedOver, open | post-copy | its pages are given again, over a new stream |
 //! | source, HandedOver, open, shut off | anything | what was sent is held again |
 //! | source, verdict written, not carried out | anything | the controller repeats it |
 //! | destination, Waiting, Finishing | anything | the controller, or a repeated hand-over |
@@ -109,7 +110,7 @@ impl Jobs {
     }
 
     /// A copy that was handed over must stand still until somebody decides, and nothing else may resume it.
-    async fn hold_source(self: &Arc<Self>, page: &mut OpenPage, record: &Record) -> Result<(), Failure> {
+    async fn hold_source(self: &Arc<Self>, page: &mut OpenPage, record: &Arc<Record>) -> Result<(), Failure> {
         if record.is_offline() {
             return self.hold_left_images(record).await;
         }
@@ -117,6 +118,8 @@ impl Jobs {
             return Ok(());
         };
         if guest.state.is_post_copy() {
+            // With the former agent its stream has gone.
+            self.follow_anew(record);
             return Ok(());
         }
         self.suspend_if_running(page, record).await?;

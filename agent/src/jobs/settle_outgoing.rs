@@ -298,10 +298,14 @@ impl Jobs {
                 guest: record.guest,
                 flags: part.flags.clone(),
             };
-            let handle = job
-                .calls
-                .call(span::LIBVIRT_BEGIN, self.hypervisor.begin(request))
-                .await;
+            // In post-copy libvirt has kept the job of an owner that has gone.
+            let handle = if self.flow(record).await.is_some() {
+                self.hypervisor.take_up(request).await
+            } else {
+                job.calls
+                    .call(span::LIBVIRT_BEGIN, self.hypervisor.begin(request))
+                    .await
+            };
             job.hold(handle.map_err(errors::unsure)?);
         }
         let Some(handle) = job.handle() else {

@@ -87,6 +87,11 @@ impl Steering {
         given.max_downtime
     }
 
+    /// What is sent after the switch: nothing is told to QEMU.
+    pub(super) fn keep_to(&self, limits: Limits) {
+        self.publish(limits);
+    }
+
     fn publish(&self, limits: Limits) {
         self.pace.set(limits.bandwidth);
         self.limits.send_replace(limits);

@@ -8,10 +8,12 @@ use std::time::Instant;
 
 use drover_proto::failure::Failure;
 use drover_proto::fault_points::{self, point};
+use tracing::Instrument;
 
 use super::Jobs;
-use super::outgoing::OutgoingJob;
+use super::outgoing::{OutgoingJob, UnderWay};
 use super::progress::{Flow, Problem, Progress, Stage, Summary, What, blackout};
+use super::repair::Repaired;
 use super::transfer::fail;
 use crate::hypervisor::{Cookie, JobStats};
 use crate::journal::{Record, Step, Verdict};
@@ -34,13 +36,22 @@ impl Jobs {
         started: Instant,
         tunnel_bytes: impl Fn() -> u64,
     ) {
-        let mut answer = answer;
+        let (mut answer, mut repaired) = (answer, Repaired::default());
         if answer.arrived.pages_missing {
-            match self.follow_pages(job, record).await {
-                Ok(arrived) => answer.arrived.cookie = arrived.cookie,
-                Err(failure) => return fail(job, Problem::from(&failure)),
+            match self.follow_pages(job, record, started, &mut repaired).await {
+                Ok(arrived) => {
+                    answer.arrived.cookie = arrived.cookie;
+                    let known = job.calls.all();
+                    let news = arrived.calls.into_iter().filter(|call| !known.contains(call));
+                    answer.arrived.calls = news.collect();
+                }
+                Err(failure) => {
+                    repaired.close(job).await;
+                    return fail(job, Problem::from(&failure));
+                }
             }
-            let totals = self.summary(job, &answer, started, tunnel_bytes()).await;
+            let sent = tunnel_bytes() + repaired.sent();
+            let totals = self.summary(job, &answer, started, sent).await;
             job.change_course(|course| {
                 if let Some(summary) = &mut course.summary {
                     (summary.stats, summary.tunnel_bytes) = (totals.stats, totals.tunnel_bytes);
@@ -48,6 +59,46 @@ impl Jobs {
             });
         }
         self.remove_after_switch(job, answer.arrived.cookie).await;
+        // Its last bytes may have been on their way until now.
+        repaired.close(job).await;
+    }
+
+    /// Asks the destination, tells what it says, and sees to the rest. In post-copy that may take hours: nobody waits for
+    /// it here.
+    pub(super) async fn ask_and_follow(
+        self: &Arc<Self>,
+        job: Arc<OutgoingJob>,
+        record: &Arc<Record>,
+        under_way: UnderWay,
+        cookie: &Cookie,
+    ) -> Result<Summary, Failure> {
+        let started = Instant::now();
+        let answer = match self.call_until_answered(&job, record, cookie).await {
+            Ok(answer) => answer,
+            Err(failure) => {
+                drop(under_way);
+                self.forget_if_settled(&job);
+                return Err(failure);
+            }
+        };
+        let missing = answer.arrived.pages_missing;
+        let summary = self.summary(&job, &answer, started, 0).await;
+        switched(&job, summary.clone(), started, missing);
+        let (jobs, record) = (Arc::clone(self), Arc::clone(record));
+        // While it carries pages the process does not end by itself; where the stream is broken it may.
+        let critical = self.critical();
+        let rest = async move {
+            jobs.after_switch(&job, &record, answer, started, || 0).await;
+            drop(under_way);
+            jobs.forget_if_settled(&job);
+            drop(critical);
+        };
+        if missing {
+            tokio::spawn(rest.in_current_span());
+        } else {
+            rest.await;
+        }
+        Ok(summary)
     }
 
     pub(super) async fn summary(
@@ -75,7 +126,7 @@ impl Jobs {
                 iteration: stats.iteration.max(job.iterations().len() as u64),
                 ..stats
             },
-            tunnel_bytes,
+            tunnel_bytes: tunnel_bytes + job.all_sent_again(),
             duration: started.elapsed(),
         }
     }

@@ -97,7 +97,7 @@ impl Jobs {
         let runs = self.runs_now(&record).await?;
         let record = page.change(|record| order.claim(record, runs)).await?;
         self.sockets.make(migration).await?;
-        let ways = Ways::open(self, &record, &order, &job)?;
+        let ways = Ways::open(self, &record, &order.delivery, &job)?;
         self.connect_to_peer(&record, &order, &job);
         let Some(part) = record.source() else {
             return Err(not_begun("this host is not the source"));
@@ -157,7 +157,6 @@ impl Transfer {
         let events = self.jobs.hypervisor.events();
         let watching = Watching {
             job: Arc::clone(&self.job),
-            handle: Arc::clone(&self.handle),
             sent: sent.clone(),
             over: over.clone(),
             started: self.started,

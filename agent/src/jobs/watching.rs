@@ -13,7 +13,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::outgoing::{OutgoingJob, TransferStep};
 use super::progress::{Action, Iteration, Progress, Stage};
-use crate::hypervisor::{GuestEvent, Happened, JobStats, Outgoing};
+use crate::hypervisor::{GuestEvent, Happened, JobStats};
 
 /// How often the job is asked how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -21,7 +21,6 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Of a transfer under way.
 pub(super) struct Watching {
     pub(super) job: Arc<OutgoingJob>,
-    pub(super) handle: Arc<dyn Outgoing>,
     /// Perform has ended, and with it the last round (which begins after the guest was stopped).
     pub(super) sent: CancellationToken,
     pub(super) over: CancellationToken,
@@ -77,12 +76,8 @@ impl Watching {
 
     async fn control(&self, number: u64, stats: &JobStats) {
         let at = self.started.elapsed();
-        match self
-            .job
-            .steering
-            .next_round(number, stats, at, self.handle.as_ref())
-            .await
-        {
+        let Some(handle) = self.job.handle() else { return };
+        match self.job.steering.next_round(number, stats, at, handle.as_ref()).await {
             Ok(action) => action.into_iter().for_each(|action| self.job.act(action)),
             // The next round tries again.
             Err(error) => tracing::warn!(%error, "what was decided in round {number} could not be done"),
@@ -91,7 +86,7 @@ impl Watching {
 
     async fn begin_round(&self, number: u64, event: &GuestEvent) -> Round {
         let span = tracing::info_span!("iteration", drover.iteration = number, drover.memory.remaining = Empty);
-        let stats = self.handle.job().await.ok().flatten().unwrap_or_default();
+        let stats = self.stats().await.unwrap_or_default();
         self.control(number, &stats).await;
         span.record("drover.memory.remaining", stats.memory_remaining);
         span.set_attribute(
@@ -114,6 +109,11 @@ impl Watching {
         }
     }
 
+    /// The handle is held for one call only: whoever repairs a stream has to let go of it.
+    async fn stats(&self) -> Option<JobStats> {
+        self.job.handle()?.job().await.ok().flatten()
+    }
+
     fn end_round(&self, round: &mut Option<Round>, at: Instant) {
         if let Some(Round {
             mut record,
@@ -129,9 +129,7 @@ impl Watching {
 
     async fn progress(&self, throttle: &mut u32) {
         // A job that has ended has no statistics: the next event says how it went on.
-        let Ok(Some(stats)) = self.handle.job().await else {
-            return;
-        };
+        let Some(stats) = self.stats().await else { return };
         if stats.throttle != *throttle {
             *throttle = stats.throttle;
             let why = format!(

@@ -7,8 +7,7 @@ use drover_proto::ids::HostId;
 
 use super::Jobs;
 use super::outgoing::OutgoingJob;
-use super::transfer::StartOrder;
-use crate::journal::{Record, SourcePart};
+use crate::journal::{Delivery, Record, SourcePart};
 use crate::tunnel::{Carrier, ChannelPlan, HelloTemplate, Source, SourceOptions, TunnelError};
 
 /// Both ends live until the hand-over has ended.
@@ -19,11 +18,9 @@ pub(super) struct Ways {
 
 impl Ways {
     /// Listens from now on.
-    pub(super) fn open(jobs: &Jobs, record: &Record, order: &StartOrder, job: &OutgoingJob) -> Result<Self, Failure> {
-        let part = record
-            .source()
-            .ok_or_else(|| Failure::internal("a record without a source cannot be sent"))?;
-        let memory = options(jobs, record, part, order, job);
+    pub(super) fn open(jobs: &Jobs, record: &Record, to: &Delivery, job: &OutgoingJob) -> Result<Self, Failure> {
+        let part = source_of(record)?;
+        let memory = options(jobs, record, part, to, job);
         if let Some(offline) = job.offline() {
             offline.aim(Carrier::new(&memory), job.steering.pace());
         }
@@ -35,6 +32,15 @@ impl Ways {
         Ok(Self {
             memory: Source::open(memory)?,
             disks: part.flags.copied.as_ref().map(|_| Source::open(disks)).transpose()?,
+        })
+    }
+
+    /// In post-copy, after the first ones broke: there is only memory left.
+    pub(super) fn again(jobs: &Jobs, record: &Record, to: &Delivery, job: &OutgoingJob) -> Result<Self, Failure> {
+        let memory = options(jobs, record, source_of(record)?, to, job);
+        Ok(Self {
+            memory: Source::open(memory)?,
+            disks: None,
         })
     }
 
@@ -57,7 +63,12 @@ impl Ways {
     }
 }
 
-fn options(jobs: &Jobs, record: &Record, part: &SourcePart, order: &StartOrder, job: &OutgoingJob) -> SourceOptions {
+fn source_of(record: &Record) -> Result<&SourcePart, Failure> {
+    let none = || Failure::internal("a record without a source cannot be sent");
+    record.source().ok_or_else(none)
+}
+
+fn options(jobs: &Jobs, record: &Record, part: &SourcePart, to: &Delivery, job: &OutgoingJob) -> SourceOptions {
     let peer: HostId = part.peer.clone();
     SourceOptions {
         socket: jobs.sockets.source(record.migration),
@@ -66,13 +77,13 @@ fn options(jobs: &Jobs, record: &Record, part: &SourcePart, order: &StartOrder, 
             multifd: u16::try_from(part.flags.parallel).unwrap_or(u16::MAX),
             postcopy_preempt: false,
         },
-        addresses: order.delivery.addresses.clone(),
+        addresses: to.addresses.clone(),
         expected: Identity::Agent(peer),
         tls: jobs.tls.clone(),
         hello: HelloTemplate {
             migration: record.migration,
             attempt: record.attempt,
-            ticket: order.delivery.ticket.clone(),
+            ticket: to.ticket.clone(),
         },
         pace: job.steering.pace(),
     }

@@ -22,6 +22,7 @@ pub(super) fn migrate_flags(flags: &MigrateFlags, side: Side) -> u32 {
         // this together with post-copy.
         | when(!flags.post_copy, virt_sys::VIR_MIGRATE_PAUSED)
         | when(flags.post_copy, virt_sys::VIR_MIGRATE_POSTCOPY)
+        | when(flags.resume, virt_sys::VIR_MIGRATE_POSTCOPY_RESUME)
         | when(flags.storage_proved, virt_sys::VIR_MIGRATE_UNSAFE)
         | when(flags.parallel > 0, virt_sys::VIR_MIGRATE_PARALLEL)
         | when(flags.auto_converge && side == Side::Source, virt_sys::VIR_MIGRATE_AUTO_CONVERGE)
@@ -58,6 +59,7 @@ mod tests {
         storage_proved: false,
         parallel: 0,
         copied: None,
+        resume: false,
     };
 
     fn has(flags: &MigrateFlags, side: Side, flag: u32) -> bool {
@@ -73,6 +75,19 @@ mod tests {
         };
         assert!(!has(&post_copy, Side::Destination, virt_sys::VIR_MIGRATE_PAUSED));
         assert!(has(&post_copy, Side::Source, virt_sys::VIR_MIGRATE_POSTCOPY));
+    }
+
+    #[test]
+    fn a_repair_is_the_same_migration_once_more() {
+        let flags = MigrateFlags {
+            post_copy: true,
+            persistent: true,
+            ..PLAIN
+        };
+        for side in [Side::Source, Side::Destination] {
+            let more = migrate_flags(&flags.resuming(), side) ^ migrate_flags(&flags, side);
+            assert_eq!(more, virt_sys::VIR_MIGRATE_POSTCOPY_RESUME);
+        }
     }
 
     #[test]
@@ -105,6 +120,7 @@ mod tests {
             storage_proved: true,
             parallel: 4,
             copied: None,
+            resume: false,
         };
         let copying = virt_sys::VIR_MIGRATE_NON_SHARED_DISK | virt_sys::VIR_MIGRATE_NON_SHARED_INC;
         assert!(!has(&all, Side::Source, copying));

@@ -198,6 +198,13 @@ impl Hypervisor for Libvirt {
         Ok(Box::new(on_own_thread("libvirt-begin", begin).await?))
     }
 
+    async fn take_up(&self, request: BeginRequest) -> Result<Box<dyn Outgoing>> {
+        let (uri, calls) = (self.uri.clone(), migration_calls()?);
+        let (looks, acts) = (Arc::clone(&self.looks), Arc::clone(&self.acts));
+        let take_up = move || LibvirtOutgoing::take_up(&uri, calls, looks, acts, &request);
+        Ok(Box::new(on_own_thread("libvirt-take-up", take_up).await?))
+    }
+
     async fn prepare(&self, request: PrepareRequest) -> Result<Box<dyn Incoming>> {
         let (uri, calls) = (self.uri.clone(), migration_calls()?);
         let prepare = move || LibvirtIncoming::prepare(&uri, calls, request);

@@ -21,7 +21,8 @@ use super::raw::{Connection, Domain, FiveCalls, Params, own_error};
 use super::threads::{Pool, on_own_thread};
 use super::{guest, unix_uri};
 use crate::hypervisor::{
-    BeginRequest, Begun, Cookie, ErrorClass, HypervisorError, JobStats, MigrateFlags, Outgoing, PerformRequest, Result,
+    BeginRequest, Begun, Cookie, ErrorClass, GuestState, HypervisorError, JobStats, MigrateFlags, Outgoing,
+    PerformRequest, Result,
 };
 
 pub(super) struct LibvirtOutgoing {
@@ -71,6 +72,35 @@ impl LibvirtOutgoing {
             domain: Arc::new(domain),
             flags: request.flags.clone(),
             begun,
+            progress: Arc::default(),
+            disks: Arc::new(DiskCopies::new(request.flags.copied.as_ref())),
+            guest: request.guest,
+            looks,
+            acts,
+        })
+    }
+
+    /// A connection to a job that libvirt kept when its owner went: Confirm needs no Begin there. Blocks.
+    pub(super) fn take_up(
+        uri: &str,
+        calls: &'static FiveCalls,
+        looks: Arc<Pool>,
+        acts: Arc<Pool>,
+        request: &BeginRequest,
+    ) -> Result<Self> {
+        let domain = Domain::get(&Connection::open(uri)?, request.guest)?;
+        if guest::state(&domain)? != GuestState::PausedPostCopyFailed {
+            let message = "post-copy of this guest has not broken";
+            return Err(own_error(ErrorClass::Busy, "NOT_BROKEN", message));
+        }
+        Ok(Self {
+            calls,
+            domain: Arc::new(domain),
+            flags: request.flags.clone(),
+            begun: Begun {
+                xml: String::new(),
+                cookie: Cookie::default(),
+            },
             progress: Arc::default(),
             disks: Arc::new(DiskCopies::new(request.flags.copied.as_ref())),
             guest: request.guest,
@@ -246,7 +276,8 @@ fn perform_params(flags: &MigrateFlags, request: &PerformRequest) -> Result<Para
     if let Some(xml) = &request.persistent_xml {
         params = params.text(virt_sys::VIR_MIGRATE_PARAM_PERSIST_XML, xml)?;
     }
-    if flags.auto_converge {
+    // In post-copy the guest here stands still.
+    if flags.auto_converge && !flags.resume {
         let percent = |value: u32| i32::try_from(value.clamp(1, 99)).unwrap_or(99);
         params = params
             .int(
@@ -299,6 +330,7 @@ mod tests {
             storage_proved: false,
             parallel: 2,
             copied: CopiedDisks::new(vec!["vdb".to_owned()]),
+            resume: false,
         };
         let request = PerformRequest {
             cookie: Cookie::default(),

@@ -122,5 +122,6 @@ fn flags(policy: Option<&agent::TransferPolicy>, persistent: bool) -> MigrateFla
         storage_proved: policy.storage_proved,
         parallel: policy.parallel_connections,
         copied: None,
+        resume: false,
     }
 }

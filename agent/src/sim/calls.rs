@@ -12,8 +12,8 @@ use super::host::SimHost;
 use super::incoming::SimIncoming;
 use super::outgoing::SimOutgoing;
 use crate::hypervisor::{
-    BeginRequest, CpuAnswer, CpuQuestion, GuestEvent, GuestFacts, HostFacts, Hypervisor, Incoming, JobStats, Outgoing,
-    PrepareRequest, Result, WriteSample,
+    BeginRequest, Begun, CpuAnswer, CpuQuestion, GuestEvent, GuestFacts, HostFacts, Hypervisor, Incoming, JobStats,
+    Outgoing, PrepareRequest, Result, WriteSample,
 };
 
 #[async_trait]
@@ -101,17 +101,22 @@ impl Hypervisor for SimHost {
 
     async fn begin(&self, request: BeginRequest) -> Result<Box<dyn Outgoing>> {
         let begin = async {
-            let (connection, begun) = self.lock().begin(request.guest)?;
-            let (host, BeginRequest { guest, flags }) = (self.clone(), request);
-            Ok(Box::new(SimOutgoing {
-                host,
-                guest,
-                connection,
-                flags,
-                begun,
-            }) as Box<dyn Outgoing>)
+            let begun = if request.flags.resume {
+                self.lock().begin_repair(request.guest)?
+            } else {
+                self.lock().begin(request.guest)?
+            };
+            Ok(self.outgoing(request, begun))
         };
         self.call(Call::Begin, begin).await
+    }
+
+    async fn take_up(&self, request: BeginRequest) -> Result<Box<dyn Outgoing>> {
+        let take_up = async {
+            let begun = self.lock().begin_repair(request.guest)?;
+            Ok(self.outgoing(request, begun))
+        };
+        self.call(Call::Begin, take_up).await
     }
 
     async fn prepare(&self, request: PrepareRequest) -> Result<Box<dyn Incoming>> {
@@ -121,5 +126,18 @@ impl Hypervisor for SimHost {
 
     fn events(&self) -> broadcast::Receiver<GuestEvent> {
         self.lock().events.subscribe()
+    }
+}
+
+impl SimHost {
+    fn outgoing(&self, request: BeginRequest, (connection, begun): (u64, Begun)) -> Box<dyn Outgoing> {
+        let (host, BeginRequest { guest, flags }) = (self.clone(), request);
+        Box::new(SimOutgoing {
+            host,
+            guest,
+            connection,
+            flags,
+            begun,
+        })
     }
 }

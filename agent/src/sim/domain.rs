@@ -32,6 +32,8 @@ pub(super) struct Domain {
     pub(super) block_jobs: Vec<String>,
     pub(super) job: Option<Job>,
     pub(super) completed: Option<JobStats>,
+    /// In post-copy: the source does not hear that nothing is missing any more.
+    pub(super) loses_last_word: bool,
 }
 
 /// What the XML says.
@@ -146,6 +148,7 @@ impl Domain {
             block_jobs: Vec::new(),
             job: None,
             completed: None,
+            loses_last_word: false,
         }
     }
 

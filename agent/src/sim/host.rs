@@ -115,6 +115,13 @@ impl SimHost {
             .is_some_and(|domain| domain.job.is_some())
     }
 
+    /// In post-copy the source will not hear that every page has arrived here.
+    pub fn lose_last_word(&self, guest: GuestId) {
+        if let Ok(domain) = self.lock().find(guest) {
+            domain.loses_last_word = true;
+        }
+    }
+
     /// Whether all of the guest was sent, and libvirt waits to be told how that came out.
     pub fn is_sent(&self, guest: GuestId) -> bool {
         let state = self.lock();

@@ -1,11 +1,15 @@
 //! The destination's side of a simulated migration.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use drover_proto::ids::GuestId;
+use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::disks;
-use super::domain::Phase;
+use super::domain::{Domain, Phase};
 use super::error;
 use super::fault::Call;
 use super::host::SimHost;
@@ -28,7 +32,12 @@ pub(super) struct SimIncoming {
 impl Drop for SimIncoming {
     fn drop(&mut self) {
         self.files.clear();
-        self.host.lock().close(self.guest, self.connection);
+        let mut state = self.host.lock();
+        // As libvirt: without its owner a repair has failed.
+        if self.arrived.flags.resume && state.phase(self.guest, self.connection) == Some(Phase::Arriving) {
+            state.incoming_broke(self.guest, self.connection);
+        }
+        state.close(self.guest, self.connection);
     }
 }
 
@@ -37,10 +46,15 @@ struct StreamBreaks {
     host: SimHost,
     guest: GuestId,
     connection: u64,
+    /// As libvirt: in a repair nobody notices before Finish is called, or the connection goes.
+    unnoticed: bool,
 }
 
 impl Drop for StreamBreaks {
     fn drop(&mut self) {
+        if self.unnoticed {
+            return;
+        }
         let mut state = self.host.lock();
         // One that only waits goes with its handle; one that has everything has no job.
         if state.phase(self.guest, self.connection) == Some(Phase::Arriving) {
@@ -49,11 +63,54 @@ impl Drop for StreamBreaks {
     }
 }
 
+impl StreamBreaks {
+    /// The stream, to its end.
+    async fn take(self, listener: UnixListener, cut: CancellationToken, tell: watch::Sender<Received>) {
+        let (host, guest, connection, resumes) = (self.host.clone(), self.guest, self.connection, self.unnoticed);
+        let tell = Arc::new(tell);
+        let (switched, at) = (Arc::clone(&tell), host.clone());
+        let switch = move || {
+            if resumes {
+                at.lock().arrives_again(guest, connection);
+            }
+            switched.send_replace(Received::Switched);
+        };
+        match cut.run_until_cancelled(receive(&listener, guest, switch)).await {
+            Some(Ok((totals, waits))) => {
+                // In this order: whoever finishes in this moment sees one of the two.
+                tell.send_replace(Received::Complete(totals));
+                // As libvirt: after a repair Finish notices, and where nobody is to call it libvirt itself.
+                if !resumes || host.lock().is_unattended(guest, connection) {
+                    host.lock().all_arrived(guest, connection, totals);
+                }
+                let lost = |copy: &Domain| copy.loses_last_word;
+                if !host.lock().domains.get(&guest).is_some_and(lost) {
+                    waits.tell_whole().await;
+                }
+            }
+            Some(Err(error)) => {
+                if !resumes {
+                    host.lock().incoming_broke(guest, connection);
+                }
+                tell.send_replace(Received::Broken(error.to_string()));
+            }
+            None => {
+                tell.send_replace(Received::Broken("QEMU is gone".to_owned()));
+            }
+        }
+    }
+}
+
 impl SimIncoming {
     /// A QEMU that waits, still, for its stream.
     pub(super) fn prepare(host: &SimHost, request: PrepareRequest) -> Result<Self> {
-        let images = disks::images(&request.xml, request.flags.copied.as_ref())?;
-        let (connection, spec, cut) = host.lock().prepare(&request)?;
+        let resumes = request.flags.resume;
+        let (images, (connection, spec, cut)) = if resumes {
+            (Vec::new(), host.lock().prepare_repair(request.guest)?)
+        } else {
+            let images = disks::images(&request.xml, request.flags.copied.as_ref())?;
+            (images, host.lock().prepare(&request)?)
+        };
         let (tell, received) = watch::channel(Received::Waiting);
         // From here on dropping the handle takes the waiting copy away again.
         let mut handle = Self {
@@ -82,35 +139,39 @@ impl SimIncoming {
             host: host.clone(),
             guest: spec.id,
             connection,
+            unnoticed: resumes,
         };
-        let host = host.clone();
-        let tell = std::sync::Arc::new(tell);
-        let switched = std::sync::Arc::clone(&tell);
-        let switch = move || {
-            switched.send_replace(Received::Switched);
-        };
-        tokio::spawn(async move {
-            let _breaks = breaks;
-            let outcome = cut.run_until_cancelled(receive(&listener, spec.id, switch)).await;
-            match outcome {
-                Some(Ok(totals)) => {
-                    // In this order: whoever finishes in this moment sees one of the two.
-                    tell.send_replace(Received::Complete(totals));
-                    host.lock().all_arrived(spec.id, connection, totals);
-                }
-                Some(Err(error)) => {
-                    host.lock().incoming_broke(spec.id, connection);
-                    tell.send_replace(Received::Broken(error.to_string()));
-                }
-                None => {
-                    tell.send_replace(Received::Broken("QEMU is gone".to_owned()));
-                }
-            }
-        });
+        tokio::spawn(breaks.take(listener, cut, tell));
         Ok(handle)
     }
 
+    /// The guest runs already: there is only the last page to wait for.
+    async fn finish_repair(&self) -> Result<Cookie> {
+        let arrives = |host: &SimHost| host.lock().phase(self.guest, self.connection) == Some(Phase::Arriving);
+        if !arrives(&self.host) {
+            return Err(error::too_late("domain is not processing incoming migration"));
+        }
+        let mut received = self.received.clone();
+        let over = |received: &Received| !matches!(received, Received::Waiting | Received::Switched);
+        let outcome = received.wait_for(over).await.map(|received| received.clone());
+        let why = match outcome {
+            Ok(Received::Complete(totals)) => {
+                self.host.lock().all_arrived(self.guest, self.connection, totals);
+                return Ok(Cookie(format!("finish of {}", self.guest).into_bytes()));
+            }
+            Ok(Received::Broken(why)) => why,
+            Ok(Received::Waiting | Received::Switched) | Err(_) => "QEMU is gone".to_owned(),
+        };
+        if arrives(&self.host) {
+            self.host.lock().incoming_broke(self.guest, self.connection);
+        }
+        Err(error::failed(format!("post-copy failed: {why}")))
+    }
+
     async fn finish_now(&self) -> Result<Cookie> {
+        if self.arrived.flags.resume {
+            return self.finish_repair().await;
+        }
         let (host, guest, connection) = (self.host.clone(), self.guest, self.connection);
         let (mut received, arrived) = (self.received.clone(), self.arrived.clone());
         host.lock().start_finish(guest, connection)?;

@@ -54,10 +54,18 @@ impl SimOutgoing {
 
     async fn perform_now(&self, request: &PerformRequest) -> Result<Cookie> {
         let (host, guest, connection) = (self.host.clone(), self.guest, self.connection);
-        let (spec, cut) = host.lock().start_perform(guest, connection, request)?;
-        let live = host.lock().find(guest)?.live_xml.clone();
+        let resumes = self.flags.resume;
+        let (spec, cut, owed, images) = if resumes {
+            let (spec, cut, owed) = host.lock().start_repair(guest, connection)?;
+            (spec, cut, Some(owed), Vec::new())
+        } else {
+            let (spec, cut) = host.lock().start_perform(guest, connection, request)?;
+            let live = host.lock().find(guest)?.live_xml.clone();
+            (spec, cut, None, disks::images(&live, self.flags.copied.as_ref())?)
+        };
         let sender = Sender {
-            images: disks::images(&live, self.flags.copied.as_ref())?,
+            images,
+            owed,
             disks_socket: request.disks_socket.clone(),
             host: host.clone(),
             spec,
@@ -79,6 +87,10 @@ impl SimOutgoing {
             }
             outcome.unwrap_or_else(|| Err(failing.host.lock().why_cut(guest, connection)))
         });
+        // As libvirt: QEMU was told, and that is all.
+        if resumes {
+            return Ok(Cookie::default());
+        }
         let done = async { sending.await.map_err(|error| error::failed(error.to_string()))? };
         tokio::select! {
             biased;

@@ -28,6 +28,8 @@ pub(super) struct Sender {
     pub(super) disks_socket: PathBuf,
     /// Channels beside the main one.
     pub(super) beside: u32,
+    /// Bytes that a stream that broke in post-copy still owes; none at first.
+    pub(super) owed: Option<u64>,
 }
 
 /// One connection and what went over it.
@@ -40,6 +42,9 @@ impl Sender {
     /// Sends all of it; when this returns `Ok` the host has noted that all is sent. `switched` is told where the guest
     /// goes over before.
     pub(super) async fn run(&self, switched: oneshot::Sender<()>) -> Result<()> {
+        if let Some(owed) = self.owed {
+            return self.repair(owed, switched).await;
+        }
         self.copy_disks().await?;
         let mut channels = self.connect().await.map_err(|error| broken(&error))?;
         let mut remaining = self.spec.memory;
@@ -75,7 +80,8 @@ impl Sender {
         self.begin_round(last + 2, remaining)?;
         self.host.call(Call::LastRound, async { Ok(()) }).await?;
         self.send_pages(&mut channels, remaining, false).await?;
-        self.send_tails(channels, stopped).await
+        self.send_tails(&mut channels, stopped).await?;
+        self.host.lock().sent(self.guest(), self.connection)
     }
 
     fn begin_round(&self, number: u64, remaining: u64) -> Result<()> {
@@ -100,8 +106,20 @@ impl Sender {
     }
 
     /// The guest stops here, may run there, and the rest follows.
-    async fn go_post_copy(&self, mut channels: Vec<Channel>, owed: u64, switched: oneshot::Sender<()>) -> Result<()> {
+    async fn go_post_copy(&self, channels: Vec<Channel>, owed: u64, switched: oneshot::Sender<()>) -> Result<()> {
         self.host.lock().switch_to_post_copy(self.guest(), self.connection)?;
+        self.follow(channels, owed, switched).await
+    }
+
+    /// The stream broke: what is owed goes over another one.
+    async fn repair(&self, owed: u64, switched: oneshot::Sender<()>) -> Result<()> {
+        let channels = self.connect().await.map_err(|error| broken(&error))?;
+        self.host.lock().sends_again(self.guest(), self.connection)?;
+        self.follow(channels, owed, switched).await
+    }
+
+    /// In post-copy: all that is owed, until the destination says that it is whole.
+    async fn follow(&self, mut channels: Vec<Channel>, owed: u64, switched: oneshot::Sender<()>) -> Result<()> {
         let stopped = Some(SystemTime::now());
         stream::write(&mut channels[0].stream, &Frame::Switch)
             .await
@@ -109,7 +127,15 @@ impl Sender {
         // Nobody may be waiting any more.
         let _ = switched.send(());
         self.send_pages(&mut channels, owed, false).await?;
-        self.send_tails(channels, stopped).await
+        self.send_tails(&mut channels, stopped).await?;
+        let mut scratch = Vec::new();
+        match stream::read(&mut channels[0].stream, &mut scratch).await {
+            Ok(Frame::Whole) => self.host.lock().sent(self.guest(), self.connection),
+            Ok(Frame::Head(_) | Frame::Pages(_) | Frame::Switch | Frame::Tail(_)) => {
+                Err(error::failed("the destination did not say that it is whole"))
+            }
+            Err(error) => Err(broken(&error)),
+        }
     }
 
     fn wants_to_switch(&self) -> Result<bool> {
@@ -176,9 +202,9 @@ impl Sender {
         Ok(())
     }
 
-    /// The main channel's tail makes the stream whole; nothing is awaited between it and the note that all is sent.
-    async fn send_tails(&self, channels: Vec<Channel>, stopped: Option<SystemTime>) -> Result<()> {
-        for mut channel in channels.into_iter().rev() {
+    /// The main channel's tail makes the stream whole: nothing may be awaited after it before that is noted.
+    async fn send_tails(&self, channels: &mut [Channel], stopped: Option<SystemTime>) -> Result<()> {
+        for channel in channels.iter_mut().rev() {
             let tail = Frame::Tail(Tail {
                 pages: channel.pages,
                 stopped,
@@ -186,10 +212,8 @@ impl Sender {
             stream::write(&mut channel.stream, &tail)
                 .await
                 .map_err(|error| broken(&error))?;
-            // What was written is in the socket; closing it does not take it back.
-            drop(channel);
         }
-        self.host.lock().sent(self.guest(), self.connection)
+        Ok(())
     }
 
     /// What the guest wrote in this time.

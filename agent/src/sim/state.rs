@@ -330,6 +330,10 @@ impl State {
         if phase.is_incoming() {
             return self.end(guest, StopReason::Destroyed);
         }
+        // Post-copy is complete: a libvirtd that starts sees to the end by itself.
+        if matches!(phase, Phase::Sent { .. }) && self.is_in_post_copy(guest) {
+            return self.end(guest, StopReason::Migrated);
+        }
         let Some(job) = self.domains.get_mut(&guest).and_then(|domain| domain.job.take()) else {
             return;
         };

@@ -1,7 +1,8 @@
 //! What a simulated QEMU sends: frames of a type, a length and a payload, over one main channel and some beside it.
 //!
-//! main: `Head`, then pages, then `Tail`, and `Switch` among the pages where it goes post-copy; beside it: pages, then
-//! `Tail`. The first connection that is accepted has to be the main one, as with a QEMU before 8.0.
+//! main: `Head`, then pages, then `Tail`, and `Switch` among the pages where it goes post-copy, which is answered with
+//! `Whole` at the end; beside it: pages, then `Tail`. The first connection that is accepted has to be the main one, as
+//! with a QEMU before 8.0.
 
 use std::io;
 use std::time::SystemTime;
@@ -17,6 +18,7 @@ const HEAD: u8 = b'H';
 const PAGES: u8 = b'P';
 const TAIL: u8 = b'T';
 const SWITCH: u8 = b'S';
+const WHOLE: u8 = b'W';
 
 /// First on the main channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,8 @@ pub(super) enum Frame {
     /// The guest may run on what is there.
     Switch,
     Tail(Tail),
+    /// Back to the source: nothing is missing any more.
+    Whole,
 }
 
 /// Writes a frame in one piece. Of the pages only the length is looked at.
@@ -51,6 +55,7 @@ pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), frame: &Frame)
         Frame::Head(head) => (HEAD, serde_json::to_vec(head)?),
         Frame::Pages(length) => (PAGES, vec![0; *length]),
         Frame::Switch => (SWITCH, Vec::new()),
+        Frame::Whole => (WHOLE, Vec::new()),
         Frame::Tail(tail) => (TAIL, serde_json::to_vec(tail)?),
     };
     let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
@@ -74,6 +79,7 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin), scratch: &mut Ve
         HEAD => Ok(Frame::Head(serde_json::from_slice(scratch)?)),
         PAGES => Ok(Frame::Pages(length)),
         SWITCH => Ok(Frame::Switch),
+        WHOLE => Ok(Frame::Whole),
         TAIL => Ok(Frame::Tail(serde_json::from_slice(scratch)?)),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a migration stream")),
     }
@@ -92,6 +98,7 @@ mod tests {
             Frame::Head(Head { guest, beside: 2 }),
             Frame::Pages(1000),
             Frame::Switch,
+            Frame::Whole,
             Frame::Tail(Tail {
                 pages: 1000,
                 stopped: None,

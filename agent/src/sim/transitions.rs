@@ -176,6 +176,10 @@ impl State {
     }
 
     pub(super) fn confirm_moved(&mut self, guest: GuestId, connection: u64, flags: &MigrateFlags) -> Result<()> {
+        // As libvirt: in post-copy nobody looks whether the other side has every page.
+        if self.phase(guest, connection) == Some(Phase::PostCopy) {
+            self.set_phase(guest, connection, Phase::Sent { stopped: false });
+        }
         let domain = self.for_confirm(guest, connection)?;
         if flags.persistent {
             domain.definition = None;
@@ -221,6 +225,11 @@ impl State {
         match self.phase(guest, connection) {
             // The sender sees it, and restores the guest.
             Some(Phase::Performing { .. }) => drop(self.update_job(guest, connection, |job| job.cut.cancel())),
+            // As libvirt: in post-copy it keeps the job, and calls it failed, whatever QEMU says.
+            Some(Phase::Sent { .. }) if self.is_in_post_copy(guest) => {
+                self.set_phase(guest, connection, Phase::PostCopy);
+                self.set_state(guest, GuestState::PausedPostCopyFailed);
+            }
             Some(phase @ (Phase::Begun | Phase::Sent { .. } | Phase::Waiting | Phase::Finishing)) => {
                 self.let_go(guest, phase);
             }

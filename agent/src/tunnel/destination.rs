@@ -92,13 +92,12 @@ impl Default for Destination {
 
 impl Destination {
     pub fn new() -> Self {
-        let shared = Shared {
-            migrations: Mutex::default(),
-            strangers: Semaphore::new(STRANGERS),
-            refusals: Refusals::default(),
-        };
         Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared {
+                migrations: Mutex::default(),
+                strangers: Semaphore::new(STRANGERS),
+                refusals: Refusals::default(),
+            }),
         }
     }
 
@@ -178,10 +177,8 @@ impl Destination {
     }
 
     fn claim(&self, hello: &Hello, peer: &Identity) -> Result<Admitted, (Refusal, String)> {
-        let migration = lock(&self.shared.migrations).get(&hello.migration).cloned();
-        let Some(migration) = migration else {
-            return Err((Refusal::Ticket, String::new()));
-        };
+        let known = lock(&self.shared.migrations).get(&hello.migration).cloned();
+        let migration = known.ok_or((Refusal::Ticket, String::new()))?;
         let claimed = lock(&migration.entry).claim(hello, peer, Instant::now());
         claimed.map_err(|refusal| (refusal, String::new()))?;
         Ok(Admitted {

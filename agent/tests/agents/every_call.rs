@@ -51,8 +51,8 @@ const ALL: [Step; 17] = [
     Step::CloseDestination,
 ];
 
-/// Calls that change nothing.
-const READING: [&str; 11] = [
+/// Calls that change nothing; or only in post-copy (`post_copy`).
+const READING: [&str; 12] = [
     "AgentService/GetAgentStatus",
     "AgentService/InspectHost",
     "AgentService/ListGuests",
@@ -62,6 +62,7 @@ const READING: [&str; 11] = [
     "AgentService/ProbePeer",
     "AgentService/SampleGuest",
     "PeerService/MeasureLink",
+    "PeerService/ReopenStream",
     "AgentService/WatchOutgoing",
     "AgentService/GetMigrationStatus",
 ];

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use drover_agent::hypervisor::GuestState;
 use drover_agent::sim::{Call, Fault, SimGuest};
 use drover_proto::agent::v1::*;
-use drover_proto::failure::Reason;
+use drover_proto::failure::{Failure, Reason};
 use drover_proto::time::proto_duration;
 use drover_proto::v1::{DeadlineAction, TransferStage};
+use tokio_util::sync::CancellationToken;
 
-use crate::node::eventually;
+use crate::node::{Node, eventually};
 use crate::policy::this_being_sent;
 use crate::scene::{Scene, journal_state, reason};
 
@@ -51,8 +53,26 @@ fn now(revision: u64) -> TransferPolicy {
 
 /// The guest runs at b and most of its memory is at a.
 async fn gone_over() -> Scene {
-    let scene = sending(allowed()).await;
-    scene.adjust(now(1)).await.unwrap();
+    gone_over_with(allowed()).await
+}
+
+/// The same, and what is missing takes so long that its stream can be broken some times.
+async fn gone_over_slowly() -> Scene {
+    gone_over_with(TransferPolicy {
+        bandwidth_limit_bytes_per_second: MIB,
+        ..allowed()
+    })
+    .await
+}
+
+async fn gone_over_with(policy: TransferPolicy) -> Scene {
+    let scene = sending(policy).await;
+    let now = TransferPolicy {
+        post_copy_now: true,
+        revision: 1,
+        ..policy
+    };
+    scene.adjust(now).await.unwrap();
     scene
         .until(&scene.a, "the source knows that it runs there", |status| {
             status
@@ -93,6 +113,12 @@ async fn a_guest_goes_over_when_somebody_asks_and_has_ran_when_its_last_page_is_
         "{summary:?}"
     );
     assert_eq!(scene.runs_on(), ["b"]);
+    scene.until_moved().await;
+    let calls = scene.status(&scene.a).await.calls;
+    for once in ["libvirt.perform", "libvirt.finish", "libvirt.confirm"] {
+        let made = calls.iter().filter(|call| call.call == once).count();
+        assert_eq!(made, 1, "{once}: {calls:#?}");
+    }
     arrived(&scene).await;
     assert!(scene.autostart(&scene.b));
 }
@@ -165,7 +191,7 @@ async fn after_the_switch_nothing_is_undone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_undo_does_not_come_between_the_order_and_the_switch() {
     let scene = sending(allowed()).await;
-    let held = tokio_util::sync::CancellationToken::new();
+    let held = CancellationToken::new();
     // QEMU was told, and switches when it comes to it.
     scene.a.host.script(Call::Sending, Fault::Until(held.clone()));
     scene.adjust(now(1)).await.unwrap();
@@ -195,25 +221,162 @@ async fn a_guest_that_its_user_paused_does_not_run_by_it() {
     scene.rest(Verdict::Ran).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_breaks_leaves_both_sides_waiting_with_what_they_have() {
-    for source_dies in [true, false] {
-        let mut scene = gone_over().await;
-        let node = if source_dies { &mut scene.a } else { &mut scene.b };
-        node.kill().await;
-        node.start().await;
-        let scene = scene;
-        eventually("both sides wait", || {
-            let state = |node: &crate::node::Node| node.host.look(scene.guest).map(|guest| guest.state);
-            use drover_agent::hypervisor::GuestState;
-            state(&scene.a) == Some(GuestState::PausedPostCopyFailed)
-                && state(&scene.b) == Some(GuestState::RunningPostCopyFailed)
-        })
-        .await;
+fn both_wait(scene: &Scene) -> bool {
+    let state = |node: &Node| node.host.look(scene.guest).map(|guest| guest.state);
+    (state(&scene.a), state(&scene.b))
+        == (
+            Some(GuestState::PausedPostCopyFailed),
+            Some(GuestState::RunningPostCopyFailed),
+        )
+}
+
+/// What the other side is asked while one is away.
+async fn nothing_is_undone(scene: &Scene, source_is_away: bool) {
+    eventually("both sides wait", || both_wait(scene)).await;
+    if source_is_away {
+        assert_eq!(journal_state(&scene.revoke().await.unwrap()), JournalState::Resuming);
+        assert!(scene.settle_b(Verdict::Ran).await.is_err(), "pages are missing");
+    } else {
         assert_eq!(reason(scene.abort().await), Reason::PostCopy);
         assert!(scene.settle_a(Verdict::NeverRan).await.is_err());
-        assert_eq!(journal_state(&scene.revoke().await.unwrap()), JournalState::Resuming);
-        assert_eq!(scene.runs_on(), ["b"]);
-        scene.holds();
     }
+    assert_eq!(scene.runs_on(), ["b"]);
+    assert!(both_wait(scene), "with what they have");
+    scene.holds();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_is_repaired_when_the_agent_is_back() {
+    for source_dies in [true, false] {
+        let mut scene = gone_over_slowly().await;
+        let node = if source_dies { &mut scene.a } else { &mut scene.b };
+        node.kill().await;
+        nothing_is_undone(&scene, source_dies).await;
+        let node = if source_dies { &mut scene.a } else { &mut scene.b };
+        node.start().await;
+        arrived(&scene).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_again_and_again_is_repaired_each_time() {
+    let mut scene = gone_over_slowly().await;
+    for source_dies in [true, false, true, false, true] {
+        let node = if source_dies { &mut scene.a } else { &mut scene.b };
+        node.kill().await;
+        eventually("both sides wait", || both_wait(&scene)).await;
+        let node = if source_dies { &mut scene.a } else { &mut scene.b };
+        node.start().await;
+        eventually("pages flow again", || {
+            let state = |node: &Node| node.host.look(scene.guest).map(|guest| guest.state);
+            state(&scene.a) == Some(GuestState::PausedPostCopy) && state(&scene.b) == Some(GuestState::RunningPostCopy)
+        })
+        .await;
+    }
+    arrived(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_that_fails_anywhere_is_tried_again() {
+    let mut scene = gone_over_slowly().await;
+    scene.b.kill().await;
+    for (call, fault) in [
+        (Call::Begin, Fault::Refuse),
+        (Call::Begin, Fault::LoseAnswer),
+        (Call::Perform, Fault::Refuse),
+    ] {
+        scene.a.host.script(call, fault);
+    }
+    for (call, fault) in [
+        (Call::Prepare, Fault::Refuse),
+        (Call::Prepare, Fault::LoseAnswer),
+        (Call::Finish, Fault::LoseAnswer),
+    ] {
+        scene.b.host.script(call, fault);
+    }
+    scene.b.start().await;
+    // Whoever asks for it does not wait for the next try.
+    let asking = async {
+        while state(&scene.status(&scene.a).await) != LibvirtState::PausedPostCopy {
+            if let Err(failure) = scene.hand_over().await {
+                assert!(!failure.is_evidence(), "{failure:?}");
+            }
+            scene.holds();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), asking)
+        .await
+        .expect("pages flow again");
+    arrived(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_last_word_was_lost_goes_all_the_same() {
+    let scene = gone_over().await;
+    scene.b.host.lose_last_word(scene.guest);
+    arrived(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_agent_died_when_all_had_arrived_goes_all_the_same() {
+    let mut scene = gone_over().await;
+    scene
+        .a
+        .host
+        .script(Call::ConfirmMoved, Fault::Until(CancellationToken::new()));
+    scene
+        .until(&scene.a, "the copy is being removed", |status| {
+            status
+                .journal
+                .as_ref()
+                .is_some_and(|journal| journal.verdict() == Verdict::Ran)
+        })
+        .await;
+    scene.a.kill().await;
+    // libvirt calls it broken, whatever QEMU says, and takes no other Begin.
+    let copy = scene.a.host.look(scene.guest).map(|guest| guest.state);
+    assert_eq!(copy, Some(GuestState::PausedPostCopyFailed));
+    scene.a.start().await;
+    scene.settle_a(Verdict::Ran).await.unwrap();
+    arrived(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_source_with_its_ticket_gets_another_stream() {
+    let scene = sending(allowed()).await;
+    let order = |ticket: Vec<u8>| ReopenStreamRequest {
+        migration_id: scene.migration.to_string(),
+        attempt: scene.attempt,
+        ticket: ticket.into(),
+        xml: scene.b.host.look(scene.guest).unwrap().xml,
+        ..ReopenStreamRequest::default()
+    };
+    let ask = async |identity: &str, ticket: Vec<u8>| {
+        let answer = scene.peer_of_b(identity).reopen_stream(order(ticket)).await;
+        Failure::from_status(&answer.unwrap_err()).reason
+    };
+    let right = scene.a.jobs().journal.read(scene.migration).unwrap();
+    let right = right
+        .source()
+        .unwrap()
+        .delivery
+        .as_ref()
+        .unwrap()
+        .ticket
+        .as_bytes()
+        .to_vec();
+    assert_eq!(ask("agent/a", vec![7; 32]).await, Reason::TicketRefused);
+    assert_eq!(ask("agent/c", right.clone()).await, Reason::TicketRefused);
+    assert_eq!(
+        ask("agent/a", right.clone()).await,
+        Reason::MigrationState,
+        "it waits for the first stream"
+    );
+    scene.adjust(now(1)).await.unwrap();
+    arrived(&scene).await;
+    assert_eq!(
+        ask("agent/a", right).await,
+        Reason::MigrationState,
+        "no page is missing"
+    );
 }

@@ -110,6 +110,15 @@ impl Report {
         }
     }
 
+    /// It is looked at again, and what it waits for is told.
+    pub(super) fn waits(wait: Wait, detail: impl Into<String>, learned: Learned) -> Self {
+        Self {
+            answer: Answer::Unknown(wait),
+            detail: detail.into(),
+            learned,
+        }
+    }
+
     /// Somebody has to look at once.
     pub(super) fn alarm(found: &str, learned: Learned) -> Self {
         let wait = Wait {

@@ -20,6 +20,7 @@ mod prepare;
 mod remedies;
 mod steer;
 mod storage;
+mod told;
 mod transfer;
 mod validate;
 mod verify;

@@ -11,13 +11,15 @@ use drover_proto::agent::v1::{
 };
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::HostId;
-use drover_proto::v1::{Estimate, LinkKnowledge, TransferStage, TransferSummary};
+use drover_proto::v1::{Estimate, LinkKnowledge, TransferSummary};
 use tonic::Streaming;
 
 use super::look::{self, Look};
-use super::{Report, Work, prepare, steer, transfer_policy};
+use super::told::{has_gone_over, is_all_sent, is_broken};
+use super::{Report, Wait, Work, prepare, steer, transfer_policy};
 use crate::ledger::Change;
 use crate::saga::Guest;
+use crate::state::WaitReason;
 use crate::store::{Record, StepWrite, now};
 use crate::verdict::{Job, Judgement, Open, Seen, Source, SourceCopy};
 
@@ -27,9 +29,9 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// A hand-over takes milliseconds. One that takes so long is looked at: the guest stands still meanwhile.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
-/// What nobody repairs yet.
 const POST_COPY_BROKE: &str = "the stream broke in post-copy: the guest waits at the destination for pages that the \
-     source keeps. Leave both as they are: see docs/failures.md";
+     source keeps. Leave both as they are: the agents repair it as soon as they reach each other; `drover migration \
+     retry` lets them try at once";
 
 const POST_COPY_LOST: &str = "the guest is lost: one of its two hosts died in post-copy";
 
@@ -82,7 +84,7 @@ pub(super) async fn run(work: &Work) -> Report {
                 report.learned = report.learned.with_guest_nowhere_known();
                 return report;
             }
-            Open::RecoverPostCopy => return Report::alarm(POST_COPY_BROKE, look.learned()),
+            Open::RecoverPostCopy => return repair(work, &look).await,
             Open::GuestLost => return Report::alarm(POST_COPY_LOST, look.learned()),
             Open::SuspendSource => return Report::alarm("the source runs and must not: suspend it", look.learned()),
         };
@@ -223,6 +225,21 @@ fn has_gone_from_source(look: &Look) -> bool {
     }
 }
 
+/// The source's agent repairs the stream by itself, and at once when it is asked to hand over. It is looked at again soon
+/// at first, and whenever somebody asks for a retry.
+async fn repair(work: &Work, look: &Look) -> Report {
+    let asked = tokio::time::timeout(HAND_OVER, hand_over(work)).await;
+    if let Err(failure) = asked.unwrap_or_else(|_| Err(unanswered(work))) {
+        tracing::info!("the source's agent was not told to repair the stream: {failure}");
+    }
+    let wait = Wait {
+        reason: WaitReason::Backoff,
+        host: None,
+        remedy: POST_COPY_BROKE.to_owned(),
+    };
+    Report::waits(wait, POST_COPY_BROKE, look.learned())
+}
+
 /// Whether the source agent is handing over by itself.
 fn is_under_way(look: &Look) -> bool {
     look.source.as_ref().is_ok_and(|status| status.call_in_flight)
@@ -275,13 +292,13 @@ async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Resu
         if is_all_sent(&message) && !gone_over {
             sent_at.get_or_insert_with(Instant::now);
         }
-        if !well {
+        let broken = is_broken(&message);
+        if !well && !broken {
             well = true;
             goes_well(work).await?;
         }
         match message.event {
             Some(Event::Progress(progress)) => {
-                let broken = progress.stage() == TransferStage::PostCopyFailed;
                 work.ledger.hub.progress(work.record.id, progress);
                 if broken {
                     return Ok(Followed::Ended);
@@ -298,29 +315,6 @@ async fn read(work: &Work, mut stream: Streaming<WatchOutgoingResponse>) -> Resu
             Some(Event::Action(action)) => steer::acted(work, action).await?,
             // What they tell is in the status as well, and read from there.
             Some(Event::AllSent(_) | Event::Iteration(_) | Event::Call(_)) | None => {}
-        }
-    }
-}
-
-fn is_all_sent(message: &WatchOutgoingResponse) -> bool {
-    match &message.event {
-        Some(Event::AllSent(_)) => true,
-        Some(Event::Progress(progress)) => progress.stage() == TransferStage::Switching,
-        Some(Event::Switched(_) | Event::Failed(_) | Event::Iteration(_) | Event::Call(_) | Event::Action(_))
-        | None => false,
-    }
-}
-
-/// The guest runs at the destination: what follows takes its time.
-fn has_gone_over(message: &WatchOutgoingResponse) -> bool {
-    match &message.event {
-        Some(Event::Switched(_)) => true,
-        Some(Event::Progress(progress)) => matches!(
-            progress.stage(),
-            TransferStage::PostCopy | TransferStage::PostCopyFailed | TransferStage::Switched
-        ),
-        Some(Event::AllSent(_) | Event::Failed(_) | Event::Iteration(_) | Event::Call(_) | Event::Action(_)) | None => {
-            false
         }
     }
 }

@@ -26,6 +26,7 @@ const FLAGS: MigrateFlags = MigrateFlags {
     storage_proved: true,
     parallel: 0,
     copied: None,
+    resume: false,
 };
 
 /// Two hosts and a guest on `a`, with a plain unix socket for a tunnel.

@@ -59,9 +59,14 @@ impl Waiting {
         }
     }
 
-    /// Lets nobody in any more, cuts the channels, and waits until they are gone.
-    pub async fn revoke(self) {
+    /// Lets nobody in any more and cuts the channels.
+    pub fn cut(&self) {
         self.migration.revoke();
+    }
+
+    /// The same, and waits until they are gone.
+    pub async fn revoke(self) {
+        self.cut();
         self.migration.channels.wait().await;
     }
 }

@@ -1,0 +1,141 @@
+//! Post-copy whose stream breaks, by the network and by the death of whoever carries it: repaired each time, and every
+//! page of the guest is what it wrote.
+
+use anyhow::{Result, ensure};
+use drover_tests::cluster::{Cluster, ClusterOptions, Expected, Migration, Process};
+use drover_tests::{Guest, GuestSpec, Lab, Network};
+
+const MIB: u64 = 1 << 20;
+
+fn stage(now: &Migration) -> &str {
+    now.0["progress"]["stage"].as_str().unwrap_or_default()
+}
+
+/// It writes all over its memory, faster than that is sent.
+fn busy() -> GuestSpec {
+    GuestSpec::new("busy").fill_mib(160).dirty_mib_per_second(60)
+}
+
+/// The guest runs at host-b, and most of its memory is at host-a: enough to break the stream some times.
+fn gone_over(cluster: &Cluster<'_>, guest: &Guest, bandwidth: &str) -> Result<String> {
+    let flags = ["--bandwidth", bandwidth, "--allow-post-copy"];
+    let id = cluster.begin_with(guest, "host-b", &flags)?.id().to_string();
+    cluster.wait_for(&id, "to send memory", |now| {
+        now.0["progress"]["memory_sent_bytes"].as_u64() > Some(MIB)
+    })?;
+    cluster.adjust(&id, &["--post-copy-now"])?;
+    flows(cluster, &id)?;
+    Ok(id)
+}
+
+fn flows(cluster: &Cluster<'_>, id: &str) -> Result<()> {
+    cluster.wait_for(id, "to flow", |now| stage(now).ends_with("POST_COPY"))?;
+    Ok(())
+}
+
+fn arrives(cluster: &Cluster<'_>, guest: &Guest, id: &str) -> Result<()> {
+    let end = cluster.wait_for_rest(id)?;
+    ensure!(end.state() == "SUCCEEDED", "{}", end.0);
+    let status = guest.verify()?;
+    ensure!(status.memory_errors == 0, "{status:?}");
+    cluster.check(&[Expected::Runs(guest, "host-b")])
+}
+
+/// How often libvirt was told to send, and did.
+fn repairs(end: &Migration) -> usize {
+    let calls = end.0["calls"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let sent = calls.iter().filter(|call| call["call"] == "libvirt.perform");
+    sent.filter(|call| call["error"].as_str().unwrap_or_default().is_empty())
+        .count()
+        - 1
+}
+
+/// Until so much more has come: what the guest's kernel needs to go on is there by then.
+fn goes_on(cluster: &Cluster<'_>, id: &str, mib: u64) -> Result<()> {
+    let owed = |now: &Migration| now.0["progress"]["memory_remaining_bytes"].as_u64().unwrap_or(u64::MAX);
+    let before = owed(&cluster.migration(id)?);
+    cluster.wait_for(id, "to go on", |now| owed(now).saturating_add(mib * MIB) < before)?;
+    Ok(())
+}
+
+#[test]
+fn a_stream_that_is_cut_five_times_is_repaired_five_times() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &busy())?;
+    let cluster = Cluster::start(&lab)?;
+    let id = gone_over(&cluster, &guest, "8MiB/s")?;
+    let (a, b) = (cluster.host("host-a"), cluster.host("host-b"));
+    for _ in 0..5 {
+        goes_on(&cluster, &id, 16)?;
+        // So that it is seen: it would be repaired at once.
+        b.link(Network::Management).separate_from(a.address())?;
+        a.link(Network::Management).reset_connections(b.address())?;
+        b.link(Network::Management).reset_connections(a.address())?;
+        cluster.wait_for(&id, "to be broken", |now| stage(now).ends_with("POST_COPY_FAILED"))?;
+        b.link(Network::Management).join_again()?;
+        flows(&cluster, &id)?;
+    }
+    arrives(&cluster, &guest, &id)?;
+    let end = cluster.migration(&id)?;
+    ensure!(repairs(&end) >= 5, "{}", end.0);
+    Ok(())
+}
+
+#[test]
+fn each_agent_dies_in_post_copy_and_the_guest_arrives() -> Result<()> {
+    for dies in ["host-a", "host-b"] {
+        let mut lab = Lab::builder().start()?;
+        let guest = lab.start_guest("host-a", &busy())?;
+        let mut cluster = Cluster::start(&lab)?;
+        let id = gone_over(&cluster, &guest, "8MiB/s")?;
+        goes_on(&cluster, &id, 16)?;
+        cluster.kill_agent(dies)?;
+        cluster.start_agent(dies)?;
+        arrives(&cluster, &guest, &id)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stream_that_breaks_while_no_controller_runs_is_repaired_by_the_agents() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &busy())?;
+    let mut cluster = Cluster::start(&lab)?;
+    let id = gone_over(&cluster, &guest, "8MiB/s")?;
+    goes_on(&cluster, &id, 16)?;
+    cluster.kill_controller()?;
+    let (a, b) = (cluster.host("host-a"), cluster.host("host-b"));
+    a.link(Network::Management).reset_connections(b.address())?;
+    let limit = std::time::Duration::from_secs(120);
+    drover_tests::wait_until("the guest to be on host-b alone", limit, || {
+        let mut copies = lab.domains()?;
+        copies.retain(|copy| copy.uuid == guest.uuid() && copy.is_active());
+        Ok((copies.len() == 1 && copies[0].host == "host-b").then_some(()))
+    })?;
+    cluster.start_controller()?;
+    arrives(&cluster, &guest, &id)?;
+    let end = cluster.migration(&id)?;
+    ensure!(repairs(&end) >= 1, "{}", end.0);
+    Ok(())
+}
+
+#[test]
+fn the_sources_agent_dies_when_every_page_has_gone_and_its_copy_goes_all_the_same() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &busy())?;
+    let options = ClusterOptions {
+        fault_points: true,
+        ..ClusterOptions::default()
+    };
+    let mut cluster = Cluster::start_with(&lab, options)?;
+    let watch = lab.watch(&[&guest])?;
+    let source = Process::Agent("host-a".to_owned());
+    cluster.arm(&source, "source.confirming")?;
+    let id = gone_over(&cluster, &guest, "20MiB/s")?;
+    cluster.wait_for_point(&source, "source.confirming")?;
+    cluster.kill_agent("host-a")?;
+    cluster.release()?;
+    cluster.start_agent("host-a")?;
+    arrives(&cluster, &guest, &id)?;
+    watch.finish()?.check_path(guest.name(), &["host-a", "host-b"])
+}
