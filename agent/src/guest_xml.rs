@@ -54,6 +54,13 @@ pub struct Disk {
     pub encrypted: bool,
 }
 
+impl Disk {
+    /// The format as which QEMU opens it, also where the definition does not say.
+    pub fn image_format(&self) -> &str {
+        if self.format.is_empty() { "raw" } else { &self.format }
+    }
+}
+
 /// A layer beneath an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backing {

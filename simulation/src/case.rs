@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::invariants::{self, Rest};
 use super::pki::Pki;
-use super::plan::{Event, Plan, Scenario};
+use super::plan::{Event, Plan, Scenario, Way};
 use super::point::{Point, Site};
 use super::world::World;
 
@@ -172,17 +172,13 @@ async fn create(world: &Arc<World>, scenario: Scenario, until: Instant) -> Optio
 }
 
 fn policy(scenario: Scenario) -> Option<MigrationPolicy> {
-    match scenario {
-        Scenario::PostCopy => Some(going_over(8 << 20)),
-        // Its pages are still on their way when the stream breaks.
-        Scenario::Repair => Some(going_over(1 << 20)),
-        Scenario::MoveOffline | Scenario::UndoOffline | Scenario::MoveShutDown | Scenario::UndoShutDown => {
-            Some(offline(scenario.shuts_down()))
-        }
-        Scenario::MoveTransient => None,
-        Scenario::Move | Scenario::MovePaused | Scenario::Undo | Scenario::HandOver | Scenario::Finish => {
-            Some(copying())
-        }
+    match scenario.way() {
+        Way::Live => None,
+        Way::Copying => Some(copying()),
+        // In a repair its pages are still on their way when the stream breaks.
+        Way::GoingOver if scenario == Scenario::Repair => Some(going_over(1 << 20)),
+        Way::GoingOver => Some(going_over(8 << 20)),
+        Way::Offline | Way::ShutDown => Some(offline(scenario.shuts_down())),
     }
 }
 

@@ -116,68 +116,47 @@ impl fmt::Display for Plan {
     }
 }
 
+/// What goes from host to host, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Memory.
+    Live,
+    /// Memory, and a disk that only the source has: it is copied, and its original removed.
+    Copying,
+    /// Memory; the guest runs at the destination before all of it is there.
+    GoingOver,
+    /// The files of a guest that is shut off.
+    Offline,
+    /// The same, of a guest that ran before and is to run wherever it ends.
+    ShutDown,
+}
+
 impl Scenario {
-    /// Whether the guest has a disk that only the source has: it is copied, and its original removed.
+    pub fn way(self) -> Way {
+        match self {
+            Self::MoveTransient => Way::Live,
+            Self::Move | Self::MovePaused | Self::Undo | Self::HandOver | Self::Finish => Way::Copying,
+            Self::PostCopy | Self::Repair => Way::GoingOver,
+            Self::MoveOffline | Self::UndoOffline => Way::Offline,
+            Self::MoveShutDown | Self::UndoShutDown => Way::ShutDown,
+        }
+    }
+
     pub fn copies(self) -> bool {
-        match self {
-            Self::Move | Self::MovePaused | Self::Undo | Self::HandOver | Self::Finish => true,
-            Self::MoveTransient
-            | Self::MoveOffline
-            | Self::UndoOffline
-            | Self::PostCopy
-            | Self::Repair
-            | Self::MoveShutDown
-            | Self::UndoShutDown => false,
-        }
+        self.way() == Way::Copying
     }
 
-    /// Whether the guest is shut off, or is shut down, and its files go with it.
-    pub fn is_offline(self) -> bool {
-        match self {
-            Self::MoveOffline | Self::UndoOffline | Self::MoveShutDown | Self::UndoShutDown => true,
-            Self::Move
-            | Self::MovePaused
-            | Self::MoveTransient
-            | Self::Undo
-            | Self::HandOver
-            | Self::Finish
-            | Self::PostCopy
-            | Self::Repair => false,
-        }
-    }
-
-    /// Whether the guest runs at the destination before all of its memory is there.
     pub fn goes_over(self) -> bool {
-        match self {
-            Self::PostCopy | Self::Repair => true,
-            Self::Move
-            | Self::MovePaused
-            | Self::MoveTransient
-            | Self::Undo
-            | Self::HandOver
-            | Self::Finish
-            | Self::MoveOffline
-            | Self::UndoOffline
-            | Self::MoveShutDown
-            | Self::UndoShutDown => false,
-        }
+        self.way() == Way::GoingOver
     }
 
-    /// Whether the guest runs before, and is to run wherever it ends.
+    /// Whether its files go with the guest.
+    pub fn is_offline(self) -> bool {
+        matches!(self.way(), Way::Offline | Way::ShutDown)
+    }
+
     pub fn shuts_down(self) -> bool {
-        match self {
-            Self::MoveShutDown | Self::UndoShutDown => true,
-            Self::Move
-            | Self::MovePaused
-            | Self::MoveTransient
-            | Self::Undo
-            | Self::HandOver
-            | Self::Finish
-            | Self::MoveOffline
-            | Self::UndoOffline
-            | Self::PostCopy
-            | Self::Repair => false,
-        }
+        self.way() == Way::ShutDown
     }
 
     /// What happens in it by itself.

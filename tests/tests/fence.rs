@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use drover_tests::cluster::{Cluster, ClusterOptions, Expected, Migration, Process, Store};
+use drover_tests::cluster::{Cluster, Expected, Migration, Process, Store};
 use drover_tests::{Disk, Guest, GuestSpec, Lab, Network, wait_until};
 use nix::sys::signal::Signal;
 
@@ -100,11 +100,7 @@ fn a_destination_that_is_gone_is_done_without_and_forgets_its_part_when_it_is_ba
 fn a_source_that_is_gone_after_the_switch_removes_its_copy_when_it_is_back() -> Result<()> {
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &busy())?;
-    let options = ClusterOptions {
-        fault_points: true,
-        ..ClusterOptions::default()
-    };
-    let mut cluster = Cluster::start_with(&lab, options)?;
+    let mut cluster = Cluster::start_with_fault_points(&lab)?;
     let watch = lab.watch(&[&guest])?;
     let source = Process::Agent("host-a".to_owned());
     cluster.arm(&source, CONFIRMING)?;
@@ -135,11 +131,7 @@ fn a_word_that_was_wrong_is_taken_back_where_the_source_could_not_run_the_guest(
     };
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &busy().disk(disk))?;
-    let options = ClusterOptions {
-        fault_points: true,
-        ..ClusterOptions::default()
-    };
-    let mut cluster = Cluster::start_with(&lab, options)?;
+    let mut cluster = Cluster::start_with_fault_points(&lab)?;
     let watch = lab.watch(&[&guest])?;
     let destination = Process::Agent("host-b".to_owned());
     cluster.arm(&destination, RAN)?;

@@ -2,7 +2,7 @@
 //! page of the guest is what it wrote.
 
 use anyhow::{Result, ensure};
-use drover_tests::cluster::{Cluster, ClusterOptions, Expected, Migration, Process};
+use drover_tests::cluster::{Cluster, Expected, Migration, Process};
 use drover_tests::{Guest, GuestSpec, Lab, Network};
 
 const MIB: u64 = 1 << 20;
@@ -123,11 +123,7 @@ fn a_stream_that_breaks_while_no_controller_runs_is_repaired_by_the_agents() -> 
 fn the_sources_agent_dies_when_every_page_has_gone_and_its_copy_goes_all_the_same() -> Result<()> {
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &busy())?;
-    let options = ClusterOptions {
-        fault_points: true,
-        ..ClusterOptions::default()
-    };
-    let mut cluster = Cluster::start_with(&lab, options)?;
+    let mut cluster = Cluster::start_with_fault_points(&lab)?;
     let watch = lab.watch(&[&guest])?;
     let source = Process::Agent("host-a".to_owned());
     cluster.arm(&source, "source.confirming")?;

@@ -74,12 +74,8 @@ pub fn refuse_foreign_variables(needs: &Needs) -> Result<(), Failure> {
 /// Paths and formats of the images that are copied.
 pub(super) fn copied(definition: &str, order: &OfflineOrder) -> Result<Vec<(PathBuf, String)>, Failure> {
     let disks = read(definition)?.disks.into_iter();
-    let images = disks.map(|disk| (PathBuf::from(&disk.source), format(&disk)));
+    let images = disks.map(|disk| (PathBuf::from(&disk.source), disk.image_format().to_owned()));
     Ok(images.filter(|(path, _)| order.images.contains(path)).collect())
-}
-
-fn format(disk: &Disk) -> String {
-    if disk.format.is_empty() { "raw" } else { &disk.format }.to_owned()
 }
 
 /// The guest's images, what they lie on, and its UEFI variables, as its definition says.
@@ -100,7 +96,7 @@ pub(super) fn wanted(definition: &str, order: &OfflineOrder, chains: &Chains) ->
         }
         let layers = chains.get(&path).filter(|_| copied);
         all.push(Wanted {
-            format: format(&disk),
+            format: disk.image_format().to_owned(),
             path,
             stays: disk.read_only,
             copied,

@@ -20,7 +20,7 @@ use super::progress::Flow;
 use super::ways::Ways;
 use super::{Jobs, errors};
 use crate::guest_xml::overrides::Definition;
-use crate::hypervisor::{BeginRequest, Outgoing, PerformRequest, Throttle};
+use crate::hypervisor::{PerformRequest, Throttle};
 use crate::journal::{Delivery, Record, SourcePart};
 use crate::peer::Broken;
 
@@ -81,7 +81,10 @@ impl Jobs {
         let (part, delivery) = self.as_ordered(record)?;
         // The limit that was ordered last holds for what is sent now.
         job.steering.keep_to(part.limits);
-        let handle = self.begin_again_for(job, record, &part).await?;
+        // The former connection was let go before.
+        self.hold_lock(job, part.flags.resuming()).await?;
+        let lost = || Failure::new(Reason::Cancelled, "the job lock was given back by somebody else");
+        let handle = job.handle().ok_or_else(lost)?;
         let broken = Broken {
             xml: adapted(&handle.begun().xml, &part.overrides, Definition::Live)?,
             cookie: handle.begun().cookie.clone(),
@@ -145,25 +148,5 @@ impl Jobs {
         let delivery = part.delivery.clone();
         let delivery = delivery.ok_or_else(|| Failure::internal("nobody has said where the guest goes"))?;
         Ok((part.clone(), delivery))
-    }
-
-    /// The former connection was let go before.
-    async fn begin_again_for(
-        &self,
-        job: &OutgoingJob,
-        record: &Record,
-        part: &SourcePart,
-    ) -> Result<Arc<dyn Outgoing>, Failure> {
-        let request = BeginRequest {
-            guest: record.guest,
-            flags: part.flags.resuming(),
-        };
-        let begun = job
-            .calls
-            .call(span::LIBVIRT_BEGIN, self.hypervisor.begin(request))
-            .await;
-        job.hold(begun.map_err(errors::unsure)?);
-        let lost = || Failure::new(Reason::Cancelled, "the job lock was given back by somebody else");
-        job.handle().ok_or_else(lost)
     }
 }

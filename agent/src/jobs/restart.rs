@@ -25,8 +25,9 @@ use drover_proto::ids::MigrationId;
 use drover_proto::trace::names::span;
 
 use super::fence::Reference;
+use super::outgoing::OutgoingJob;
 use super::{Jobs, Seen, errors};
-use crate::hypervisor::BeginRequest;
+use crate::hypervisor::{BeginRequest, MigrateFlags};
 use crate::journal::{Decision, DestinationState, OpenPage, Part, Record, SourceState};
 
 /// What fails is tried again, first after this time, then less often.
@@ -131,15 +132,14 @@ impl Jobs {
         {
             return Ok(());
         }
-        let job = self.adopt(record);
-        let request = BeginRequest {
-            guest: record.guest,
-            flags: part.flags.clone(),
-        };
-        let handle = job
-            .calls
-            .call(span::LIBVIRT_BEGIN, self.hypervisor.begin(request))
-            .await;
+        self.hold_lock(&self.adopt(record), part.flags.clone()).await
+    }
+
+    /// libvirt's job lock, for a migration that this agent goes on with.
+    pub(super) async fn hold_lock(&self, job: &OutgoingJob, flags: MigrateFlags) -> Result<(), Failure> {
+        let guest = job.guest;
+        let begin = self.hypervisor.begin(BeginRequest { guest, flags });
+        let handle = job.calls.call(span::LIBVIRT_BEGIN, begin).await;
         job.hold(handle.map_err(errors::unsure)?);
         Ok(())
     }

@@ -294,19 +294,14 @@ impl Jobs {
         cookie: &Cookie,
     ) -> Result<(), Failure> {
         if job.handle().is_none() {
-            let request = BeginRequest {
-                guest: record.guest,
-                flags: part.flags.clone(),
-            };
-            // In post-copy libvirt has kept the job of an owner that has gone.
-            let handle = if self.flow(record).await.is_some() {
-                self.hypervisor.take_up(request).await
+            let (guest, flags) = (record.guest, part.flags.clone());
+            if self.flow(record).await.is_none() {
+                self.hold_lock(job, flags).await?;
             } else {
-                job.calls
-                    .call(span::LIBVIRT_BEGIN, self.hypervisor.begin(request))
-                    .await
-            };
-            job.hold(handle.map_err(errors::unsure)?);
+                // In post-copy libvirt has kept the job of an owner that has gone.
+                let handle = self.hypervisor.take_up(BeginRequest { guest, flags }).await;
+                job.hold(handle.map_err(errors::unsure)?);
+            }
         }
         let Some(handle) = job.handle() else {
             return Err(Failure::internal("the job lock was given back by somebody else"));

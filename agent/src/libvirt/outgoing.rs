@@ -67,17 +67,7 @@ impl LibvirtOutgoing {
         let begun = calls
             .begin(&domain, &migrate_params(&request.flags)?, flags)
             .map_err(|error| busy_if_it_has_a_job(&domain, error))?;
-        Ok(Self {
-            calls,
-            domain: Arc::new(domain),
-            flags: request.flags.clone(),
-            begun,
-            progress: Arc::default(),
-            disks: Arc::new(DiskCopies::new(request.flags.copied.as_ref())),
-            guest: request.guest,
-            looks,
-            acts,
-        })
+        Ok(Self::new(calls, looks, acts, domain, request, begun))
     }
 
     /// A connection to a job that libvirt kept when its owner went: Confirm needs no Begin there. Blocks.
@@ -93,20 +83,32 @@ impl LibvirtOutgoing {
             let message = "post-copy of this guest has not broken";
             return Err(own_error(ErrorClass::Busy, "NOT_BROKEN", message));
         }
-        Ok(Self {
+        let nothing = Begun {
+            xml: String::new(),
+            cookie: Cookie::default(),
+        };
+        Ok(Self::new(calls, looks, acts, domain, request, nothing))
+    }
+
+    fn new(
+        calls: &'static FiveCalls,
+        looks: Arc<Pool>,
+        acts: Arc<Pool>,
+        domain: Domain,
+        request: &BeginRequest,
+        begun: Begun,
+    ) -> Self {
+        Self {
             calls,
             domain: Arc::new(domain),
             flags: request.flags.clone(),
-            begun: Begun {
-                xml: String::new(),
-                cookie: Cookie::default(),
-            },
+            begun,
             progress: Arc::default(),
             disks: Arc::new(DiskCopies::new(request.flags.copied.as_ref())),
             guest: request.guest,
             looks,
             acts,
-        })
+        }
     }
 
     fn libvirt_flags(&self) -> u32 {

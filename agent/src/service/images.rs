@@ -196,18 +196,14 @@ fn fit_to_leave(disk: &Disk, storage: &StorageDirectories) -> Result<(), Failure
     refuse_shareable(disk)?;
     let path = Path::new(&disk.source);
     let open = |path: &Path| storage.find(path)?.open_to_read();
-    let (layers, problem) = chain::read(path, format(disk), open);
+    let (layers, problem) = chain::read(path, disk.image_format(), open);
     let known: Vec<PathBuf> = layers.iter().map(|layer| layer.path.clone()).collect();
     // What is said of the image itself comes first.
-    image::look(storage, path, format(disk), users(disk.read_only), &known).map_err(Failure::from)?;
+    image::look(storage, path, disk.image_format(), users(disk.read_only), &known).map_err(Failure::from)?;
     for layer in &layers {
         image::look(storage, &layer.path, &layer.format, users(true), &known).map_err(Failure::from)?;
     }
     problem.map_or(Ok(()), |error| Err(error.into()))
-}
-
-fn format(disk: &Disk) -> &str {
-    if disk.format.is_empty() { "raw" } else { &disk.format }
 }
 
 /// The disks of a guest that is shut off with what they lie on: its definition does not say. As far as the agent may
@@ -218,7 +214,7 @@ pub(super) fn with_chains(mut disks: Vec<Disk>, storage: &StorageDirectories) ->
             continue;
         }
         let open = |path: &Path| open_file(&storage.real(path)).map_err(|source| FileError::io(path, source));
-        let (layers, problem) = chain::read(Path::new(&disk.source), format(disk), open);
+        let (layers, problem) = chain::read(Path::new(&disk.source), disk.image_format(), open);
         if let Some(error) = problem {
             tracing::debug!(%error, "a backing chain was not followed to its end");
         }

@@ -55,6 +55,15 @@ impl<'lab> Cluster<'lab> {
         Cluster::start_with(lab, ClusterOptions::default())
     }
 
+    /// Its daemons stop where they are told to.
+    pub fn start_with_fault_points(lab: &'lab Lab) -> Result<Cluster<'lab>> {
+        let options = ClusterOptions {
+            fault_points: true,
+            ..ClusterOptions::default()
+        };
+        Cluster::start_with(lab, options)
+    }
+
     pub fn start_with(lab: &'lab Lab, options: ClusterOptions) -> Result<Cluster<'lab>> {
         let folder = lab.layout().folder().join("drover");
         let mut cluster = Cluster {
