@@ -193,7 +193,7 @@ impl Look {
         let Some(error) = told(&self.source).or_else(|| told(&self.destination)) else {
             if self.fenced.is_some() {
                 let why = "one of the two hosts was fenced before the guest had moved";
-                return remedies::usual(Failure::new(Reason::TransferFailed, why));
+                return Failure::new(Reason::TransferFailed, why);
             }
             return if self.ended_at_source() {
                 Failure::new(Reason::GuestEnded, "the guest ended while it was being moved")
