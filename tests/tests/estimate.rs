@@ -1,8 +1,10 @@
 //! What a check expects of a guest that writes, on a real QEMU, and how far that was off in the end.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use drover_tests::cluster::Cluster;
-use drover_tests::{GuestSpec, Lab, Load, Network, Pattern};
+use drover_tests::{GuestSpec, Lab, Load, Network, Pattern, wait_until};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -21,7 +23,12 @@ fn a_guest_that_writes_is_looked_at_and_its_move_is_as_expected() -> Result<()> 
         pattern: Pattern::Sweep,
     })?;
     let watch = lab.watch(&[&guest])?;
-    let told = cluster.drover_json(&["check", guest.name(), "--to", "host-b"])?;
+    // QEMU looks at one page in 512: one look of a second may miss what a guest writes that hardly gets to run.
+    let told = wait_until("a sample to see the guest write", Duration::from_secs(60), || {
+        let told = cluster.drover_json(&["check", guest.name(), "--to", "host-b"])?;
+        let rate = told["destinations"][0]["estimate"]["dirty_bytes_per_second"].as_f64();
+        Ok((rate > Some(0.0)).then_some(told))
+    })?;
     let expected = &told["destinations"][0]["estimate"];
     println!("{expected:#}");
     println!("{}", cluster.drover(&["check", guest.name(), "--to", "host-b"])?.stdout);
