@@ -53,6 +53,7 @@ pub mod sockets;
 pub mod status;
 mod steering;
 mod switched;
+mod throttle;
 pub mod transfer;
 mod watching;
 mod ways;

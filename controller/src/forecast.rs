@@ -262,11 +262,11 @@ fn pre_copy(subject: &Subject, limit: f64, slow: bool, hurry: bool) -> Option<Co
         much += u32::from(rounds.rest > before / 2.0);
         if slow && much >= 2 {
             much = 0;
-            let first = first_step(subject);
+            let (first, next) = steps(subject);
             rounds.slowed = if rounds.slowed == 0.0 {
                 first
             } else {
-                rounds.slowed + 0.1
+                rounds.slowed + next
             }
             .min(0.99);
         }
@@ -274,9 +274,18 @@ fn pre_copy(subject: &Subject, limit: f64, slow: bool, hurry: bool) -> Option<Co
     None
 }
 
-/// As the agent chooses it: θ ≥ 1 − B/D, and a little to spare.
-fn first_step(subject: &Subject) -> f64 {
-    (1.0 - subject.bandwidth / subject.writes.rate() + 0.05).clamp(0.2, 0.9)
+/// By how much the guest is slowed down at first, and by how much more each time, as the agent chooses it: θ ≥ 1 − B/D and
+/// a little to spare; the second step does for twice the rate, and two more for any.
+fn steps(subject: &Subject) -> (f64, f64) {
+    let enough = |rate: f64| (1.0 - subject.bandwidth / rate + 0.05).min(0.99);
+    let first = enough(subject.writes.rate()).clamp(0.2, 0.9);
+    let twice = enough(subject.writes.rate() * 2.0);
+    let next = if twice <= first {
+        0.0
+    } else {
+        (twice - first).max((0.99 - first) / 3.0)
+    };
+    (first, next.max(0.1))
 }
 
 /// After the first round, when the guest has shown that it writes too fast.

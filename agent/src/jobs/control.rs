@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use drover_proto::units::duration_text;
 
-use crate::hypervisor::{JobStats, Throttle};
+use crate::hypervisor::JobStats;
 
 /// For the first rounds: more than the fixed part of a switch.
 pub(super) const FIRST: Duration = Duration::from_millis(50);
@@ -32,7 +32,7 @@ const PATIENT: u32 = 4;
 
 /// So many rounds that do not shrink call for post-copy, and so many where the guest may be slowed down instead.
 const POST_COPY_AFTER: u32 = 2;
-const POST_COPY_AFTER_THROTTLE: u32 = 8;
+pub(super) const POST_COPY_AFTER_THROTTLE: u32 = 8;
 
 /// What was observed when a round began, which is where the one before it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,8 +132,8 @@ impl Control {
                 reason: "the limit was changed on the way: all of it is given at once".to_owned(),
             });
         }
-        // The first round is all of the memory, once.
-        if round.number < 2 || rate == 0 {
+        // The first round is all of the memory, once; and where nothing remains QEMU stops the guest by itself.
+        if round.number < 2 || rate == 0 || round.remaining == 0 {
             return None;
         }
         self.least = Some(self.least.map_or(round.remaining, |least| least.min(round.remaining)));
@@ -244,23 +244,10 @@ fn forecast(before: Option<&Round>, round: &Round, rate: u64, limit: Duration) -
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
-/// How far a guest has to be slowed down that writes so fast (bytes/s) over a link so fast: by θ ≥ 1 − B/D, with a
-/// little to spare. Unknown is 0: then as QEMU does by itself.
-pub(super) fn throttle(dirty_rate: u64, bandwidth: u64) -> Throttle {
-    const BY_DEFAULT: Throttle = Throttle {
-        initial: 20,
-        increment: 10,
-    };
-    if dirty_rate == 0 || bandwidth == 0 {
-        return BY_DEFAULT;
-    }
-    let needed = 100_u64.saturating_sub(bandwidth.saturating_mul(100) / dirty_rate) + 5;
-    Throttle {
-        initial: u32::try_from(needed).unwrap_or(u32::MAX).clamp(BY_DEFAULT.initial, 90),
-        ..BY_DEFAULT
-    }
-}
-
 #[cfg(test)]
 #[path = "control_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "control_recorded_tests.rs"]
+mod recorded_tests;

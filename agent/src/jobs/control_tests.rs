@@ -168,17 +168,6 @@ fn what_was_changed_on_the_way_is_given_at_once() {
     assert_eq!(play.round(100), None);
 }
 
-#[test]
-fn a_guest_is_slowed_down_as_far_as_the_link_wants_it() {
-    let initial = |dirty, bandwidth| throttle(dirty, bandwidth).initial;
-    assert_eq!(initial(200, 100), 55);
-    assert_eq!(initial(1000, 100), 90, "some of it must be left");
-    assert_eq!(initial(110, 100), 20, "QEMU's own beginning");
-    assert_eq!(initial(50, 100), 20);
-    assert_eq!((initial(0, 100), initial(100, 0)), (20, 20), "unknown");
-    assert_eq!(throttle(200, 100).increment, 10);
-}
-
 proptest! {
     #[test]
     fn the_limit_is_kept_and_what_was_given_is_not_taken_back(

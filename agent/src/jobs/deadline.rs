@@ -34,7 +34,7 @@ pub(super) struct Deadline {
 
 /// What is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Due {
+pub(super) enum Due {
     Nothing,
     In(Duration),
     Abort(Duration),
@@ -44,7 +44,7 @@ enum Due {
 
 /// Why the guest is stopped, or goes over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Why {
+pub(super) enum Why {
     Asked,
     Expired(Duration),
     /// By the control loop, with the numbers.
@@ -52,7 +52,7 @@ enum Why {
 }
 
 /// A guest that stands still anyway has nothing to stop: what comes too late is given up.
-fn due(limits: &Limits, elapsed: Duration, stuck: Option<String>, is_off: bool) -> Due {
+pub(super) fn due(limits: &Limits, elapsed: Duration, stuck: Option<String>, is_off: bool) -> Due {
     if limits.pause_and_finish && !is_off {
         return Due::Pause(Why::Asked);
     }

@@ -135,6 +135,7 @@ impl Steering {
             given.unsure = false;
         }
         let round = Round::observed(number, stats, at);
+        note(&round, so_far);
         let Some(decision) = given.control.observe(round, &policy, so_far) else {
             return Ok(None);
         };
@@ -158,4 +159,24 @@ impl Steering {
             }
         }
     }
+}
+
+/// What the control loop is told, for those who want to see why it did what it did: `agent/tests/data/transfers` are such
+/// lines.
+fn note(round: &Round, given: Duration) {
+    tracing::debug!(
+        number = round.number,
+        at_ms = millis(round.at),
+        remaining = round.remaining,
+        sent = round.sent,
+        bandwidth = round.bandwidth,
+        dirty_rate = round.dirty_rate,
+        throttle = round.throttle,
+        given_ms = millis(given),
+        "a round begins"
+    );
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -19,7 +19,7 @@ use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep, UnderWay};
 use super::progress::{Problem, What};
 use super::watching::Watching;
 use super::ways::Ways;
-use super::{Jobs, control};
+use super::{Jobs, throttle};
 use crate::hypervisor::{Cookie, Outgoing, PerformRequest, Throttle};
 use crate::journal::{Delivery, Forbidden, Limits, Record, SourceState};
 use crate::peer::PeerClient;
@@ -51,7 +51,7 @@ impl Expected {
             (0, limit) => limit,
             (link, limit) => link.min(limit),
         };
-        control::throttle(self.dirty_rate, bandwidth)
+        throttle::choose(self.dirty_rate, bandwidth)
     }
 }
 

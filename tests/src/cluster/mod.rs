@@ -195,6 +195,13 @@ impl<'lab> Cluster<'lab> {
             .with_context(|| format!("no agent runs on {host}"))
     }
 
+    /// Where the host's present agent writes its log.
+    pub fn agent_log(&self, host: &str) -> Result<PathBuf> {
+        let agent = self.agents.get(host);
+        let agent = agent.with_context(|| format!("no agent runs on {host}"))?;
+        Ok(agent.log().clone())
+    }
+
     pub fn host(&self, name: &str) -> &'lab Host {
         self.lab.host(name)
     }

@@ -2,7 +2,10 @@
 //! nothing but an intent, over one limited link.
 //!
 //! Prints a table, and writes what remained to be sent over time, with the actions of Drover's control loop, as JSON files
-//! that `scripts/plot-convergence` draws.
+//! that `scripts/plot-convergence` draws; beside them what the control loop was told as its rounds began (`rounds`).
+
+mod cases;
+mod rounds;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,9 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use cases::{Case, Contender, name};
 use clap::{Parser, ValueEnum};
-use drover_tests::cluster::{Cluster, Migration};
-use drover_tests::{Guest, GuestSpec, Lab, Load, Network, Pattern, wait_until};
+use drover_tests::cluster::{Cluster, ClusterOptions, Migration};
+use drover_tests::{Guest, GuestSpec, Lab, Load, Network, wait_until};
 use serde_json::{Value, json};
 
 /// A migration is given up when it takes so much longer than sending all memory once.
@@ -51,63 +55,6 @@ struct Arguments {
     out: PathBuf,
 }
 
-/// What the guest writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Case {
-    Idle,
-    /// A part of what the link carries, over all of the filled memory.
-    Quarter,
-    ThreeQuarters,
-    OneAndAHalf,
-    /// One and a half times the link, over a set that fits into a blackout.
-    HotSet,
-}
-
-/// Who moves it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Contender {
-    Virsh,
-    VirshAutoConverge,
-    VirshPostCopy,
-    Drover,
-}
-
-impl Case {
-    fn load(self, link_kib: u64, fill_mib: u64) -> Load {
-        let (percent, set_mib) = match self {
-            Self::Idle => (0, fill_mib),
-            Self::Quarter => (25, fill_mib),
-            Self::ThreeQuarters => (75, fill_mib),
-            Self::OneAndAHalf => (150, fill_mib),
-            Self::HotSet => (150, 16),
-        };
-        Load {
-            kib_per_second: link_kib * percent / 100,
-            set_mib,
-            pattern: Pattern::Uniform,
-        }
-    }
-}
-
-impl Contender {
-    /// Beside the usual arguments of `virsh migrate`; none for Drover.
-    fn virsh(self) -> Option<&'static [&'static str]> {
-        match self {
-            Self::Virsh => Some(&[]),
-            Self::VirshAutoConverge => Some(&["--auto-converge"]),
-            Self::VirshPostCopy => Some(&["--postcopy", "--timeout", "15", "--timeout-postcopy"]),
-            Self::Drover => None,
-        }
-    }
-}
-
-fn name(value: &impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
-}
-
 /// How one run went.
 struct Outcome {
     finished: bool,
@@ -137,7 +84,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         .memory_mib(arguments.memory)
         .fill_mib(arguments.fill);
     let guest = lab.start_guest("host-a", &spec)?;
-    let cluster = Cluster::start(&lab)?;
+    let options = ClusterOptions {
+        environment: vec![rounds::log_filter()],
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start_with(&lab, options)?;
     for host in ["host-a", "host-b"] {
         let limit = (arguments.link > 0).then_some(arguments.link);
         lab.host(host).link(Network::Management).limit_mbit(limit)?;
@@ -220,6 +171,7 @@ impl Stage<'_> {
         self.guest.reset_gap()?;
         let link = self.lab.host(from).link(Network::Management);
         let (before, sent_before) = (self.guest.status()?, link.sent_bytes()?);
+        let told = rounds::Told::so_far(self.cluster, from)?;
         let watch = self.lab.watch(&[self.guest])?;
         let started = Instant::now();
         let over = AtomicBool::new(false);
@@ -251,6 +203,8 @@ impl Stage<'_> {
             ..load
         })?;
         let samples = samples.unwrap_or_default();
+        let rounds = file_of(&self.arguments.out, case, contender, number).with_extension("rounds");
+        told.write_since(&rounds)?;
         self.write(case, contender, number, &outcome, &samples, record.as_ref())?;
         Ok(outcome)
     }
@@ -261,13 +215,8 @@ impl Stage<'_> {
             return Ok((self.by_virsh(from, to, more)?, None));
         }
         let budget = format!("{}s", self.budget().as_secs());
-        let flags = [
-            "--max-downtime",
-            "500ms",
-            "--deadline",
-            &budget,
-            "--allow-auto-converge",
-        ];
+        let intent = ["--max-downtime", "500ms", "--deadline", &budget];
+        let flags = [&intent[..], contender.allowed()].concat();
         let id = self.cluster.begin_with(self.guest, to, &flags)?.id().to_string();
         let limit = self.budget() + Duration::from_secs(60);
         let end = wait_until("the migration to come to rest", limit, || {
