@@ -41,6 +41,7 @@ pub fn migration(record: &Record, steps: &[Step]) -> v1::Migration {
         cancelled_too_late: record.too_late,
         resolution: record.resolution.as_ref().map(resolution),
         estimate_error: estimate_error(record),
+        estimate_blackout_error: blackout_error(record),
         ..record.details.message()
     }
 }
@@ -63,20 +64,23 @@ pub fn guest_host(record: &Record) -> Option<&HostId> {
 
 /// By which part of the real duration the expected one was too long, or too short where it is negative.
 fn estimate_error(record: &Record) -> Option<f64> {
-    let expected = record
-        .details
-        .estimate
-        .as_ref()?
-        .duration
-        .as_ref()
-        .and_then(std_duration)?;
-    let real = record
-        .details
-        .summary
-        .as_ref()?
-        .duration
-        .as_ref()
-        .and_then(std_duration)?;
+    let (expected, real) = expected_and_real(record)?;
+    off(expected.duration, real.duration)
+}
+
+/// The same of the blackout.
+fn blackout_error(record: &Record) -> Option<f64> {
+    let (expected, real) = expected_and_real(record)?;
+    off(expected.blackout, real.blackout)
+}
+
+fn expected_and_real(record: &Record) -> Option<(&v1::Estimate, &v1::TransferSummary)> {
+    let details = &record.details;
+    Some((details.estimate.as_ref()?, details.summary.as_ref()?))
+}
+
+fn off(expected: Option<prost_types::Duration>, real: Option<prost_types::Duration>) -> Option<f64> {
+    let (expected, real) = (std_duration(&expected?)?, std_duration(&real?)?);
     (!real.is_zero()).then(|| expected.as_secs_f64() / real.as_secs_f64() - 1.0)
 }
 

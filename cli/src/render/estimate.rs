@@ -114,14 +114,27 @@ pub(crate) fn against(migration: &Migration) -> Option<String> {
     let Some(error) = migration.estimate_error else {
         return Some(expected);
     };
-    let percent = (error * 100.0).round();
     let real = migration.summary?.duration.map(units::duration).unwrap_or_default();
-    let off = match percent {
-        _ if percent > 0.0 => format!("{percent:.0} % too long"),
-        _ if percent < 0.0 => format!("{:.0} % too short", -percent),
+    Some(format!("{expected}; it took {real}: {}", off(error)))
+}
+
+/// Of a time: `12 % too long`.
+pub(crate) fn off(error: f64) -> String {
+    match (error * 100.0).round() {
+        percent if percent > 0.0 => format!("{percent:.0} % too long"),
+        percent if percent < 0.0 => format!("{:.0} % too short", -percent),
         _ => "exactly so".to_owned(),
-    };
-    Some(format!("{expected}; it took {real}: {off}"))
+    }
+}
+
+/// Of an estimate without an end: why there is none.
+pub(crate) fn why_not(estimate: &Estimate) -> String {
+    let why = words::one_line(&estimate.unknown);
+    if why.is_empty() {
+        short(estimate)
+    } else {
+        format!("not known: {why}")
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub(crate) mod checks;
 pub(crate) mod disks;
 pub(crate) mod estimate;
+pub(crate) mod expected;
 pub(crate) mod lists;
 pub(crate) mod progress;
 pub(crate) mod record;

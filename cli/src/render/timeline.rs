@@ -1,10 +1,10 @@
 //! Where the time of a migration went, as a waterfall of 80 columns: phases, the calls to libvirt of both hosts, rounds
-//! of pre-copy, and the blackout.
+//! of pre-copy, and the blackout; below it what was expected.
 
 use drover_proto::v1::{IterationRecord, Migration};
 use prost_types::{Duration, Timestamp};
 
-use super::{units, words};
+use super::{expected, units, words};
 
 const LABEL: usize = 24;
 const BAR: usize = 30;
@@ -88,6 +88,11 @@ pub(crate) fn timeline(migration: &Migration) -> String {
         }
     }
     lines.push(String::new());
+    let compared = expected::compared(migration);
+    if !compared.is_empty() {
+        lines.extend(compared.iter().map(|line| shorten(line, 80)));
+        lines.push(String::new());
+    }
     lines.push("━ phase   ─ call to libvirt   · round of pre-copy   █ blackout".to_owned());
     lines.push("Calls and rounds are placed by the clocks of their hosts.".to_owned());
     lines.join("\n")

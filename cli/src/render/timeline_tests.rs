@@ -1,6 +1,6 @@
 //! A timeline from fixed data, letter by letter.
 
-use drover_proto::v1::{CallRecord, MigrationPhase, MigrationState, PhaseRecord, TransferSummary};
+use drover_proto::v1::{CallRecord, Estimate, MigrationPhase, MigrationState, PhaseRecord, TransferSummary};
 
 use super::*;
 
@@ -110,9 +110,43 @@ Calls and rounds are placed by the clocks of their hosts.";
 }
 
 #[test]
+fn what_was_expected_is_below_it() {
+    let mut foreseen = migration();
+    foreseen.estimate = Some(Estimate {
+        duration: took(1200),
+        blackout: took(50),
+        transfer_bytes: 512 << 20,
+        ..Estimate::default()
+    });
+    foreseen.summary = foreseen.summary.map(|summary| TransferSummary {
+        duration: took(1000),
+        tunnel_bytes: 640 << 20,
+        ..summary
+    });
+    foreseen.estimate_error = Some(0.2);
+    foreseen.estimate_blackout_error = Some(-0.43);
+    let expected = "\
+finalize                                              ━      +3.10 s      100 ms
+
+          EXPECTED  WAS      ERROR
+transfer  1.20 s    1.00 s   20 % too long
+blackout  50 ms     87 ms    43 % too short
+sent      512 MiB   640 MiB  20 % too little
+
+━ phase   ─ call to libvirt   · round of pre-copy   █ blackout
+Calls and rounds are placed by the clocks of their hosts.";
+    let page = timeline(&foreseen);
+    assert!(page.ends_with(expected), "{page}");
+}
+
+#[test]
 fn no_line_is_wider_than_a_terminal() {
     let mut wide = migration();
     wide.guest_name = "a-very-long-name-".repeat(9);
+    wide.estimate = Some(Estimate {
+        unknown: "nobody\nknows ".repeat(20),
+        ..Estimate::default()
+    });
     wide.calls.push(CallRecord {
         error: "no\nreason ".repeat(40),
         ..call("abort", &"h".repeat(63), 900_000, 99)

@@ -141,6 +141,10 @@ async fn a_migration_keeps_what_a_check_expected_and_tells_how_far_it_was_off() 
     // The world's transfers take 10.15 s.
     let error = record.estimate_error.unwrap();
     assert!((error - (5.27 / 10.15 - 1.0)).abs() < 1e-6, "{error}");
+    // And have a blackout of 42 ms.
+    let expected = kept.blackout.as_ref().and_then(std_duration).unwrap();
+    let error = record.estimate_blackout_error.unwrap();
+    assert!((error - (expected.as_secs_f64() / 0.042 - 1.0)).abs() < 1e-6, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
