@@ -31,7 +31,7 @@ pub(crate) struct Policy {
     /// Limit over all connections: 500MiB/s, 800Mbit/s
     #[arg(long, value_name = "RATE", value_parser = rate)]
     bandwidth: Option<u64>,
-    /// Connections for memory
+    /// Connections for memory [default: by link and cores]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(1..=64))]
     parallel: Option<i32>,
     /// Let the guest be slowed down where it writes faster than it is sent

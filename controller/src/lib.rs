@@ -4,6 +4,7 @@ pub mod adjust;
 pub mod adoption;
 pub mod agents;
 pub mod config;
+pub mod connections;
 pub mod estimates;
 pub mod executor;
 pub mod forecast;

@@ -143,6 +143,9 @@ fn attributes(record: &Record) -> Vec<KeyValue> {
             all.push(KeyValue::new(attribute::BLACKOUT, blackout.as_secs_f64()));
         }
     }
+    if let Some(connections) = &record.details.connections {
+        all.push(KeyValue::new(attribute::CONNECTIONS, i64::from(connections.count)));
+    }
     if let Some(error) = &record.details.error {
         all.push(KeyValue::new(attribute::REASON, error.reason.clone()));
     }

@@ -47,6 +47,8 @@ pub mod attribute {
     pub const DIRTY_RATE: &str = "drover.dirty_rate";
     /// Bytes per second that were sent.
     pub const BANDWIDTH: &str = "drover.bandwidth";
+    /// Connections that carry memory.
+    pub const CONNECTIONS: &str = "drover.connections";
     /// Seconds of one fsynced journal write.
     pub const JOURNAL_SECONDS: &str = "drover.journal.duration";
 

@@ -232,6 +232,14 @@ fn policy(policy: &MigrationPolicy) -> String {
     parts.join(", ")
 }
 
+/// How many carry its memory, and why.
+fn connections(migration: &Migration) -> String {
+    let chosen = migration.connections.as_ref();
+    chosen
+        .map(|chosen| words::one_line(&format!("{}: {}", chosen.count, chosen.reason)))
+        .unwrap_or_default()
+}
+
 /// Everything that `migration get` shows.
 pub(crate) fn record(migration: &Migration) -> String {
     let mut lines = vec![words::id(&migration.name).to_owned(), summary(migration)];
@@ -259,6 +267,7 @@ pub(crate) fn record(migration: &Migration) -> String {
         add("override", words::one_line(&different));
     }
     add("policy", migration.policy.as_ref().map(policy).unwrap_or_default());
+    add("connections", connections(migration));
     add("created", migration.create_time.map(units::moment).unwrap_or_default());
     add("ended", migration.end_time.map(units::moment).unwrap_or_default());
     for phase in &migration.phases {

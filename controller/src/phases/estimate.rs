@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use drover_proto::agent::v1::{GuestFacts, GuestSample, ProbePeerRequest, SampleGuestRequest};
+use drover_proto::agent::v1::{GuestFacts, GuestSample, HostFacts, ProbePeerRequest, SampleGuestRequest};
 use drover_proto::failure::Failure;
 use drover_proto::ids::GuestId;
 use drover_proto::time::{proto_duration, std_duration};
@@ -13,7 +13,9 @@ use drover_proto::v1::{DeadlineAction, DiskAction, DiskPlan, Estimate, Migration
 
 use super::examine::{Examined, Source};
 use super::offline::Way;
+use super::policy::{may_go_post_copy, of_policy};
 use crate::agents::Agent;
+use crate::connections::{Question, choose};
 use crate::estimates::Estimates;
 use crate::forecast::{Forecast, Subject, Terms, Writes, forecast};
 use crate::links::{Link, limited};
@@ -50,7 +52,7 @@ impl Thorough {
 type Seen = Result<GuestSample, String>;
 
 impl Source {
-    /// As [`Source::examine`], with what the move would cost where it is possible.
+    /// As [`Source::examine`], with what the move would cost and by how many connections, where it is possible.
     pub async fn estimated(
         &self,
         destinations: Vec<Agent>,
@@ -61,21 +63,42 @@ impl Source {
             self.examine(destinations.clone()),
             self.look_at_writes(estimates, thorough)
         );
-        let Some(seen) = seen else { return all };
-        let mut left = if thorough == Thorough::Remembers {
+        // A link is measured for an estimate only.
+        let mut left = if thorough == Thorough::Remembers || seen.is_none() {
             0
         } else {
             MOST_MEASURED
         };
         for (examined, destination) in all.iter_mut().zip(&destinations) {
             let Ok(examined) = examined else { continue };
-            if examined.refusal.is_some() {
+            let is_live = self.way == Way::Live;
+            if examined.refusal.is_some() || (seen.is_none() && !is_live) {
                 continue;
             }
             let link = self.link(estimates, destination, &mut left).await;
-            examined.estimate = Some(estimate(&self.guest, &self.policy, &examined.disks, &seen, link));
+            // What was learnt or measured is what one connection reached: the link may carry more.
+            let carries = estimates
+                .configured()
+                .into_iter()
+                .chain(link)
+                .max_by_key(|link| link.speed);
+            examined.connections = is_live.then(|| choose(&self.question(&examined.facts, carries)));
+            examined.estimate = seen
+                .as_ref()
+                .map(|seen| estimate(&self.guest, &self.policy, &examined.disks, seen, link));
         }
         all
+    }
+
+    fn question(&self, there: &HostFacts, link: Option<Link>) -> Question {
+        Question {
+            asked: u32::try_from(self.policy.parallel_connections).unwrap_or(0),
+            link: limited(link, self.policy.bandwidth_limit_bytes_per_second),
+            cores: self.facts.cpus.min(there.cpus),
+            memory: self.guest.memory_bytes,
+            post_copy: may_go_post_copy(&of_policy(&self.policy)),
+            qemu: self.facts.qemu_version.min(there.qemu_version),
+        }
     }
 
     /// None where there is nothing to be said.

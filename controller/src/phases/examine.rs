@@ -11,7 +11,7 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::GuestId;
 use drover_proto::overrides::Overrides;
 use drover_proto::time::system_time;
-use drover_proto::v1::{Check, DiskPlan, Estimate, MigrationPolicy, OfflinePlan};
+use drover_proto::v1::{Check, ChosenConnections, DiskPlan, Estimate, MigrationPolicy, OfflinePlan};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 
@@ -33,7 +33,7 @@ pub struct Source {
     /// As it will be at the destination.
     there: GuestFacts,
     overrides: Overrides,
-    facts: HostFacts,
+    pub(super) facts: HostFacts,
     status: AgentStatus,
     clock: Option<Clock>,
     /// What the caller wants, and what follows from it for a guest in this state.
@@ -60,6 +60,7 @@ impl<'a> Wanted<'a> {
 #[derive(Default)]
 struct Answer {
     checks: Vec<Check>,
+    facts: HostFacts,
     disks: Vec<DiskPlan>,
     offline_plan: Option<OfflinePlan>,
 }
@@ -75,6 +76,10 @@ pub struct Examined {
     pub offline_plan: Option<OfflinePlan>,
     /// What the move would cost, where somebody asked and it can be said.
     pub estimate: Option<Estimate>,
+    /// How many connections would carry its memory, where the guest runs.
+    pub connections: Option<ChosenConnections>,
+    /// Of the destination.
+    pub(super) facts: HostFacts,
 }
 
 impl Source {
@@ -116,22 +121,18 @@ impl Source {
     /// Makes every check of every destination. An error in place of an answer is a missing answer, or an agent that
     /// refuses to answer.
     pub async fn examine(&self, destinations: Vec<Agent>) -> Vec<Result<Examined, Failure>> {
-        let mut asked: Vec<BoxFuture<'_, Result<Vec<Check>, Failure>>> = Vec::new();
+        let mut asked: Vec<BoxFuture<'_, Result<Answer, Failure>>> = Vec::new();
         for destination in &destinations {
             asked.push(within(destination, self.ask(destination)).boxed());
         }
-        let answers: Vec<Result<Vec<Check>, Failure>> = stream::iter(asked).buffered(AT_ONCE).collect().await;
-        let without_disks = |checks| Answer {
-            checks,
-            ..Answer::default()
-        };
-        let mut answers: Vec<_> = answers.into_iter().map(|answer| answer.map(without_disks)).collect();
+        let mut answers: Vec<_> = stream::iter(asked).buffered(AT_ONCE).collect().await;
         self.prove_storage(&destinations, &mut answers).await;
         let examined = answers.into_iter().zip(&destinations);
         examined
             .map(|(answer, destination)| {
                 let Answer {
                     checks,
+                    facts,
                     disks,
                     offline_plan,
                 } = answer?;
@@ -142,20 +143,22 @@ impl Source {
                     disks,
                     offline_plan,
                     estimate: None,
+                    connections: None,
+                    facts,
                 })
             })
             .collect()
     }
 
-    /// What one destination says, and what is between it and the source.
-    async fn ask(&self, destination: &Agent) -> Result<Vec<Check>, Failure> {
+    /// What one destination says, and what is between it and the source; nothing of disks.
+    async fn ask(&self, destination: &Agent) -> Result<Answer, Failure> {
         let question = CheckIncomingRequest {
             // What the destination must have is what the guest will be there.
             guest: Some(self.there.clone()),
             source: Some(self.facts.clone()),
             policy: Some(of_policy(&self.policy)),
         };
-        let (status, (_, clock), incoming, there, back) = tokio::try_join!(
+        let (status, (facts, clock), incoming, there, back) = tokio::try_join!(
             destination.get_agent_status(GetAgentStatusRequest { fence: None }),
             clocked(destination),
             destination.check_incoming(question),
@@ -173,7 +176,11 @@ impl Source {
         checks.extend(overrides::check(&self.guest, &self.overrides, &self.status, &status));
         let post_copy = self.way == Way::Live && may_go_post_copy(&of_policy(&self.policy));
         checks.extend(checks::complete(incoming.checks, post_copy));
-        Ok(checks)
+        Ok(Answer {
+            checks,
+            facts,
+            ..Answer::default()
+        })
     }
 
     /// Whether the destination has the disks, or what of them is copied to it.
@@ -185,7 +192,7 @@ impl Source {
                 Ok(Answer {
                     checks: looked.checks,
                     disks: looked.plans,
-                    offline_plan: None,
+                    ..Answer::default()
                 })
             }
             Way::Offline | Way::ShutDown => {
@@ -195,6 +202,7 @@ impl Source {
                     checks: found.checks,
                     disks: found.plans,
                     offline_plan: Some(found.order),
+                    ..Answer::default()
                 })
             }
         }
@@ -273,6 +281,8 @@ pub fn absent(guest: GuestId, source: &Agent) -> Examined {
         disks: Vec::new(),
         offline_plan: None,
         estimate: None,
+        connections: None,
+        facts: HostFacts::default(),
     }
 }
 

@@ -4,7 +4,8 @@
 use drover_proto::agent::v1::{Incarnation, MigrationStatus};
 use drover_proto::ids::HostId;
 use drover_proto::v1::{
-    ActionRecord, CallRecord, Check, DiskPlan, Estimate, IterationRecord, OfflinePlan, Progress, TransferSummary,
+    ActionRecord, CallRecord, Check, ChosenConnections, DiskPlan, Estimate, IterationRecord, OfflinePlan, Progress,
+    TransferSummary,
 };
 
 use crate::store::{Prepared, Record};
@@ -29,6 +30,8 @@ pub struct Learned {
     pub offline_plan: Option<OfflinePlan>,
     /// What is expected of the transfer.
     pub estimate: Option<Estimate>,
+    /// How many connections carry memory.
+    pub connections: Option<ChosenConnections>,
     pub incarnation: Option<Incarnation>,
     pub prepared: Option<Prepared>,
     pub guest_host: Option<Whereabouts>,
@@ -103,6 +106,7 @@ impl Learned {
             details.offline_plan.clone_from(&self.offline_plan);
         }
         details.estimate = self.estimate.clone().or(details.estimate.take());
+        details.connections = self.connections.clone().or(details.connections.take());
         details.progress = self.progress.clone().or(details.progress.take());
         details.summary = merge_summaries(details.summary, self.summary);
         merge_calls(&mut details.calls, &self.calls);

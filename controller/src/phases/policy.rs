@@ -14,7 +14,14 @@ pub fn transfer_policy(record: &Record) -> TransferPolicy {
         post_copy_now: record.details.post_copy_requested.is_some(),
         // Of two versions of a record the later one has the higher generation.
         revision: record.generation,
-        ..of_policy(&policy)
+        ..of_policy(&MigrationPolicy {
+            parallel_connections: record
+                .details
+                .connections
+                .as_ref()
+                .map_or(policy.parallel_connections, |chosen| chosen.count),
+            ..policy
+        })
     }
 }
 
@@ -24,13 +31,18 @@ pub(super) fn of_policy(policy: &MigrationPolicy) -> TransferPolicy {
         bandwidth_limit_bytes_per_second: u64::try_from(policy.bandwidth_limit_bytes_per_second).unwrap_or(0),
         max_downtime: policy.max_downtime,
         deadline: policy.deadline,
-        parallel_connections: u32::try_from(policy.parallel_connections).unwrap_or(0),
+        parallel_connections: beside_each_other(policy.parallel_connections),
         auto_converge: policy.allow_auto_converge.unwrap_or(false),
         post_copy: policy.allow_post_copy.unwrap_or(false),
         storage_proved: true,
         on_deadline: policy.on_deadline,
         ..TransferPolicy::default()
     }
+}
+
+/// QEMU's multifd channels: one connection is a plain one.
+fn beside_each_other(connections: i32) -> u32 {
+    u32::try_from(connections).ok().filter(|count| *count > 1).unwrap_or(0)
 }
 
 /// Whether the guest may run at the destination before all its memory is there.
@@ -58,7 +70,7 @@ pub fn refuse_unmade(policy: Option<&MigrationPolicy>) -> Result<(), Failure> {
     let unmade = [
         (
             "policy.compression",
-            "compression",
+            "compression of memory (libvirt has zstd from 9.1 on; it was not tried)",
             policy.compression() == Compression::Zstd,
         ),
         (

@@ -55,6 +55,7 @@ fn report(work: &Work, examined: Examined, incarnation: Option<Incarnation>, gue
         disks: Some(examined.disks),
         offline_plan: examined.offline_plan,
         estimate: examined.estimate,
+        connections: examined.connections,
         incarnation,
         ..Learned::default()
     };

@@ -218,6 +218,7 @@ impl Api {
             disks: examined.disks,
             offline_plan: examined.offline_plan,
             estimate: examined.estimate,
+            connections: examined.connections,
             error: examined.refusal.map(|refusal| v1::MigrationError {
                 reason: refusal.reason.name().to_owned(),
                 message: refusal.message,

@@ -94,6 +94,8 @@ pub struct Details {
     pub estimate: Option<v1::Estimate>,
     /// Somebody asked for post-copy at once.
     pub post_copy_requested: Option<prost_types::Timestamp>,
+    /// How many connections carry its memory, as Validate chose it.
+    pub connections: Option<v1::ChosenConnections>,
 }
 
 impl Details {
@@ -116,6 +118,7 @@ impl Details {
             offline_plan: own.offline_plan,
             estimate: own.estimate,
             post_copy_request_time: own.post_copy_requested,
+            connections: own.connections,
             ..v1::Migration::default()
         }
     }
@@ -137,6 +140,7 @@ impl Details {
             offline_plan: message.offline_plan,
             estimate: message.estimate,
             post_copy_requested: message.post_copy_request_time,
+            connections: message.connections,
         }
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Lab {
     file: &'static str,
     /// Of the configuration, from the next start on.
     pub(crate) policy: PolicyDefaults,
+    /// Of the configuration, from the next start on; bytes/s.
+    pub(crate) link_speed: u64,
 }
 
 /// A controller on a runtime of its own: dropping the runtime is like killing the process.
@@ -62,6 +64,7 @@ impl Lab {
             folder,
             file: "drover.db",
             policy: PolicyDefaults::default(),
+            link_speed: 0,
         };
         lab.start().await;
         for (host, address) in ["host-1", "host-2"].into_iter().zip(lab.addresses.clone()) {
@@ -80,7 +83,7 @@ impl Lab {
             identities: PatternLists::default(),
             policy: self.policy.clone(),
             roles: Roles::default().with("alice", Role::Admin).with("vera", Role::Viewer),
-            link_speed: 0,
+            link_speed: self.link_speed,
             heartbeat_interval_seconds: 10,
             log_format: LogFormat::Human,
             log_filter: "info".to_owned(),

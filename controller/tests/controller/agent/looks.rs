@@ -69,6 +69,8 @@ impl Agent {
                 host_uuid: host,
                 clock: Some(now()),
                 arch: "x86_64".to_owned(),
+                cpus: 16,
+                qemu_version: 10_000_002,
                 memory_available_bytes: 1 << 40,
                 bridges: vec!["br0".to_owned()],
                 ..HostFacts::default()
@@ -110,7 +112,9 @@ impl Agent {
         &self,
         request: Request<CheckIncomingRequest>,
     ) -> Result<Response<CheckIncomingResponse>, Status> {
-        let (host, guest) = (self.host.clone(), request.into_inner().guest.unwrap_or_default());
+        let (host, request) = (self.host.clone(), request.into_inner());
+        let guest = request.guest.unwrap_or_default();
+        let post_copy = request.policy.is_some_and(|policy| policy.post_copy);
         self.call("CheckIncoming", None, move |state| {
             let host = state.host(&host);
             let fails = |id: &str| {
@@ -126,7 +130,11 @@ impl Agent {
                 ..Check::default()
             };
             Ok(CheckIncomingResponse {
-                checks: BY_DESTINATION.into_iter().map(check).collect(),
+                checks: BY_DESTINATION
+                    .into_iter()
+                    .chain(post_copy.then_some("post-copy"))
+                    .map(check)
+                    .collect(),
             })
         })
         .await
