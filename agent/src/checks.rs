@@ -65,6 +65,7 @@ pub fn all(candidate: &Candidate<'_>) -> Vec<Check> {
         resources::space(candidate),
     ];
     checks.extend(post_copy::post_copy(candidate));
+    checks.extend(post_copy::repair(candidate));
     checks
 }
 

@@ -188,6 +188,35 @@ fn post_copy_is_looked_at_only_where_it_may_come_to_that() {
 }
 
 #[test]
+fn a_libvirt_that_may_crash_in_a_repair_is_told_of_and_stands_in_nobodys_way() {
+    let told = |there: u64, here: u64, post_copy: bool| {
+        not_passed(|candidate| {
+            candidate.policy = Some(leak(agent::TransferPolicy {
+                post_copy,
+                ..agent::TransferPolicy::default()
+            }));
+            candidate.host = leak(HostFacts {
+                user_faults: UserFaults::Anybody,
+                libvirt_version: here,
+                ..host()
+            });
+            candidate.source = leak(agent::HostFacts {
+                libvirt_version: there,
+                ..source()
+            });
+        })
+    };
+    let (old, first, last, mended) = (9_000_000, 11_002_000, 11_003_000, 11_004_000);
+    for (there, here) in [(first, old), (old, first), (last, last), (mended, 11_003_002)] {
+        assert_eq!(told(there, here, true), ["post-copy-repair"], "{there} {here}");
+        assert!(told(there, here, false).is_empty(), "nobody asked for it");
+    }
+    for (there, here) in [(old, old), (11_001_000, mended), (mended, 12_008_000), (0, 0)] {
+        assert!(told(there, here, true).is_empty(), "{there} {here}");
+    }
+}
+
+#[test]
 fn each_obstacle_is_found_by_its_own_check() {
     assert_eq!(
         not_passed(|c| c.unfit = Some("no virDomainMigrateBegin3Params")),

@@ -9,6 +9,11 @@ use crate::hypervisor::UserFaults;
 
 const ID: &str = "post-copy";
 
+const REPAIR: &str = "post-copy-repair";
+
+/// libvirt's daemon crashed here when a stream was made anew (mended in 11.4).
+const CRASHES_IN_REPAIR: [(u64, u64); 2] = [(11, 2), (11, 3)];
+
 /// The first QEMU that does several connections and post-copy in one migration.
 const WITH_MULTIFD: (u64, u64) = (10, 1);
 
@@ -44,6 +49,29 @@ pub(super) fn post_copy(candidate: &Candidate<'_>) -> Option<Check> {
         ));
     }
     Some(faults(candidate.host.user_faults, here))
+}
+
+/// Whether a stream that breaks could be repaired. Who packages libvirt may have mended it: the version does not tell, so
+/// this stands in nobody's way. The daemon's death ends neither QEMU; both sides wait for a daemon that can do it.
+pub(super) fn repair(candidate: &Candidate<'_>) -> Option<Check> {
+    candidate.policy.filter(|policy| is_wanted(policy))?;
+    let (source, here) = (candidate.source.libvirt_version, candidate.host.libvirt_version);
+    let crashes = |libvirt: u64| CRASHES_IN_REPAIR.contains(&release(libvirt));
+    let place = match (crashes(source), crashes(here)) {
+        (false, false) => return Some(passed(REPAIR, "no libvirt that is known to crash in it")),
+        (true, true) => format!("{} at the source and {} here are", version(source), version(here)),
+        (true, false) => format!("{} at the source is", version(source)),
+        (false, true) => format!("{} here is", version(here)),
+    };
+    let found = format!(
+        "libvirt {place} of those that crash where a broken stream is repaired, unless the packager has mended it: the \
+         guest would wait for what is missing until another libvirt runs"
+    );
+    Some(not_checked(
+        REPAIR,
+        found,
+        "libvirt 11.4 or newer on both hosts, or do without post-copy",
+    ))
 }
 
 /// The destination's QEMU has to see accesses to pages that have not arrived.

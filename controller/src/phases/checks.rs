@@ -38,8 +38,9 @@ const BY_DESTINATION: [&str; 15] = [
 /// Made by the destination's agent only where the guest may go post-copy. An older agent does not know it.
 const POST_COPY: &str = "post-copy";
 
-/// Checks that may go unmade: where they would have failed, libvirt refuses before anything was touched.
-const HINTS: [&str; 4] = ["lock-manager", "boot-files", "space", "clock"];
+/// Checks that may go unmade: where they would have failed, libvirt refuses before anything was touched. Of a repair
+/// nobody can tell beforehand whether it is needed; without one both sides keep what they have.
+const HINTS: [&str; 5] = ["lock-manager", "boot-files", "space", "clock", "post-copy-repair"];
 
 /// Checks of devices, in the order in which they are shown; the guest's ties name one of them.
 const DEVICES: [(&str, &str); 4] = [
