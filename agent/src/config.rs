@@ -73,6 +73,9 @@ pub struct Config {
     /// Folders in which disk images may be copied, made and removed; empty: none.
     #[serde(default)]
     pub storage_directories: Vec<PathBuf>,
+    /// Block devices, and folders of such, that copies may overwrite; empty: none.
+    #[serde(default)]
+    pub block_devices: Vec<PathBuf>,
     pub tls: TlsFiles,
     #[serde(default = "default_trust_domain")]
     pub trust_domain: TrustDomain,

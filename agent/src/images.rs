@@ -1,4 +1,5 @@
-//! Disk images that a migration copies: what they are at the source, and the empty ones that the destination makes.
+//! Disk images that a migration copies: what they are at the source, and the empty ones that the destination makes; or
+//! the block device there that it overwrites.
 //!
 //! ```text
 //! source                     destination
@@ -7,6 +8,7 @@
 //! remove::original, where the guest was seen there and its policy says so
 //! ```
 
+pub mod device;
 pub mod identity;
 pub mod make;
 pub mod remove;
@@ -55,6 +57,9 @@ pub struct NewImage {
     pub virtual_size: u64,
     /// What the source's file takes, in bytes.
     pub allocated: u64,
+    /// Nothing is made: a block device at this path is overwritten. It is never removed or renamed.
+    #[serde(default)]
+    pub block_device: bool,
 }
 
 /// An image of the destination, as its journal knows it: written before the file is made, and again with what names

@@ -3,6 +3,7 @@
 //! Where to begin: [`service`] is what others may ask for, [`jobs`] is how it is done, [`journal`] is what makes it
 //! safe, [`hypervisor`] is the seam below.
 
+pub mod block_devices;
 pub mod checks;
 pub mod config;
 pub mod gate;

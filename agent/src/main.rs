@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use drover_agent::block_devices::BlockDevices;
 use drover_agent::config::{Config, Flags, HypervisorKind};
 use drover_agent::gate::Gate;
 use drover_agent::hypervisor::Hypervisor;
@@ -89,7 +90,9 @@ async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
         state_dir: config.state_dir,
         run_dir: config.run_dir,
         qemu_group: group(&config.qemu_group, config.hypervisor)?,
-        storage: StorageDirectories::new(config.storage_directories).context("storage_directories")?,
+        storage: StorageDirectories::new(config.storage_directories)
+            .context("storage_directories")?
+            .with_devices(BlockDevices::new(config.block_devices).context("block_devices")?),
         tls,
         hypervisor,
         unfit,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use drover_proto::ids::MigrationId;
 
+use crate::images::device;
 use crate::images::make::first_name;
 use crate::journal::{DestinationPart, DestinationState, Part, Record};
 use crate::offline::partial::partial_name;
@@ -29,9 +30,12 @@ struct Promise {
     bytes: u64,
 }
 
-/// All files that are to be filled on this host.
+/// All files that are to be filled on this host, and all block devices that are to be overwritten.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Promised(Vec<Promise>);
+pub struct Promised {
+    files: Vec<Promise>,
+    devices: Vec<PathBuf>,
+}
 
 impl Promised {
     /// Of all migrations that may still bring something, but for one.
@@ -39,11 +43,41 @@ impl Promised {
         let arriving = |record: &&Arc<Record>| {
             record.closed.is_none() && record.verdict().is_none() && Some(record.migration) != but
         };
-        let files = |record: &Arc<Record>| match &record.part {
-            Part::Destination(part) if fills(part.state) => of_part(part, record.migration),
-            Part::Destination(_) | Part::Source(_) | Part::Nothing => Vec::new(),
+        let mut all = Self::default();
+        for record in records.iter().filter(arriving) {
+            match &record.part {
+                Part::Destination(part) if fills(part.state) => all.add(part, record.migration),
+                Part::Destination(_) | Part::Source(_) | Part::Nothing => {}
+            }
+        }
+        all
+    }
+
+    /// Whether a block device is to be overwritten, whatever its path.
+    pub fn has_device(&self, number: u64) -> bool {
+        self.devices.iter().any(|path| device::number(path) == Some(number))
+    }
+
+    fn add(&mut self, part: &DestinationPart, migration: MigrationId) {
+        let promise = |first: PathBuf, path: &Path, bytes| Promise {
+            folder: path.parent().unwrap_or(path).to_owned(),
+            names: [first, path.to_owned()],
+            bytes,
         };
-        Self(records.iter().filter(arriving).flat_map(files).collect())
+        for made in &part.images {
+            let image = &made.image;
+            if image.block_device {
+                self.devices.push(image.path.clone());
+            } else {
+                let first = first_name(image, migration);
+                self.files.push(promise(first, &image.path, image.allocated));
+            }
+        }
+        let files = part.offline.iter().flat_map(|coming| &coming.files);
+        self.files.extend(files.map(|file| {
+            let path = &file.spec.path;
+            promise(partial_name(path, migration), path, file.spec.allocated)
+        }));
     }
 
     /// What of a folder's file system may be taken now, bytes; none where nobody can say.
@@ -51,7 +85,7 @@ impl Promised {
         let file_system = space::file_system(folder)?;
         let same = |promise: &&Promise| space::file_system(&allowed.real(&promise.folder)) == Some(file_system);
         let promised: u64 = self
-            .0
+            .files
             .iter()
             .filter(same)
             .map(|promise| promise.missing(allowed))
@@ -82,24 +116,6 @@ fn fills(state: DestinationState) -> bool {
     }
 }
 
-fn of_part(part: &DestinationPart, migration: MigrationId) -> Vec<Promise> {
-    let promise = |first: PathBuf, path: &Path, bytes| Promise {
-        folder: path.parent().unwrap_or(path).to_owned(),
-        names: [first, path.to_owned()],
-        bytes,
-    };
-    let images = part.images.iter().map(|made| {
-        let image = &made.image;
-        promise(first_name(image, migration), &image.path, image.allocated)
-    });
-    let files = part.offline.iter().flat_map(|coming| &coming.files);
-    let files = files.map(|file| {
-        let path = &file.spec.path;
-        promise(partial_name(path, migration), path, file.spec.allocated)
-    });
-    images.chain(files).collect()
-}
-
 /// What is kept free of a file system of this size, bytes.
 pub fn least_left(size: u64) -> u64 {
     LEFT_BYTES.min(size / LEFT_PART)
@@ -113,20 +129,24 @@ mod tests {
     fn what_has_come_is_promised_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let (partial, path) = (folder.path().join("a.partial"), folder.path().join("a"));
-        let promised = Promised(vec![Promise {
+        let only = |promise| Promised {
+            files: vec![promise],
+            devices: Vec::new(),
+        };
+        let promised = only(Promise {
             folder: folder.path().to_owned(),
             names: [partial.clone(), path],
             bytes: 1 << 20,
-        }]);
+        });
         let allowed = StorageDirectories::default();
-        assert_eq!(promised.0[0].missing(&allowed), 1 << 20);
+        assert_eq!(promised.files[0].missing(&allowed), 1 << 20);
         std::fs::write(&partial, vec![1; 64 << 10]).unwrap();
-        let missing = promised.0[0].missing(&allowed);
+        let missing = promised.files[0].missing(&allowed);
         assert!((1 << 19..(1 << 20) - (32 << 10)).contains(&missing), "{missing}");
-        let huge = Promised(vec![Promise {
+        let huge = only(Promise {
             bytes: u64::MAX / 2,
-            ..promised.0[0].clone()
-        }]);
+            ..promised.files[0].clone()
+        });
         assert_eq!(huge.free(folder.path(), &allowed), Some(0));
         assert!(Promised::default().free(folder.path(), &allowed) > Some(0));
         assert_eq!(promised.free(&folder.path().join("absent"), &allowed), None);

@@ -1,5 +1,5 @@
 //! Where this agent may read, make, rename and remove files of guests: the folders that its configuration lists, and
-//! nothing else.
+//! nothing else. Which block devices may be overwritten goes along ([`BlockDevices`]).
 //!
 //! Beneath a listed folder no link is followed: a path leads to where it says, or it is refused. All functions block;
 //! callers keep them off the async threads.
@@ -9,9 +9,14 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use crate::block_devices::BlockDevices;
+
 /// The folders of `storage_directories` in agent.toml. Empty: nothing may be used. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StorageDirectories(Arc<Vec<Listed>>);
+pub struct StorageDirectories {
+    listed: Arc<Vec<Listed>>,
+    devices: BlockDevices,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Listed {
@@ -62,25 +67,42 @@ impl StorageDirectories {
             Some(bad) => Err(NotAllowed::Path(bad.clone())),
             None => {
                 let plain = listed.into_iter().map(|path| Listed { path, real: None });
-                Ok(Self(Arc::new(plain.collect())))
+                Ok(Self {
+                    listed: Arc::new(plain.collect()),
+                    devices: BlockDevices::default(),
+                })
             }
         }
+    }
+
+    /// The same folders, and these devices.
+    #[must_use]
+    pub fn with_devices(self, devices: BlockDevices) -> Self {
+        Self { devices, ..self }
+    }
+
+    /// What may be overwritten.
+    pub fn devices(&self) -> &BlockDevices {
+        &self.devices
     }
 
     /// One more, whose files lie in another folder than paths say: two hosts in one file system have one each. Only
     /// what is found by [`find`](Self::find) or asked for by [`real`](Self::real) is found there.
     #[must_use]
     pub fn with_alias(self, path: PathBuf, real: PathBuf) -> Self {
-        let mut listed = Arc::unwrap_or_clone(self.0);
+        let mut listed = Arc::unwrap_or_clone(self.listed);
         listed.push(Listed { path, real: Some(real) });
-        Self(Arc::new(listed))
+        Self {
+            listed: Arc::new(listed),
+            devices: self.devices,
+        }
     }
 
     /// The deepest listed folder in which a path lies, and the rest of the path: what is between it and another listed
     /// one may be a link there.
     fn beneath<'a>(&self, path: &'a Path) -> Option<(&Listed, &'a Path)> {
         let beneath = self
-            .0
+            .listed
             .iter()
             .filter_map(|one| Some((one, path.strip_prefix(&one.path).ok()?)));
         beneath.max_by_key(|(one, _)| one.path.components().count())
@@ -104,7 +126,7 @@ impl StorageDirectories {
         let Some(folder) = path.parent().filter(|_| is_plain(path) && path.file_name().is_some()) else {
             return Err(NotAllowed::Path(path.to_owned()));
         };
-        if self.0.is_empty() {
+        if self.listed.is_empty() {
             return Err(NotAllowed::NothingListed);
         }
         let failed = |source| NotAllowed::Io {
@@ -130,7 +152,7 @@ impl StorageDirectories {
     }
 
     fn words(&self) -> String {
-        let words: Vec<_> = self.0.iter().map(|one| one.path.display().to_string()).collect();
+        let words: Vec<_> = self.listed.iter().map(|one| one.path.display().to_string()).collect();
         words.join(", ")
     }
 }

@@ -7,7 +7,7 @@ use drover_proto::ids::MigrationId;
 use drover_proto::time::proto_duration;
 use drover_proto::units;
 use drover_proto::v1::{
-    AdjustAction, AdjustMigrationRequest, DeadlineAction, MigrationMode, MigrationPolicy, StoragePolicy,
+    AdjustAction, AdjustMigrationRequest, BackingChain, DeadlineAction, MigrationMode, MigrationPolicy, StoragePolicy,
 };
 
 use crate::args::Output;
@@ -64,9 +64,20 @@ pub(crate) struct Way {
     /// Remove the source's files of copied disks once the destination has the guest
     #[arg(long)]
     delete_source: bool,
+    /// What becomes of the files that a copied disk lies on [default: flatten, offline whole]
+    #[arg(long, value_enum, value_name = "HOW")]
+    backing_chain: Option<Chain>,
     /// Let the guest run there before all its memory has arrived, where it does not converge
     #[arg(long)]
     allow_post_copy: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Chain {
+    /// Each of them is copied to its own path: offline only
+    Whole,
+    /// All of them become one image: live only
+    Flatten,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -95,6 +106,12 @@ impl Way {
             copy_disks: self.copy_disks.clone(),
             copy_unshared: self.copy_unshared,
             delete_source: self.delete_source,
+            backing_chain: match self.backing_chain {
+                None => BackingChain::Unspecified,
+                Some(Chain::Whole) => BackingChain::Whole,
+                Some(Chain::Flatten) => BackingChain::Flatten,
+            }
+            .into(),
         };
         (storage != StoragePolicy::default()).then_some(storage)
     }

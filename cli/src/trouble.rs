@@ -21,6 +21,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("policy.parallel_connections", "--parallel"),
     ("policy.storage.copy_disks", "--copy-disks"),
     ("policy.storage.delete_source", "--delete-source"),
+    ("policy.storage.backing_chain", "--backing-chain"),
     ("policy.mode", "--mode"),
     ("max_downtime", "--max-downtime"),
     ("deadline", "--deadline"),

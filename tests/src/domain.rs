@@ -16,6 +16,8 @@ pub enum Disk {
     Shared { format: &'static str, size_mib: u64 },
     /// A file that only one host has (`/srv/local`).
     Local { format: &'static str, size_mib: u64 },
+    /// A block device that is there, by its path on the host.
+    Device { path: &'static str, size_mib: u64 },
     /// A raw file on the lab's NFS server: mounted by every host at the same path where the kernel can do that, else
     /// opened by QEMU itself.
     Nfs { size_mib: u64 },
@@ -25,13 +27,16 @@ impl Disk {
     pub(crate) fn format(&self) -> &'static str {
         match self {
             Disk::Shared { format, .. } | Disk::Local { format, .. } => format,
-            Disk::Nfs { .. } => "raw",
+            Disk::Nfs { .. } | Disk::Device { .. } => "raw",
         }
     }
 
     pub(crate) fn size_mib(&self) -> u64 {
         match self {
-            Disk::Shared { size_mib, .. } | Disk::Local { size_mib, .. } | Disk::Nfs { size_mib } => *size_mib,
+            Disk::Shared { size_mib, .. }
+            | Disk::Local { size_mib, .. }
+            | Disk::Nfs { size_mib }
+            | Disk::Device { size_mib, .. } => *size_mib,
         }
     }
 
@@ -46,6 +51,9 @@ impl Disk {
         let folder = match self {
             Disk::Shared { .. } => "/srv/shared",
             Disk::Local { .. } => "/srv/local",
+            Disk::Device { path, .. } => {
+                return format!("<disk type='block' device='disk'>{driver}<source dev='{path}'/>{target}</disk>");
+            }
             Disk::Nfs { .. } if storage::kernel_mounts_nfs() => Lab::NFS_FOLDER,
             Disk::Nfs { .. } => {
                 return format!(

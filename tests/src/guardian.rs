@@ -100,6 +100,7 @@ pub(crate) fn sweep() {
             let _ = inside::remove_folder(&layout);
         }
     }
+    crate::loop_device::detach_orphans();
 }
 
 /// Makes the folder of a new lab, with what all its nodes share.

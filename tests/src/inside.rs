@@ -56,6 +56,7 @@ pub fn guardian(layout: &Layout, keep: bool) -> Result<()> {
     std::io::stdout().flush()?;
     if !keep {
         wait_for_an_end(init.stdout.as_ref().context("lab-init has no output")?)?;
+        crate::loop_device::detach_all(layout);
         init.kill()?;
     }
     // Returns only after the last process of the namespace is gone.

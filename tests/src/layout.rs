@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Short, because unix sockets live below it and their paths end at 108 bytes.
-const LABS: &str = "/var/lib/drover-lab";
+pub(crate) const LABS: &str = "/var/lib/drover-lab";
 
 /// The paths of one lab.
 #[derive(Debug, Clone)]

@@ -107,6 +107,7 @@ pub(crate) fn make_image(lab: &Lab, host: &Host, guest: &str, disk: &Disk) -> Re
         Disk::Shared { .. } => lab.layout().shared().join(disk.file_name(guest)),
         Disk::Local { .. } => host.folder().join("local").join(disk.file_name(guest)),
         Disk::Nfs { .. } => lab.layout().nfs_export().join(disk.file_name(guest)),
+        Disk::Device { .. } => return Ok(()),
     };
     let size = disk.size_mib() * (1 << 20);
     if disk.format() == "raw" {

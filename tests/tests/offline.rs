@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use drover_tests::cluster::{Cluster, Expected, Run};
-use drover_tests::{Disk, Guest, GuestSpec, Host, Lab, wait_until};
+use drover_tests::{Disk, Guest, GuestSpec, Host, Lab, LoopDevice, wait_until};
 
 /// Refused by a check before anything was touched.
 const REFUSED: i32 = 3;
@@ -278,31 +278,6 @@ fn an_image_moves_with_all_that_it_lies_on() -> Result<()> {
     let left = a.run("ls", &["-A", "/srv/local"])?.stdout;
     ensure!(left.trim() == "base.qcow2", "left at the source: {left}");
     starts_at(&cluster, &guest, "host-b")
-}
-
-/// A loop device on a file of a host; they belong to the whole machine, and this one goes in any case.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    fn on(host: &Host, path: &str) -> Result<Self> {
-        Ok(Self(
-            host.run("losetup", &["--find", "--show", path])?
-                .stdout
-                .trim()
-                .to_owned(),
-        ))
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let done = std::process::Command::new("losetup")
-            .args(["--detach", &self.0])
-            .status();
-        if !done.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays", self.0);
-        }
-    }
 }
 
 /// Makes libvirt know a checkpoint of the guest, which is shut off.

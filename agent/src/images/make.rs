@@ -17,7 +17,7 @@ use drover_proto::ids::MigrationId;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use super::{Format, Identity, NewImage, room};
+use super::{Format, Identity, NewImage, device, room};
 use crate::storage_directories::StorageDirectories;
 
 /// An image without data is made in milliseconds; a network file system may need longer.
@@ -65,6 +65,19 @@ pub async fn make(
         Ok(Some(identity)) => Ok(identity),
         Ok(None) => Err(refused(&image, "it was removed while it was made")),
         Err(error) => Err(failed(&image, &error)),
+    })
+    .await
+}
+
+/// In place of making one: the device that QEMU will overwrite, looked at as it is now.
+pub async fn look_at_device(image: &NewImage, allowed: &StorageDirectories) -> Result<(), Failure> {
+    let (image, allowed) = (image.clone(), allowed.clone());
+    blocking(move || match device::fit(&image, allowed.devices()) {
+        Ok(_) => Ok(()),
+        Err(unfit) => {
+            let message = format!("{} cannot be copied: {unfit}", image.target);
+            Err(Failure::new(Reason::ChecksFailed, message).with_remedy(unfit.remedy()))
+        }
     })
     .await
 }
@@ -191,6 +204,7 @@ mod tests {
             format,
             virtual_size: 3 << 20,
             allocated: 0,
+            block_device: false,
         }
     }
 

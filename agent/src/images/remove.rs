@@ -1,6 +1,7 @@
 //! Removes images: what a migration made and nobody needs, or what it has copied and its policy wants gone.
 //!
-//! A file goes only where it is the very one that the journal names. Absent is done. Blocks.
+//! A file goes only where it is the very one that the journal names. Absent is done. A block device stays, whatever is
+//! on it. Blocks.
 
 use std::io;
 use std::path::Path;
@@ -25,6 +26,9 @@ pub enum Stays {
 
 /// What this migration made at the destination. The caller has seen that no copy of the guest is there.
 pub fn made(made: &MadeImage, migration: MigrationId) -> Result<(), Stays> {
+    if made.image.block_device {
+        return Ok(());
+    }
     // Its name is this migration's alone.
     unlink(&first_name(&made.image, migration))?;
     match &made.identity {
@@ -35,6 +39,9 @@ pub fn made(made: &MadeImage, migration: MigrationId) -> Result<(), Stays> {
 
 /// The source's file of a disk that was copied. The caller has the verdict that the guest ran at the destination.
 pub fn original(copied: &CopiedImage, allowed: &StorageDirectories) -> Result<(), Stays> {
+    if copied.image.block_device {
+        return Ok(());
+    }
     match allowed.allow(&copied.path) {
         Ok(()) => unlink_if(&copied.path, &copied.identity),
         // A folder that is gone took its files along.
@@ -84,6 +91,7 @@ mod tests {
             format: Format::Raw,
             virtual_size: 512,
             allocated: 0,
+            block_device: false,
         }
     }
 
@@ -126,5 +134,30 @@ mod tests {
         original(&copied, &allowed).unwrap();
         original(&copied, &allowed).unwrap();
         assert!(!copied.path.exists());
+    }
+
+    #[test]
+    fn a_device_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = NewImage {
+            block_device: true,
+            ..image(folder.path())
+        };
+        std::fs::write(&image.path, b"in place of a device").unwrap();
+        let identity = Identity::of(&image.path).unwrap().unwrap();
+        let entry = MadeImage {
+            image: image.clone(),
+            identity: Some(identity.clone()),
+        };
+        made(&entry, MigrationId::generate()).unwrap();
+        let copied = CopiedImage {
+            target: "vda".to_owned(),
+            path: image.path.clone(),
+            identity,
+            image,
+        };
+        let allowed = StorageDirectories::new(vec![folder.path().to_owned()]).unwrap();
+        original(&copied, &allowed).unwrap();
+        assert!(copied.path.exists());
     }
 }

@@ -1,11 +1,11 @@
-//! Whether images can be made at the destination. Changes nothing. Blocks.
+//! Whether images can be made at the destination, or block devices overwritten. Changes nothing. Blocks.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use drover_proto::failure::{Failure, Reason};
 
-use super::{Identity, NewImage};
+use super::{Identity, NewImage, device};
 use crate::offline::FileError;
 use crate::promised::Promised;
 use crate::space;
@@ -18,17 +18,38 @@ pub struct Room {
     pub problem: Option<(String, String)>,
     /// Bytes that are neither taken nor promised to others; `None` where nobody can say.
     pub free: Option<u64>,
-    /// Images with the same number share that room.
+    /// Images with the same number share that room. Of a block device its own: two copies do not fit on it.
     pub file_system: u64,
 }
 
 /// Whether the agent may make it, nothing is there, and the agent can write there.
 pub fn look(image: &NewImage, allowed: &StorageDirectories, promised: &Promised) -> Room {
+    if image.block_device {
+        return on_device(image, allowed, promised);
+    }
     let folder = allowed.real(image.path.parent().unwrap_or(Path::new("/")));
     Room {
         problem: problem(image, allowed).err(),
         free: promised.free(&folder, allowed),
         file_system: space::file_system(&folder).unwrap_or_default(),
+    }
+}
+
+fn on_device(image: &NewImage, allowed: &StorageDirectories, promised: &Promised) -> Room {
+    let found = device::fit(image, allowed.devices());
+    let number = found.as_ref().map_or(0, |fit| fit.number);
+    let problem = match &found {
+        Err(unfit) => Some((unfit.to_string(), unfit.remedy().to_owned())),
+        Ok(fit) if promised.has_device(fit.number) => Some((
+            format!("another migration copies onto {} already", image.path.display()),
+            "wait for it, or name another device".to_owned(),
+        )),
+        Ok(_) => None,
+    };
+    Room {
+        problem,
+        free: found.ok().map(|fit| fit.size),
+        file_system: number,
     }
 }
 
@@ -43,7 +64,16 @@ fn problem(image: &NewImage, allowed: &StorageDirectories) -> Result<(), (String
 pub fn fits(images: &[NewImage], allowed: &StorageDirectories, promised: &Promised) -> Result<(), Failure> {
     let mut needed: HashMap<u64, u64> = HashMap::new();
     for image in images {
-        let Room { free, file_system, .. } = look(image, allowed, promised);
+        let Room {
+            problem,
+            free,
+            file_system,
+        } = look(image, allowed, promised);
+        // Of a file this is found when it is made; a device is looked at beside what others were promised.
+        if let Some((why, remedy)) = problem.filter(|_| image.block_device) {
+            let message = format!("{} cannot be copied: {why}", image.target);
+            return Err(Failure::new(Reason::ChecksFailed, message).with_remedy(remedy));
+        }
         let sum = needed.entry(file_system).or_default();
         *sum = sum.saturating_add(image.allocated);
         if let Some(free) = free.filter(|free| *sum > *free) {
@@ -85,6 +115,7 @@ mod tests {
             format: Format::Raw,
             virtual_size: 512,
             allocated: 512,
+            block_device: false,
         };
         let look = |allowed: &StorageDirectories| super::look(&image, allowed, &Promised::default());
         let room = look(&allowed);
@@ -108,6 +139,7 @@ mod tests {
             format: Format::Raw,
             virtual_size: free,
             allocated: free / 3 * 2,
+            block_device: false,
         };
         let fits = |images: &[NewImage]| fits(images, &allowed, &Promised::default());
         fits(&[image("vda")]).unwrap();

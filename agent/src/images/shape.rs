@@ -40,6 +40,20 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Of a block device of so many bytes: all of it is copied.
+    pub(super) fn of_device(size: u64, identity: Identity) -> Result<Self, NotCopied> {
+        if size == 0 {
+            return Err(NotCopied::Header("it is empty".to_owned()));
+        }
+        Ok(Self {
+            format: Format::Raw,
+            virtual_size: size,
+            allocated: size,
+            is_plain: false,
+            identity,
+        })
+    }
+
     /// What a copy that QEMU makes takes, in bytes: a raw one has no holes any more, and what was compressed is not, as
     /// far as the header tells.
     pub fn copy_takes(&self) -> u64 {

@@ -18,7 +18,7 @@ use drover_proto::ids::MigrationId;
 use super::{Jobs, Seen};
 use crate::guest_xml::{self, Backing, Disk};
 use crate::hypervisor::CopiedDisks;
-use crate::images::{self, CopiedImage, MadeImage, NewImage, make, remove, room, shape};
+use crate::images::{self, CopiedImage, MadeImage, NewImage, device, make, remove, room, shape};
 use crate::journal::{DestinationState, OpenPage, Record, Verdict};
 
 impl Jobs {
@@ -45,7 +45,7 @@ impl Jobs {
         blocking(move || {
             let look = |(disk, there): (Disk, PathBuf)| {
                 let path = PathBuf::from(&disk.source);
-                if delete_source {
+                if delete_source && !is_device(&disk) {
                     storage.allow(&path).map_err(|error| {
                         not_copied(
                             &disk.target,
@@ -54,8 +54,12 @@ impl Jobs {
                         .with_remedy(error.remedy())
                     })?;
                 }
-                let shape =
-                    shape::read(&path, &disk.format).map_err(|error| not_copied(&disk.target, &error.to_string()))?;
+                let shape = if is_device(&disk) {
+                    device::read(&path)
+                } else {
+                    shape::read(&path, &disk.format)
+                };
+                let shape = shape.map_err(|error| not_copied(&disk.target, &error.to_string()))?;
                 Ok(copied_image(disk, path, there, shape))
             };
             wanted.into_iter().map(look).collect()
@@ -75,12 +79,16 @@ impl Jobs {
             .map_err(|failure| failure.at_host(self.host.clone()))
     }
 
-    /// Makes the images that the journal names, anew where an earlier try has made them.
+    /// Makes the images that the journal names, anew where an earlier try has made them. Devices are there.
     pub(super) async fn make_images(self: &Arc<Self>, page: &mut OpenPage) -> Result<(), Failure> {
         let record = page.record().ok_or_else(|| Failure::internal("the record is gone"))?;
         let images = record.destination().map(|part| part.images.clone()).unwrap_or_default();
         let (migration, group) = (record.migration, self.sockets.group());
         for (at, made) in images.into_iter().enumerate() {
+            if made.image.block_device {
+                make::look_at_device(&made.image, &self.storage).await?;
+                continue;
+            }
             let former = made.clone();
             blocking(move || remove::made(&former, migration))
                 .await?
@@ -114,6 +122,9 @@ impl Jobs {
                 }
                 return Ok(());
             }
+        }
+        for made in part.images.iter().filter(|made| made.image.block_device) {
+            tracing::warn!(migration_id = %record.migration, path = %made.image.path.display(), "this device may be half written: wipe it before another copy");
         }
         let (images, migration) = (part.images.clone(), record.migration);
         blocking(move || images.iter().try_for_each(|made| remove::made(made, migration)))
@@ -156,7 +167,8 @@ pub(super) fn agree(xml: &str, images: &[NewImage]) -> Result<(), Failure> {
     for image in images {
         let disk = named(&disks, &image.target)?;
         fit_to_be_made(disk).map_err(|why| not_copied(&image.target, &why))?;
-        if image.path != std::path::Path::new(&disk.source) || image.format.name() != disk.format {
+        let same = image.path == std::path::Path::new(&disk.source) && image.format.name() == disk.format;
+        if !same || image.block_device != is_device(disk) {
             let message = format!("the definition has another image for {}", image.target);
             return Err(Failure::new(Reason::InvalidArgument, message).with_field("images", "must agree with xml"));
         }
@@ -173,10 +185,23 @@ pub(super) fn to_make(images: &[NewImage]) -> Vec<MadeImage> {
     images.iter().map(entry).collect()
 }
 
+fn is_device(disk: &Disk) -> bool {
+    disk.source_type == "block"
+}
+
 /// Why a disk cannot be copied, as far as its definition tells.
 pub fn fit_to_copy(disk: &Disk) -> Result<(), String> {
     let why = match disk {
-        _ if disk.source_type != "file" => format!("it is of type {}: only files are copied", disk.source_type),
+        _ if !is_device(disk) && disk.source_type != "file" => {
+            format!(
+                "it is of type {}: only files and block devices are copied",
+                disk.source_type
+            )
+        }
+        _ if is_device(disk) && disk.image_format() != "raw" => format!(
+            "it is a block device with a {} image on it: only raw ones are copied",
+            disk.format
+        ),
         _ if disk.source.is_empty() => "the drive is empty".to_owned(),
         _ if disk.read_only => "the guest does not write to it: put the same file on the destination".to_owned(),
         _ if disk.shareable => "several guests may write to it".to_owned(),
@@ -212,6 +237,7 @@ pub fn copy_takes(disk: &Disk, own: u64, virtual_size: u64) -> u64 {
 
 fn copied_image(disk: Disk, path: PathBuf, there: PathBuf, shape: images::shape::Shape) -> CopiedImage {
     let allocated = copy_takes(&disk, shape.copy_takes(), shape.virtual_size);
+    let block_device = is_device(&disk);
     let target = disk.target;
     let image = NewImage {
         target: target.clone(),
@@ -219,6 +245,7 @@ fn copied_image(disk: Disk, path: PathBuf, there: PathBuf, shape: images::shape:
         format: shape.format,
         virtual_size: shape.virtual_size,
         allocated,
+        block_device,
     };
     CopiedImage {
         target,

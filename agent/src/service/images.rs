@@ -11,7 +11,7 @@ use drover_proto::failure::Failure;
 use super::AgentServer;
 use super::inspect::blocking;
 use crate::guest_xml::{Backing, Disk, GuestShape, Needs};
-use crate::images::{Format, NewImage, room, shape};
+use crate::images::{Format, NewImage, device, room, shape};
 use crate::jobs::offline_files::{refuse_foreign_variables, refuse_shareable, users};
 use crate::jobs::{copy_takes, fit_to_copy};
 use crate::offline::chain::{self, Layer};
@@ -76,12 +76,16 @@ fn image_from(field: &str, message: agent::NewImage) -> Result<NewImage, Failure
     if !crate::storage_directories::is_plain(&path) {
         return Err(bad("its path is not plain and absolute".to_owned()));
     }
+    if message.block_device && format != Format::Raw {
+        return Err(bad("only raw images are copied onto block devices".to_owned()));
+    }
     Ok(NewImage {
         target: message.target,
         path,
         format,
         virtual_size: message.virtual_size_bytes,
         allocated: message.allocated_bytes,
+        block_device: message.block_device,
     })
 }
 
@@ -92,6 +96,7 @@ pub(super) fn image(image: NewImage) -> agent::NewImage {
         format: image.format.name().to_owned(),
         virtual_size_bytes: image.virtual_size,
         allocated_bytes: image.allocated,
+        block_device: image.block_device,
         ..agent::NewImage::default()
     };
     if let Format::Qcow2 {
@@ -151,6 +156,11 @@ pub(super) async fn add_sizes(facts: &mut agent::GuestFacts, disks: Vec<Disk>) -
 /// What its file and what lies beneath it take, and what the guest sees or why it cannot be copied.
 fn size(disk: &Disk) -> (u64, Result<u64, String>) {
     let unfit = fit_to_copy(disk);
+    if disk.source_type == "block" && !disk.source.is_empty() {
+        let shape = unfit.and_then(|()| device::read(Path::new(&disk.source)).map_err(|error| error.to_string()));
+        let size = shape.map(|shape| shape.virtual_size);
+        return (size.as_ref().copied().unwrap_or_default(), size);
+    }
     if disk.source_type != "file" || disk.source.is_empty() {
         return (0, unfit.map(|()| 0));
     }
@@ -268,6 +278,7 @@ mod tests {
             qcow2_cluster_bits: 16,
             qcow2_lazy_refcounts: true,
             qcow2_extended_l2: false,
+            block_device: false,
         }
     }
 
@@ -275,17 +286,27 @@ mod tests {
     fn an_image_survives_its_message() {
         let read = image_from("images", message()).unwrap();
         assert_eq!(image(read), message());
+        let onto_device = agent::NewImage {
+            format: "raw".to_owned(),
+            block_device: true,
+            virtual_size_bytes: 1 << 30,
+            target: "vda".to_owned(),
+            path: "/dev/vg/web".to_owned(),
+            ..agent::NewImage::default()
+        };
+        assert_eq!(image(image_from("images", onto_device.clone()).unwrap()), onto_device);
     }
 
     #[test]
     fn what_cannot_be_an_image_is_refused() {
-        let cases: [fn(&mut agent::NewImage); 6] = [
+        let cases: [fn(&mut agent::NewImage); 7] = [
             |image| image.target = "../x".to_owned(),
             |image| image.target.clear(),
             |image| image.path = "/images/../etc/a".to_owned(),
             |image| image.format = "vmdk".to_owned(),
             |image| image.virtual_size_bytes = u64::MAX,
             |image| image.qcow2_cluster_bits = 40,
+            |image| image.block_device = true,
         ];
         for change in cases {
             let mut message = message();

@@ -8,8 +8,8 @@ use drover_proto::ids::{GuestId, HostId, InvalidId, MigrationId};
 use drover_proto::overrides::Overrides;
 use drover_proto::time::std_duration;
 use drover_proto::v1::{
-    Compression, DeadlineAction, DestinationOverrides, Host, MigrationAddress, MigrationMode, MigrationPolicy,
-    StoragePolicy, Transport,
+    BackingChain, Compression, DeadlineAction, DestinationOverrides, Host, MigrationAddress, MigrationMode,
+    MigrationPolicy, StoragePolicy, Transport,
 };
 use uuid::Uuid;
 
@@ -114,6 +114,7 @@ impl Fields {
             MigrationMode::Offline | MigrationMode::Auto => false,
         };
         self.storage(&format!("{prefix}.storage"), policy.storage.as_ref(), may_be_live);
+        self.backing_chain(&format!("{prefix}.storage.backing_chain"), policy);
         let has_deadline = policy.deadline.is_some() || defaults.deadline.is_some();
         if policy.on_deadline != DeadlineAction::Unspecified as i32 && !has_deadline {
             self.bad(&format!("{prefix}.on_deadline"), "needs a deadline");
@@ -165,6 +166,27 @@ impl Fields {
         }
         if names_copies && storage.delete_source && storage.copy_disks.is_empty() && !storage.copy_unshared {
             self.bad(&format!("{field}.delete_source"), "is only for disks that are copied");
+        }
+    }
+
+    /// One way of moving has one way to copy what a disk lies on. Of a guest that moves either way the plan says it.
+    fn backing_chain(&mut self, field: &str, policy: &MigrationPolicy) {
+        let Some(storage) = &policy.storage else { return };
+        let Ok(wanted) = BackingChain::try_from(storage.backing_chain) else {
+            return self.bad(field, "is a value that this version does not know");
+        };
+        let is_offline = policy.mode() == MigrationMode::Offline;
+        let is_live = matches!(policy.mode(), MigrationMode::Live | MigrationMode::Unspecified);
+        match wanted {
+            BackingChain::Flatten if is_offline => self.bad(
+                field,
+                "offline each file is copied as it is: leave it unset, or BACKING_CHAIN_WHOLE",
+            ),
+            BackingChain::Whole if is_live => self.bad(
+                field,
+                "live QEMU copies what the guest sees of a disk: leave it unset, or BACKING_CHAIN_FLATTEN",
+            ),
+            BackingChain::Unspecified | BackingChain::Whole | BackingChain::Flatten => {}
         }
     }
 
@@ -301,5 +323,36 @@ mod tests {
         let many: Vec<(String, &str)> = (0..=MOST_LABELS).map(|at| (at.to_string(), "x")).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|(key, value)| (key.as_str(), *value)).collect();
         assert_eq!(bad(&many), [("migration.labels".to_owned(), "at most 64".to_owned())]);
+    }
+
+    #[test]
+    fn one_way_of_moving_has_one_way_for_a_backing_chain() {
+        use BackingChain::{Flatten, Unspecified, Whole};
+        let is_good = |mode: MigrationMode, chain: i32| {
+            let policy = MigrationPolicy {
+                mode: mode.into(),
+                storage: Some(StoragePolicy {
+                    backing_chain: chain,
+                    ..StoragePolicy::default()
+                }),
+                ..MigrationPolicy::default()
+            };
+            let mut fields = Fields::default();
+            fields.policy("policy", &policy, &MigrationPolicy::default());
+            let fields = fields.0;
+            assert!(fields.iter().all(|(field, _)| field == "policy.storage.backing_chain"));
+            fields.is_empty()
+        };
+        for (mode, whole, flatten) in [
+            (MigrationMode::Live, false, true),
+            (MigrationMode::Unspecified, false, true),
+            (MigrationMode::Offline, true, false),
+            (MigrationMode::Auto, true, true),
+        ] {
+            assert!(is_good(mode, Unspecified.into()));
+            assert_eq!(is_good(mode, Whole.into()), whole, "{mode:?}");
+            assert_eq!(is_good(mode, Flatten.into()), flatten, "{mode:?}");
+            assert!(!is_good(mode, 7));
+        }
     }
 }

@@ -5,19 +5,23 @@
 //! | proved to be the same on both hosts | refused: it would be copied onto itself | nothing |
 //! | read-only, the same content there | refused | nothing |
 //! | neither | copied, where it can be and there is room | refused, naming the flag |
+//! | a block device that is neither | the same where it is named itself, else refused: what is there is overwritten | refused, naming the flag |
 //!
 //! The destination's agent looks at the paths once more when it makes the images: it replaces nothing.
 
 use std::collections::HashMap;
 
 use drover_proto::agent::v1::{DiskFacts, ImageRoom, NewImage};
-use drover_proto::v1::{Check, DiskAction, DiskPlan, StoragePolicy};
+use drover_proto::v1::{BackingChain, Check, DiskAction, DiskPlan, StoragePolicy};
 
 use super::proof::{Proved, Said, prove_disk};
 use crate::phases::checks::{failed, passed};
 
 /// Whether what is asked to be copied can be.
 pub(in crate::phases) const COPY: &str = "storage-copy";
+
+const WHOLE_REMEDY: &str =
+    "--backing-chain flatten copies all of them into one image; offline each is copied to its own path";
 
 const ELSEWHERE: &str = "put it on storage that both hosts have at the same path";
 
@@ -40,9 +44,14 @@ pub(super) fn candidates(disks: &[DiskFacts], there: &[DiskFacts], policy: &Stor
         // The source says them when it begins; they change nothing about the room.
         qcow2_version: 3,
         qcow2_cluster_bits: 16,
+        block_device: is_device(disk),
         ..NewImage::default()
     };
     can.map(image).collect()
+}
+
+fn is_device(disk: &DiskFacts) -> bool {
+    disk.source_type == "block"
 }
 
 pub(super) fn path_there(disk: &DiskFacts, there: &[DiskFacts]) -> String {
@@ -127,7 +136,11 @@ fn decide(
             "read-only with the same content".to_owned(),
             String::new(),
         ),
-        Err(_) if is_asked(disk, policy) => copy(disk, room),
+        Err(_) if is_device(disk) && !named && is_asked(disk, policy) => refuse(
+            "a block device at the destination is overwritten only where its disk is named".to_owned(),
+            &format!("--copy-disks {}", disk.target),
+        ),
+        Err(_) if is_asked(disk, policy) => copy(disk, policy, room),
         Err(why) if disk.copy_problem.is_empty() && disk.virtual_size_bytes > 0 => {
             let remedy = format!(
                 "{ELSEWHERE}; or copy it while the guest runs: --copy-disks {}",
@@ -140,7 +153,7 @@ fn decide(
 }
 
 /// What stands in the way of a copy, besides room.
-fn copy(disk: &DiskFacts, room: Option<&ImageRoom>) -> (DiskAction, String, String) {
+fn copy(disk: &DiskFacts, policy: &StoragePolicy, room: Option<&ImageRoom>) -> (DiskAction, String, String) {
     let refuse = |why: &str, remedy: &str| (DiskAction::Refuse, why.to_owned(), remedy.to_owned());
     if !disk.copy_problem.is_empty() {
         return refuse(&disk.copy_problem, ELSEWHERE);
@@ -157,7 +170,16 @@ fn copy(disk: &DiskFacts, room: Option<&ImageRoom>) -> (DiskAction, String, Stri
             "update the agent of the destination",
         ),
         Some(room) if !room.problem.is_empty() => refuse(&room.problem, &room.remedy),
+        Some(_) if is_device(disk) => {
+            let why = "not shared; onto the block device there, which is overwritten and stays half written where the \
+                       migration fails";
+            (DiskAction::CopyLive, why.to_owned(), String::new())
+        }
         Some(_) if disk.backing.is_empty() => (DiskAction::CopyLive, "not shared".to_owned(), String::new()),
+        Some(_) if policy.backing_chain() == BackingChain::Whole => refuse(
+            "it lies on other files, which cannot be copied as they are while the guest runs",
+            WHOLE_REMEDY,
+        ),
         Some(_) => {
             let why = "not shared; flattened: what lies beneath it is copied into it";
             (DiskAction::CopyLive, why.to_owned(), String::new())

@@ -9,7 +9,7 @@
 //! Both agents look once more when it begins: what they would refuse then is said here already.
 
 use drover_proto::agent::v1::{DiskFacts, GuestFacts, ImageRoom, NewImage};
-use drover_proto::v1::{Check, DiskAction, DiskPlan, OfflinePlan, StoragePolicy};
+use drover_proto::v1::{BackingChain, Check, DiskAction, DiskPlan, OfflinePlan, StoragePolicy};
 
 use super::plan::{self, COPY};
 use super::proof::{PATH, Proved, SHARED, Said, prove_disk};
@@ -26,6 +26,9 @@ const TAKEN_REMEDY: &str = "if it is the guest's own disk on shared storage, lea
 
 const CHAIN_REMEDY: &str = "flatten it while the guest is off (`qemu-img convert`, or `qemu-img rebase -b ''`), or move the guest while it \
      runs: --copy-disks copies all layers into one; only a chain of image files of which the destination has none is copied as it is";
+
+const FLATTEN_REMEDY: &str = "--backing-chain whole copies each of them; one that moves while it runs gets one image; or flatten it yourself \
+     (`qemu-img rebase -b ''`)";
 
 /// What was found of all disks.
 pub(in crate::phases) struct Planned {
@@ -145,6 +148,10 @@ fn fate(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, said: Said<
         Some(result) if result.present => Fate::Taken(why),
         Some(_) => match room {
             Some(room) if !room.problem.is_empty() => refused(room.problem.clone(), &room.remedy),
+            _ if !disk.backing.is_empty() && policy.backing_chain() == BackingChain::Flatten => refused(
+                "it lies on other files, and files are copied as they are while the guest is off".to_owned(),
+                FLATTEN_REMEDY,
+            ),
             Some(_) | None => layers(disk, said, rooms),
         },
     }

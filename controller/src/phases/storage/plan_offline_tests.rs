@@ -291,3 +291,27 @@ fn an_image_that_both_have_does_not_go_without_what_it_lies_on() {
         expected.map(|(target, path)| (target.to_owned(), path.to_owned()))
     );
 }
+
+#[test]
+fn a_chain_that_is_to_be_flattened_is_not_copied_offline() {
+    let action = |backing: &[&str], chain: BackingChain| {
+        let guest = GuestFacts {
+            disks: vec![DiskFacts {
+                backing: backing.iter().map(|&path| path.to_owned()).collect(),
+                backing_types: backing.iter().map(|_| "file".to_owned()).collect(),
+                ..disk("vda")
+            }],
+            ..GuestFacts::default()
+        };
+        let policy = StoragePolicy {
+            backing_chain: chain.into(),
+            ..StoragePolicy::default()
+        };
+        let results = [looked_for("vda"), looked_for("base")];
+        planned(&guest, &policy, &results, &[room("vda")]).plans[0].action()
+    };
+    let (copied, refused) = (DiskAction::CopyOffline, DiskAction::Refuse);
+    assert_eq!(action(&["/d/base"], BackingChain::Flatten), refused);
+    assert_eq!(action(&["/d/base"], BackingChain::Whole), copied);
+    assert_eq!(action(&[], BackingChain::Flatten), copied, "it lies on nothing");
+}

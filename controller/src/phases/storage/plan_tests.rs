@@ -198,3 +198,82 @@ fn what_stands_in_the_way_of_a_copy_is_said() {
     let unknown = check(&[], &[disk("vda")], &named(&["vdz"])).unwrap();
     assert!(unknown.found.contains("no disk vdz"), "{}", unknown.found);
 }
+
+#[test]
+fn a_block_device_is_overwritten_only_where_its_disk_is_named() {
+    let device = DiskFacts {
+        source_type: "block".to_owned(),
+        ..disk("vda")
+    };
+    let results = [probe("vda", false)];
+    let said = Said {
+        results: &results,
+        failures: &[],
+    };
+    let disks = [device];
+    let plan = |policy: &StoragePolicy, room: ImageRoom| plan(&disks, &disks, policy, said, &[room]).remove(0);
+    let unshared = StoragePolicy {
+        copy_unshared: true,
+        ..StoragePolicy::default()
+    };
+    let refused = plan(&unshared, room("vda", 1000));
+    assert_eq!(refused.action(), DiskAction::Refuse);
+    assert_eq!(refused.remedy, "--copy-disks vda");
+    let copied = plan(&named(&["vda"]), room("vda", 1000));
+    assert_eq!(copied.action(), DiskAction::CopyLive);
+    assert!(copied.reason.contains("overwritten"), "{}", copied.reason);
+    let blank = ImageRoom {
+        problem: "there is something on it".to_owned(),
+        ..room("vda", 1000)
+    };
+    assert_eq!(plan(&named(&["vda"]), blank).action(), DiskAction::Refuse);
+    let asked = candidates(&disks, &disks, &named(&["vda"]));
+    assert!(asked[0].block_device);
+    assert!(!candidates(&[disk("vda")], &[disk("vda")], &named(&["vda"]))[0].block_device);
+}
+
+#[test]
+fn two_disks_are_not_copied_onto_one_device() {
+    let device = |target: &str| DiskFacts {
+        source_type: "block".to_owned(),
+        source: format!("/d/{target}"),
+        ..disk(target)
+    };
+    let disks = [device("vda"), device("vdb")];
+    let results = [probe("vda", false), probe("vdb", false)];
+    let said = Said {
+        results: &results,
+        failures: &[],
+    };
+    // By two names the same one, and just large enough.
+    let rooms = [room("vda", 1500), room("vdb", 1500)];
+    let plans = plan(&disks, &disks, &named(&["vda", "vdb"]), said, &rooms);
+    assert_eq!(actions(&plans), [DiskAction::CopyLive, DiskAction::Refuse]);
+}
+
+#[test]
+fn a_chain_that_is_to_stay_whole_is_not_copied_live() {
+    let layered = DiskFacts {
+        format: "qcow2".to_owned(),
+        backing: vec!["/d/base".to_owned()],
+        backing_types: vec!["file".to_owned()],
+        ..disk("vda")
+    };
+    let results = [probe("vda", false)];
+    let said = Said {
+        results: &results,
+        failures: &[],
+    };
+    let action = |disk: DiskFacts, chain: BackingChain| {
+        let policy = StoragePolicy {
+            backing_chain: chain.into(),
+            ..named(&["vda"])
+        };
+        let disks = [disk];
+        plan(&disks, &disks, &policy, said, &[room("vda", 1000)])[0].action()
+    };
+    let (copied, refused) = (DiskAction::CopyLive, DiskAction::Refuse);
+    assert_eq!(action(layered.clone(), BackingChain::Whole), refused);
+    assert_eq!(action(layered, BackingChain::Flatten), copied);
+    assert_eq!(action(disk("vda"), BackingChain::Whole), copied, "it lies on nothing");
+}
