@@ -97,6 +97,40 @@ fn each_agent_dies_in_post_copy_and_the_guest_arrives() -> Result<()> {
 }
 
 #[test]
+fn both_agents_die_at_once_in_post_copy_and_the_guest_arrives() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &busy())?;
+    let mut cluster = Cluster::start(&lab)?;
+    let id = gone_over(&cluster, &guest, "8MiB/s")?;
+    goes_on(&cluster, &id, 16)?;
+    for host in ["host-a", "host-b"] {
+        cluster.kill_agent(host)?;
+    }
+    // The one that has the pages finds nobody at first.
+    for host in ["host-a", "host-b"] {
+        cluster.start_agent(host)?;
+    }
+    arrives(&cluster, &guest, &id)
+}
+
+#[test]
+fn an_agent_and_the_controller_die_at_once_in_post_copy_and_the_guest_arrives() -> Result<()> {
+    for dies in ["host-a", "host-b"] {
+        let mut lab = Lab::builder().start()?;
+        let guest = lab.start_guest("host-a", &busy())?;
+        let mut cluster = Cluster::start(&lab)?;
+        let id = gone_over(&cluster, &guest, "8MiB/s")?;
+        goes_on(&cluster, &id, 16)?;
+        cluster.kill_agent(dies)?;
+        cluster.kill_controller()?;
+        cluster.start_controller()?;
+        cluster.start_agent(dies)?;
+        arrives(&cluster, &guest, &id)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_stream_that_breaks_while_no_controller_runs_is_repaired_by_the_agents() -> Result<()> {
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &busy())?;
