@@ -154,6 +154,39 @@ fn a_stream_that_breaks_while_no_controller_runs_is_repaired_by_the_agents() -> 
 }
 
 #[test]
+fn a_guest_that_is_lost_in_post_copy_is_kept_until_somebody_has_ended_what_is_left() -> Result<()> {
+    for dies in ["host-a", "host-b"] {
+        let mut lab = Lab::builder().start()?;
+        let guest = lab.start_guest("host-a", &busy())?;
+        let cluster = Cluster::start(&lab)?;
+        let id = gone_over(&cluster, &guest, "8MiB/s")?;
+        goes_on(&cluster, &id, 16)?;
+        cluster.host(dies).virsh(&["destroy", guest.name()])?;
+        let remedy = |now: &Migration| now.0["waiting_for"]["remedy"].as_str().unwrap_or_default().to_owned();
+        cluster.wait_for(&id, "to say that it is lost", |now| remedy(now).contains("is lost"))?;
+        let word = ["migration", "resolve", &id, "--destination-is-fenced", "--yes"];
+        let refused = cluster.drover(&word)?;
+        ensure!(
+            refused.code != 0,
+            "{dies}: what is left is taken from nobody: {refused:?}"
+        );
+        let left = if dies == "host-a" { "host-b" } else { "host-a" };
+        let kept = cluster.host(left).virsh(&["domstate", guest.name()])?;
+        ensure!(["running", "paused"].contains(&kept.trim()), "{dies}: {kept}");
+        cluster.host(left).virsh(&["destroy", guest.name()])?;
+        cluster.wait_for(&id, "to say that nobody has it", |now| {
+            remedy(now).contains("no copy runs anywhere")
+        })?;
+        let said = cluster.drover(&word)?;
+        ensure!(said.code == 0, "{dies}: {said:?}");
+        let end = cluster.wait_for_rest(&id)?;
+        ensure!(end.state() == "GUEST_ENDED", "{dies}: {}", end.0);
+        cluster.check(&[Expected::Ended(&guest)])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn the_sources_agent_dies_when_every_page_has_gone_and_its_copy_goes_all_the_same() -> Result<()> {
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &busy())?;

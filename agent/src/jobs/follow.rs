@@ -99,7 +99,8 @@ struct Way {
 
 impl Jobs {
     /// The guest runs at the destination: asks until every page has arrived there, and repairs the stream where it
-    /// breaks. Ends early only where somebody else has decided, or the agent is being stopped and the stream is broken.
+    /// breaks. Ends early only where somebody else has decided, the copy that has the pages is gone, or the agent is being
+    /// stopped and the stream is broken.
     pub(super) async fn follow_pages(
         self: &Arc<Self>,
         job: &OutgoingJob,
@@ -116,7 +117,9 @@ impl Jobs {
         };
         let mut back_off = BackOff::new();
         for turn in 0_u32.. {
-            let flow = self.flow(record).await.or(job.post_copy()).unwrap_or_default();
+            let seen = self.flow(record).await;
+            let gone = seen.is_none() && self.is_gone(record).await;
+            let flow = seen.or(job.post_copy()).unwrap_or_default();
             if job.saw_flow(flow) || turn % TOLD_EVERY == 0 {
                 self.tell(job, flow, started).await;
             }
@@ -146,6 +149,10 @@ impl Jobs {
             let asked = self.ask_for_pages(record, &mut way);
             if let Some(arrived) = job.give_up.run_until_cancelled(asked).await.ok_or_else(ended)?? {
                 return Ok(arrived);
+            }
+            // It was asked after that was seen, and what it lacks is nowhere any more.
+            if gone && way.answers {
+                return Err(lost());
             }
         }
         Err(ended())
@@ -210,6 +217,14 @@ impl Jobs {
         }
     }
 
+    /// Whether the copy that has the pages is not here any more. What libvirt does not say is no evidence.
+    async fn is_gone(&self, record: &Record) -> bool {
+        match self.look(record).await {
+            Ok(Seen::Unknown | Seen::ShutOff(_) | Seen::Another(_)) => true,
+            Ok(Seen::Ours(_)) | Err(_) => false,
+        }
+    }
+
     /// After a restart: a former agent followed the pages, this one goes on.
     pub(super) fn follow_anew(self: &Arc<Self>, record: &Arc<Record>) {
         let job = self.outgoing_job(record.migration);
@@ -232,6 +247,11 @@ impl Jobs {
 fn stopping() -> Failure {
     let why = "the agent is being stopped while post-copy is broken";
     Failure::new(Reason::NotServing, why)
+}
+
+fn lost() -> Failure {
+    let why = "the copy of the guest that had its missing pages has ended in post-copy: the guest is lost";
+    Failure::new(Reason::GuestEnded, why)
 }
 
 fn ended() -> Failure {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use drover_agent::hypervisor::GuestState;
+use drover_agent::hypervisor::{GuestState, StopReason};
 use drover_agent::sim::{Call, Fault, SimGuest};
 use drover_proto::agent::v1::*;
 use drover_proto::failure::{Failure, Reason};
@@ -308,6 +308,16 @@ async fn a_repair_that_fails_anywhere_is_tried_again() {
         .await
         .expect("pages flow again");
     arrived(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_copy_is_gone_says_so_and_what_came_is_kept() {
+    let scene = gone_over_slowly().await;
+    scene.a.host.kill(scene.guest, StopReason::Crashed);
+    let lost = |status: &MigrationStatus| status.error.as_ref().is_some_and(|error| error.reason == "GUEST_ENDED");
+    scene.until(&scene.a, "the source says that it is lost", lost).await;
+    let there = scene.b.host.look(scene.guest);
+    assert!(there.is_some_and(|guest| guest.state.is_active()), "what came is kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use super::look::Look;
 use crate::saga::{Guest, Outcome};
 use crate::state::WaitReason;
 use crate::store::Record;
-use crate::verdict::{Side, Undecidable};
+use crate::verdict::{Seen, Side, SourceCopy, Undecidable};
 
 /// What a phase gives back.
 #[derive(Debug)]
@@ -157,6 +157,9 @@ impl Report {
     /// Only a person can decide.
     pub(super) fn resolve(why: Undecidable, record: &Record, look: &Look) -> Self {
         let found = match why {
+            Undecidable::DiedWhileResuming if is_gone(look) => {
+                "neither host has a copy of the guest any more, and it was on its way from one to the other".to_owned()
+            }
             Undecidable::DiedWhileResuming => {
                 format!(
                     "{} died while it told the guest to run: it may have run there",
@@ -179,6 +182,10 @@ impl Report {
                 "end the copy that stands still on {}, then say so by `drover migration resolve --destination-is-fenced`",
                 record.destination
             ),
+            Undecidable::DiedWhileResuming if is_gone(look) => "make sure that no copy runs anywhere, then say so by \
+                 `drover migration resolve --destination-is-fenced`: the record ends, and the guest can be started anew \
+                 from its disks"
+                .to_owned(),
             Undecidable::DiedWhileResuming => format!(
                 "make sure that no copy runs on {}, then say so by `drover migration resolve --destination-is-fenced`: the \
                  guest goes on at {}",
@@ -202,6 +209,14 @@ impl Report {
             detail: found,
             learned: look.learned(),
         }
+    }
+}
+
+/// Whether the source's copy is gone.
+fn is_gone(look: &Look) -> bool {
+    match look.seen_source() {
+        Seen::Journal(source) => matches!(source.copy, SourceCopy::Gone | SourceCopy::EndedByUser),
+        Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => false,
     }
 }
 

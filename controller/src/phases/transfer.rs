@@ -33,7 +33,9 @@ const POST_COPY_BROKE: &str = "the stream broke in post-copy: the guest waits at
      source keeps. Leave both as they are: the agents repair it as soon as they reach each other; `drover migration \
      retry` lets them try at once";
 
-const POST_COPY_LOST: &str = "the guest is lost: one of its two hosts died in post-copy";
+const POST_COPY_LOST: &str = "the guest is lost: one of its two hosts died in post-copy. What the other one has cannot go \
+     on without it, and is kept. When nobody needs to look into it any more, end it with `virsh destroy`: then the record \
+     can be closed by `drover migration resolve`";
 
 /// So often one attempt looks before it is written down as one that does not know.
 const LOOKS: u32 = 12;
