@@ -142,12 +142,10 @@ pub(crate) fn lost_line(why: Option<&str>) -> String {
 }
 
 fn switched_line(switched: &GuestSwitched) -> String {
-    let blackout = switched
-        .blackout
-        .map(|blackout| format!(", blackout {}", units::duration(blackout)));
-    format!(
-        "the guest runs on {}{}",
-        words::id(&switched.host),
-        blackout.unwrap_or_default()
-    )
+    let host = words::id(&switched.host);
+    match switched.blackout {
+        Some(blackout) => format!("the guest runs on {host}, blackout {}", units::duration(blackout)),
+        // It may be shut off or paused, as it was before.
+        None => format!("the guest is on {host} now"),
+    }
 }

@@ -121,7 +121,7 @@ async fn cancel(mut controller: Controller, id: MigrationId, no_wait: bool, outp
         }
     };
     if exit == Exit::Refused {
-        out::note("It was too late: the guest runs at its destination.");
+        out::note("It was too late: the guest is at its destination.");
     }
     Ok(exit)
 }
@@ -166,16 +166,16 @@ fn question(migration: &Migration, side: FencedSide) -> String {
         FencedSide::Destination | FencedSide::Unspecified => (destination, source),
     };
     format!(
-        "You say that {fenced} is off, and its copy of the guest with it. Drover will act on it: the guest belongs to\n\
+        "You say that no copy of the guest runs on {fenced} any more. Drover will act on it: the guest belongs to\n\
          {other} from now on. If {fenced} still runs it, the guest runs twice and its disks are damaged.\n\
-         Is {fenced} switched off or cut from its storage? [yes/no] "
+         Is {fenced} switched off, cut from the guest's storage, or was it seen that it runs no copy? [yes/no] "
     )
 }
 
 /// Only a plain yes is one. Where nobody can be asked, it has to be said beforehand.
 fn confirm(question: &str) -> Result<bool, Problem> {
     if !std::io::stdin().is_terminal() {
-        let why = "this has to be confirmed, and nobody can be asked: say --yes if the host is off";
+        let why = "this has to be confirmed, and nobody can be asked: say --yes if no copy of the guest runs there";
         return Err(Problem::new(Exit::Usage, why));
     }
     out::ask(question)?;

@@ -6,11 +6,18 @@ use std::process::{ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use clap::Parser;
 use drover_tests::cluster::{Cluster, ClusterOptions, Expected};
 use drover_tests::trace::Collector;
 use drover_tests::{Disk, Guest, GuestSpec, Lab, WatchReport};
 
+/// Moves a running guest between two real hosts in namespaces of this machine, and shows the timeline and the trace of
+/// it. Takes nothing and leaves nothing; needs root.
+#[derive(Parser)]
+struct Arguments {}
+
 fn main() -> ExitCode {
+    let Arguments {} = Arguments::parse();
     match demo() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
