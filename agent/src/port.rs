@@ -122,7 +122,8 @@ mod tests {
     async fn asked_after_expiry(caller: &Identity, connect: impl Fn(&Tls, &str) -> Channel) -> (Tls, bool) {
         let (pki, folder, shutdown) = (Pki::new(), tempfile::tempdir().unwrap(), CancellationToken::new());
         let (address, _port) = open(&pki, folder.path(), &shutdown).await;
-        let tls = pki.tls_for(folder.path(), caller, time::Duration::seconds(3));
+        // Long enough to connect on a busy machine.
+        let tls = pki.tls_for(folder.path(), caller, time::Duration::seconds(8));
         let mut client = HealthClient::new(connect(&tls, &address));
         let ask = tonic_health::pb::HealthCheckRequest::default;
         client.check(ask()).await.unwrap();

@@ -3,7 +3,7 @@
 use std::io;
 
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -100,9 +100,10 @@ async fn the_wrong_server_is_no_evidence_and_says_why() {
 #[tokio::test]
 async fn nobody_there_is_no_evidence() {
     let (folder, ca) = (TempDir::new().unwrap(), TestCa::new());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    // Bound, so that nobody else gets the port, and not listened at.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap().to_string();
     let nobody = channel(&process(&folder, &ca, "user/vera"), &address, Identity::Controller).unwrap();
     let status = HealthClient::new(nobody)
         .check(HealthCheckRequest::default())
@@ -131,7 +132,7 @@ async fn a_call_that_is_left_leaves_no_handshake_half_way() {
         accepted = listener.accept() => accepted.unwrap().0,
     };
     let mut hello = [0; 5];
-    let said = tokio::time::timeout(std::time::Duration::from_secs(5), dialled.read_exact(&mut hello));
+    let said = tokio::time::timeout(std::time::Duration::from_secs(30), dialled.read_exact(&mut hello));
     assert!(said.await.is_ok_and(|read| read.is_ok()), "no ClientHello came");
 }
 
@@ -144,6 +145,9 @@ async fn addresses_are_looked_at() {
     }
     assert!(channel(&tls, "[::1]:7440", Identity::Controller).is_ok());
 }
+
+/// Seconds: long enough to connect on a busy machine.
+const BRIEF: i64 = 8;
 
 /// A process whose certificate lives for so many seconds from now.
 fn brief(folder: &TempDir, ca: &TestCa, identity: &str, seconds: i64) -> Tls {
@@ -168,7 +172,7 @@ async fn watch_until_cut(client: Channel) -> tonic::Status {
 async fn a_long_stream_ends_with_the_certificate_of_its_caller() {
     let (folder, ca, shutdown) = (TempDir::new().unwrap(), TestCa::new(), CancellationToken::new());
     let address = serve(process(&folder, &ca, "controller"), shutdown.clone()).await;
-    let caller = brief(&folder, &ca, "user/vera", 3);
+    let caller = brief(&folder, &ca, "user/vera", BRIEF);
     let cut = watch_until_cut(channel(&caller, &address, Identity::Controller).unwrap()).await;
     assert!(caller.has_expired(), "cut before its time: {cut}");
     assert!(!Failure::from_status(&cut).is_evidence());
@@ -178,7 +182,7 @@ async fn a_long_stream_ends_with_the_certificate_of_its_caller() {
 #[tokio::test]
 async fn a_long_stream_ends_with_the_certificate_of_its_server() {
     let (folder, ca, shutdown) = (TempDir::new().unwrap(), TestCa::new(), CancellationToken::new());
-    let server = brief(&folder, &ca, "controller", 3);
+    let server = brief(&folder, &ca, "controller", BRIEF);
     let address = serve(server.clone(), shutdown.clone()).await;
     let caller = process(&folder, &ca, "user/vera");
     let cut = watch_until_cut(channel(&caller, &address, Identity::Controller).unwrap()).await;

@@ -25,8 +25,9 @@ use super::plan::{Event, Plan, Scenario, Way};
 use super::point::{Point, Site};
 use super::world::World;
 
-/// Longer than any case takes in which everything comes back.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any case takes in which everything comes back, also on a busy machine. Shorter than the 90 seconds after
+/// which the controller gives up a call: one that is never answered is not to go unnoticed.
+const PATIENCE: Duration = Duration::from_secs(85);
 
 /// Between two looks.
 const TICK: Duration = Duration::from_millis(10);

@@ -62,8 +62,8 @@ pub async fn each(plans: Vec<Plan>, mut done: impl FnMut(Outcome)) {
     }
 }
 
-/// Shared by all sets that run at the same time in this process.
-fn at_once() -> Arc<Semaphore> {
+/// Shared by all sets that run at the same time in this process, and by whoever runs a case alone.
+pub(super) fn at_once() -> Arc<Semaphore> {
     static AT_ONCE_NOW: OnceLock<Arc<Semaphore>> = OnceLock::new();
     let make = || {
         let asked = std::env::var("DROVER_AT_ONCE").ok().and_then(|text| text.parse().ok());

@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The owner's hold on a lab. Closing the pipe ends the lab, and the kernel closes it when the owner dies.
 #[derive(Debug)]

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// Port of the guest program, TCP and UDP.
 pub(crate) const GUEST_PORT: u16 = 7402;
 
+/// A guest that runs has answered by then, also on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What a guest says about itself.
 #[derive(Debug, Clone, Deserialize)]
 pub struct GuestStatus {
@@ -100,55 +103,61 @@ impl Guest {
         String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
     }
 
-    /// Asks once; no answer within `limit` is an error.
-    fn ask(&self, question: &str, limit: Duration) -> Result<GuestStatus> {
+    /// A socket on its network that hears nobody else.
+    fn socket(&self) -> Result<UdpSocket> {
         let peer = SocketAddr::from((self.address(), GUEST_PORT));
-        let answer = self.client.in_network(|| {
+        self.client.in_network(|| {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.connect(peer)?;
-            socket.set_read_timeout(Some(limit))?;
-            socket.send(question.as_bytes())?;
-            let mut buffer = [0; 2048];
-            let length = socket.recv(&mut buffer)?;
-            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
-        })?;
+            Ok(socket)
+        })
+    }
+
+    /// Asks once; no answer within `limit` is an error.
+    fn ask(&self, socket: &UdpSocket, question: &str, limit: Duration) -> Result<GuestStatus> {
+        socket.set_read_timeout(Some(limit))?;
+        socket.send(question.as_bytes())?;
+        let mut buffer = [0; 2048];
+        let length = socket.recv(&mut buffer)?;
+        let answer = String::from_utf8_lossy(&buffer[..length]);
         serde_json::from_str(&answer).with_context(|| format!("guest {} answered {answer:?}", self.name))
     }
 
-    /// Asks until there is an answer: datagrams may be lost, above all in a blackout.
+    /// Asks until there is an answer: datagrams may be lost, above all in a blackout. An answer that comes late, to an
+    /// earlier try, is as good.
     fn insist(&self, question: &str, each: Duration, limit: Duration) -> Result<GuestStatus> {
         let what = format!(
             "guest {} to answer {question:?} (console: log/console of its host)",
             self.name
         );
+        let socket = self.socket()?;
         let started = Instant::now();
         wait_until(&what, limit, || {
-            self.ask(
-                question,
-                each.min(limit.saturating_sub(started.elapsed()).max(each / 4)),
-            )
-            .map(Some)
+            let left = limit.saturating_sub(started.elapsed());
+            self.ask(&socket, question, each.min(left.max(each / 4))).map(Some)
         })
     }
 
     /// What the guest says about itself now.
     pub fn status(&self) -> Result<GuestStatus> {
-        self.insist("status", Duration::from_millis(500), Duration::from_secs(10))
+        self.insist("status", Duration::from_millis(500), PATIENCE)
     }
 
     /// Whether it answers at all, asked once.
     pub fn answers(&self) -> bool {
-        self.ask("status", Duration::from_millis(500)).is_ok()
+        self.socket()
+            .and_then(|socket| self.ask(&socket, "status", Duration::from_millis(500)))
+            .is_ok()
     }
 
     /// Waits for a booting guest.
     pub fn wait_until_it_answers(&self) -> Result<GuestStatus> {
-        self.insist("status", Duration::from_millis(100), Duration::from_secs(60))
+        self.insist("status", Duration::from_millis(100), Duration::from_secs(180))
     }
 
     /// Has the guest check all its memory now; wrong pages or disk blocks, ever since its start, are an error.
     pub fn verify(&self) -> Result<GuestStatus> {
-        let status = self.insist("verify", Duration::from_secs(20), Duration::from_secs(60))?;
+        let status = self.insist("verify", Duration::from_secs(60), Duration::from_secs(180))?;
         if status.memory_errors > 0 || status.disk_errors > 0 {
             bail!("guest {} found wrong memory or disk content: {status:?}", self.name);
         }
@@ -161,7 +170,7 @@ impl Guest {
         self.insist(
             &format!("dirty {kib_per_second} {set}"),
             Duration::from_millis(500),
-            Duration::from_secs(10),
+            PATIENCE,
         )?;
         Ok(())
     }
@@ -174,19 +183,19 @@ impl Guest {
             pattern,
         } = load;
         let command = format!("dirty {kib_per_second} {set_mib} {}", pattern.name());
-        self.insist(&command, Duration::from_millis(500), Duration::from_secs(10))?;
+        self.insist(&command, Duration::from_millis(500), PATIENCE)?;
         Ok(())
     }
 
     /// The longest pause that it feels is counted anew from now on.
     pub fn reset_gap(&self) -> Result<()> {
-        self.insist("reset-gap", Duration::from_millis(500), Duration::from_secs(10))?;
+        self.insist("reset-gap", Duration::from_millis(500), PATIENCE)?;
         Ok(())
     }
 
     /// Has it shut itself down.
     pub fn power_off(&self) -> Result<()> {
-        self.insist("poweroff", Duration::from_millis(500), Duration::from_secs(10))
+        self.insist("poweroff", Duration::from_millis(500), PATIENCE)
             .map(|_| ())
     }
 }

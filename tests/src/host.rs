@@ -137,7 +137,7 @@ impl Host {
     pub fn kill_libvirtd(&self) -> Result<()> {
         let pid = self.libvirtd_pid()?;
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-        wait_until("the end of libvirtd", Duration::from_secs(10), || {
+        wait_until("the end of libvirtd", Duration::from_secs(60), || {
             Ok(start_time(pid).is_none().then_some(()))
         })
     }
@@ -214,7 +214,7 @@ impl Daemon {
     /// PID of the program itself, as the machine sees it (not of the stand-in that entered the node for it).
     pub fn pid(&self) -> Result<i32> {
         let what = format!("the start of {} (log: {})", self.name, self.log.display());
-        let found = wait_until(&what, Duration::from_secs(10), || {
+        let found = wait_until(&what, Duration::from_secs(60), || {
             let stand_in = self.child.id() as i32;
             if start_time(stand_in).is_none() {
                 return Ok(Some(None));
@@ -258,12 +258,17 @@ impl Daemon {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Whether its log, since this start, contains `text`.
+    pub fn has_said(&self, text: &str) -> Result<bool> {
+        let log = fs::read(&self.log)?;
+        let log = String::from_utf8_lossy(log.get(self.log_begins..).unwrap_or_default());
+        Ok(log.contains(text))
+    }
+
     /// Waits until its log, since this start, contains `text`.
     pub fn wait_for_log(&self, text: &str, limit: Duration) -> Result<()> {
         wait_until(&format!("{text:?} in {}", self.log.display()), limit, || {
-            let log = fs::read(&self.log)?;
-            let log = String::from_utf8_lossy(log.get(self.log_begins..).unwrap_or_default());
-            Ok(log.contains(text).then_some(()))
+            Ok(self.has_said(text)?.then_some(()))
         })
     }
 }

@@ -126,7 +126,7 @@ fn pack(root: &Path, initrd: &Path) -> Result<()> {
     let script = "find . | cpio --create --format=newc --quiet --owner=0:0 >\"$1\"";
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh"]).arg(initrd).current_dir(root);
-    process::run(&mut command, Duration::from_secs(20)).context("packing the initrd")?;
+    process::run(&mut command, Duration::from_secs(60)).context("packing the initrd")?;
     if fs::metadata(initrd)?.len() == 0 {
         bail!("cpio made an empty initrd");
     }

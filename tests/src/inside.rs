@@ -117,7 +117,7 @@ pub fn remove_folder(layout: &Layout) -> Result<()> {
     for attempt in 0.. {
         match fs::remove_dir_all(layout.folder()) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if attempt == 20 => {
+            Err(error) if attempt == 400 => {
                 return Err(error).with_context(|| format!("removing {}", layout.folder().display()));
             }
             // A mount namespace may outlive its last process for a moment.

@@ -7,6 +7,9 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// A guest that changes while it is looked at is looked at so often.
+const LOOKS: u32 = 5;
+
 /// A guest as one host's libvirt knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Domain {
@@ -44,11 +47,16 @@ impl Lab {
     pub fn domains_on(&self, host: &Host) -> Result<Vec<Domain>> {
         let mut found = Vec::new();
         for uuid in uuids_on(host)? {
-            match look_at(host, &uuid) {
-                Ok(domain) => found.push(domain),
-                // It ended while it was looked at: gone from the list, or shut off, which is seen at a second look.
-                Err(_) if !uuids_on(host)?.contains(&uuid) => {}
-                Err(_) => found.push(look_at(host, &uuid)?),
+            let mut looks = 1..=LOOKS;
+            loop {
+                let last = looks.next() == Some(LOOKS);
+                match look_at(host, &uuid) {
+                    Ok(domain) => break found.push(domain),
+                    // It ended while it was looked at: gone from the list, or shut off, which is seen at another look.
+                    Err(_) if !uuids_on(host)?.contains(&uuid) => break,
+                    Err(error) if last => return Err(error),
+                    Err(_) => {}
+                }
             }
         }
         Ok(found)

@@ -18,7 +18,7 @@ pub(crate) const AGENT: &str = "drover";
 /// Access to libvirt's socket, to KVM, and to what QEMU and the agent share.
 const AGENT_GROUPS: [&str; 3] = ["libvirt", "kvm", "libvirt-qemu"];
 
-const SHORT: Duration = Duration::from_secs(10);
+const SHORT: Duration = Duration::from_secs(60);
 
 /// Folders that a host has for itself; `/run` is fresh besides.
 const OWN: [&str; 6] = [
@@ -191,7 +191,7 @@ pub(crate) fn start_libvirtd(host: &Host) -> Result<()> {
         host.name(),
         host.log("libvirtd.log").display()
     );
-    wait_until(&what, Duration::from_secs(30), || {
+    wait_until(&what, Duration::from_secs(120), || {
         host.run("virsh", &["-q", "-c", "qemu:///system", "list", "--all", "--name"])
             .map(Some)
     })?;

@@ -66,7 +66,7 @@ pub(crate) fn ip_batch(node: &Node, lines: &[String]) -> Result<()> {
     command
         .args(["--net", "--target", &pid, "ip", "-batch"])
         .arg(file.path());
-    process::run(&mut command, Duration::from_secs(10)).with_context(|| format!("network of {}", node.name()))?;
+    process::run(&mut command, Duration::from_secs(60)).with_context(|| format!("network of {}", node.name()))?;
     Ok(())
 }
 

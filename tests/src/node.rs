@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// How long a short program may take before the lab calls it hung.
-const SHORT: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_secs(60);
 
 /// What a node looks like from inside; read by `node-init`.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Where a host finds them; its qemu.conf says so.
 pub(crate) const FOLDER: &str = "/etc/libvirt/qemu-pki";

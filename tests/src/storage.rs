@@ -69,7 +69,7 @@ pub(crate) fn start_nfs(layout: &Layout) -> Result<()> {
         .with_context(|| format!("log: {}", log.display()))?;
     wait_until(
         &format!("the NFS server (log: {})", log.display()),
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         || {
             let address = SocketAddr::from((Network::Management.address(2), 2049));
             node.in_network(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?))?;
@@ -85,7 +85,7 @@ pub(crate) fn kernel_mounts_nfs() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
         // Fails where there is no such module, which is an answer too.
-        let _ = crate::process::run_any(Command::new("modprobe").args(["-q", "nfsv4"]), Duration::from_secs(10));
+        let _ = crate::process::run_any(Command::new("modprobe").args(["-q", "nfsv4"]), Duration::from_secs(60));
         let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
         known.split_whitespace().any(|name| name == "nfs4")
     })
@@ -119,7 +119,7 @@ pub(crate) fn make_image(lab: &Lab, host: &Host, guest: &str, disk: &Disk) -> Re
             .args(["create", "-q", "-f", disk.format()])
             .arg(&path)
             .arg(size.to_string());
-        crate::process::run(&mut command, Duration::from_secs(20))?;
+        crate::process::run(&mut command, Duration::from_secs(60))?;
     }
     if matches!(disk, Disk::Nfs { .. }) {
         chown(&path, Some(QEMU_UID), None).context("giving the image to QEMU")?;

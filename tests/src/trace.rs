@@ -65,7 +65,7 @@ impl Collector {
         let daemon = Daemon::spawn(&node, "collector", &mut command)?;
         let address = std::net::SocketAddr::from((Network::Management.address(1), PORT));
         let what = format!("the collector (log: {})", daemon.log().display());
-        wait_until(&what, Duration::from_secs(15), || {
+        wait_until(&what, Duration::from_secs(60), || {
             node.connect(address, Duration::from_secs(1)).map(Some)
         })?;
         Ok(Collector { daemon })
@@ -87,6 +87,11 @@ impl Collector {
 
     /// Waits until the trace is whole: it has its `migration` span, and no span's parent is missing.
     pub fn wait_for_trace(&self, trace_id: &str) -> Result<Trace> {
+        self.wait_for_trace_that(trace_id, |_| Ok(()))
+    }
+
+    /// Waits until the trace is whole and this can be said of it: each process sends its spans when it likes.
+    pub fn wait_for_trace_that(&self, trace_id: &str, holds: impl Fn(&Trace) -> Result<()>) -> Result<Trace> {
         ensure!(trace_id.len() == 32, "{trace_id:?} is no trace id");
         wait_until(
             &format!("trace {trace_id} in {}", self.daemon.log().display()),
@@ -106,7 +111,9 @@ impl Collector {
                 if let Some(orphan) = orphan {
                     anyhow::bail!("the parent of {} ({}) is missing", orphan.name, orphan.service);
                 }
-                Ok(Some(Trace { spans }))
+                let trace = Trace { spans };
+                holds(&trace)?;
+                Ok(Some(trace))
             },
         )
     }

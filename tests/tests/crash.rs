@@ -4,9 +4,9 @@ use anyhow::{Result, ensure};
 use drover_tests::cluster::{Cluster, Expected};
 use drover_tests::{Guest, GuestSpec, Lab, Network};
 
-/// A guest that takes some seconds to send, on its way.
+/// A guest on its way, which would take half a minute.
 fn on_its_way(cluster: &Cluster<'_>, guest: &Guest) -> Result<String> {
-    cluster.host("host-a").link(Network::Management).limit_mbit(Some(200))?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(Some(40))?;
     let id = cluster.begin(guest, "host-b")?.id().to_string();
     cluster.wait_for(&id, "to send memory", |now| {
         now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
@@ -60,11 +60,16 @@ fn the_controller_dies_in_transfer_and_the_guest_arrives_all_the_same() -> Resul
     let watch = lab.watch(&[&guest])?;
     let id = on_its_way(&cluster, &guest)?;
     cluster.kill_controller()?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(None)?;
     // The agents finish among themselves.
-    drover_tests::wait_until("the guest to run on host-b", std::time::Duration::from_secs(60), || {
-        let copies = lab.running_copies(&guest)?;
-        Ok(copies.iter().any(|copy| copy.host == "host-b").then_some(()))
-    })?;
+    drover_tests::wait_until(
+        "the guest to run on host-b",
+        std::time::Duration::from_secs(120),
+        || {
+            let copies = lab.running_copies(&guest)?;
+            Ok(copies.iter().any(|copy| copy.host == "host-b").then_some(()))
+        },
+    )?;
     cluster.start_controller()?;
     let end = cluster.wait_for_rest(&id)?;
     ensure!(end.state() == "SUCCEEDED", "{}", end.0);

@@ -250,7 +250,7 @@ fn a_copy_that_does_not_end_leaves_nothing_and_the_guest_where_it_was() -> Resul
     let watch = lab.watch(&[&guest])?;
     let b = lab.host("host-b");
     let nothing = |cluster: &Cluster<'_>, what: &str| -> Result<()> {
-        wait_until(what, Duration::from_secs(20), || Ok(local(b)?.is_empty().then_some(())))?;
+        wait_until(what, Duration::from_secs(60), || Ok(local(b)?.is_empty().then_some(())))?;
         ensure!(fs::read(&original)? == content, "{what}: the original was changed");
         cluster.check(&[Expected::Runs(&guest, "host-a")])
     };

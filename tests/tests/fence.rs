@@ -14,9 +14,9 @@ const CONFIRMING: &str = "source.confirming";
 /// The guest runs at its destination, and that is written there.
 const RAN: &str = "destination.ran";
 
-/// A guest that takes some seconds to send, on its way.
+/// A guest on its way, which takes half a minute unless the limit is lifted.
 fn on_its_way(cluster: &Cluster<'_>, guest: &Guest) -> Result<String> {
-    cluster.host("host-a").link(Network::Management).limit_mbit(Some(200))?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(Some(40))?;
     let id = cluster.begin(guest, "host-b")?.id().to_string();
     cluster.wait_for(&id, "to send memory", |now| {
         now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
@@ -39,11 +39,12 @@ fn waits_for(cluster: &Cluster<'_>, id: &str, host: &str) -> Result<Migration> {
 /// The controller's log has one warning that this migration waits, with its id and the host.
 fn told_once(cluster: &mut Cluster<'_>, id: &str, host: &str) -> Result<()> {
     let log = std::fs::read_to_string(cluster.controller()?.log())?;
+    // Another host may have been late with an answer, on a loaded machine: that is another warning.
     let told: Vec<_> = log
         .lines()
-        .filter(|line| line.contains("the migration waits: ") && line.contains(id))
+        .filter(|line| line.contains("the migration waits: ") && line.contains(id) && line.contains(host))
         .collect();
-    let right = matches!(told[..], [line] if line.contains(" WARN ") && line.contains(host));
+    let right = matches!(told[..], [line] if line.contains(" WARN "));
     ensure!(right, "one warning that it waits for {host}: {told:#?}");
     Ok(())
 }
@@ -80,7 +81,7 @@ fn a_destination_that_is_gone_is_done_without_and_forgets_its_part_when_it_is_ba
     );
     told_once(&mut cluster, &id, "host-b")?;
     cluster.start_agent("host-b")?;
-    wait_until("the agent to have adopted it", Duration::from_secs(30), || {
+    wait_until("the agent to have adopted it", Duration::from_secs(60), || {
         let now = cluster.migration(&id)?;
         Ok(now.0["resolution"]["adopt_time"].is_string().then_some(()))
     })?;
@@ -105,6 +106,7 @@ fn a_source_that_is_gone_after_the_switch_removes_its_copy_when_it_is_back() -> 
     let source = Process::Agent("host-a".to_owned());
     cluster.arm(&source, CONFIRMING)?;
     let id = on_its_way(&cluster, &guest)?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(None)?;
     // The guest runs at the destination, and the source's copy is still there.
     cluster.wait_for_point(&source, CONFIRMING)?;
     cluster.kill_agent("host-a")?;
@@ -115,7 +117,7 @@ fn a_source_that_is_gone_after_the_switch_removes_its_copy_when_it_is_back() -> 
     let end = cluster.wait_for_rest(&id)?;
     ensure!(end.state() == "SUCCEEDED", "{}", end.0);
     cluster.start_agent("host-a")?;
-    wait_until("the agent to have adopted it", Duration::from_secs(30), || {
+    wait_until("the agent to have adopted it", Duration::from_secs(60), || {
         let now = cluster.migration(&id)?;
         Ok(now.0["resolution"]["adopt_time"].is_string().then_some(()))
     })?;
@@ -136,6 +138,7 @@ fn a_word_that_was_wrong_is_taken_back_where_the_source_could_not_run_the_guest(
     let destination = Process::Agent("host-b".to_owned());
     cluster.arm(&destination, RAN)?;
     let id = on_its_way(&cluster, &guest)?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(None)?;
     // The guest runs there, and nobody hears of it.
     cluster.wait_for_point(&destination, RAN)?;
     cluster.kill_agent("host-b")?;
@@ -181,7 +184,7 @@ fn one_that_slept_commands_nothing(store: Store) -> Result<()> {
     // It does not know yet, and goes on where it was; it is told to begin something new besides.
     cluster.controller()?.signal(Signal::SIGCONT)?;
     let mut said = String::new();
-    let known = wait_until("the first one to know", Duration::from_secs(30), || {
+    let known = wait_until("the first one to know", Duration::from_secs(60), || {
         let run = cluster.drover(&["migrate", guest.name(), "--to", "host-a", "--no-wait"])?;
         said = format!("{}{}", run.stdout, run.stderr);
         Ok((run.code != 0 && said.contains("in office")).then_some(()))

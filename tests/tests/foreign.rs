@@ -6,8 +6,8 @@ use drover_tests::cluster::{Cluster, Expected};
 use drover_tests::{GuestSpec, Lab, Network};
 use serde_json::Value;
 
-/// Slow enough that a guest is on its way for some seconds.
-const SLOW_MBIT: u32 = 200;
+/// Slow enough that a guest is on its way until the limit is lifted.
+const SLOW_MBIT: u32 = 40;
 
 const WATCHERS: u64 = 200;
 

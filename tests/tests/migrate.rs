@@ -59,7 +59,7 @@ fn a_guest_that_runs_from_an_nfs_server_moves_while_a_client_talks_to_it() -> Re
     for to in ["host-b", "host-a"] {
         cluster.migrate(&guest, to)?;
         let before = guest.status()?.disk_writes;
-        wait_until("the guest to write on", Duration::from_secs(20), || {
+        wait_until("the guest to write on", Duration::from_secs(60), || {
             Ok((guest.status()?.disk_writes > before).then_some(()))
         })?;
         cluster.check(&[Expected::Runs(&guest, to)])?;

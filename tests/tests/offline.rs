@@ -122,7 +122,7 @@ fn a_copy_goes_on_after_the_death_of_each_process() -> Result<()> {
     let (lab, guest) = scene()?;
     let mut cluster = Cluster::start(&lab)?;
     let before = sums(lab.host("host-a"))?;
-    let slow = ["--offline", "--bandwidth", "4MiB/s"];
+    let slow = ["--offline", "--bandwidth", "1MiB/s"];
     let migration = cluster.begin_with(&guest, "host-b", &slow)?;
     let id = migration.id().to_string();
     for (dies, least_kib) in [("destination", 3 << 10), ("source", 8 << 10), ("controller", 13 << 10)] {
@@ -175,7 +175,7 @@ fn what_stands_in_the_way_is_told_and_the_guest_stays() -> Result<()> {
     a.run("sh", &nbd)?;
     expect(&cluster.drover(&offline)?, REFUSED, &["storage-copy", "in use"])?;
     a.run("sh", &["-c", "kill $(cat /run/nbd.pid)"])?;
-    wait_until("the image to be free", Duration::from_secs(10), || {
+    wait_until("the image to be free", Duration::from_secs(60), || {
         let held = "ls -l /proc/$(cat /run/nbd.pid)/fd 2>/dev/null | grep -q data.raw && echo held || echo free";
         let free = a.run("sh", &["-c", held])?;
         Ok(free.stdout.contains("free").then_some(()))

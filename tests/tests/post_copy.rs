@@ -42,7 +42,7 @@ fn a_guest_that_writes_faster_than_the_link_goes_over_by_itself() -> Result<()> 
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &busy())?;
     let cluster = Cluster::start(&lab)?;
-    cluster.host("host-a").link(Network::Management).limit_mbit(Some(300))?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(Some(100))?;
     let watch = lab.watch(&[&guest])?;
     let id = cluster
         .begin_with(&guest, "host-b", &["--allow-post-copy", "--max-downtime", "200ms"])?

@@ -227,7 +227,7 @@ fn a_guest_that_shuts_itself_down_on_its_way_has_ended() -> Result<()> {
     ensure!(end.state() == "GUEST_ENDED", "{}", end.0);
     cluster.check(&[Expected::Ended(&guest)])?;
     // Its definition is where it was, and it can be started there.
-    wait_until("the guest to be only defined", Duration::from_secs(10), || {
+    wait_until("the guest to be only defined", Duration::from_secs(60), || {
         let domains = lab.domains()?;
         Ok(matches!(&domains[..], [only] if only.host == "host-a" && only.persistent).then_some(()))
     })

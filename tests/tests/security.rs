@@ -46,7 +46,7 @@ fn only_the_right_certificate_and_role_may_move_a_guest() -> Result<()> {
         if arguments == ["issue"] {
             command.args(["user", "alice"]);
         }
-        run(&mut command, Duration::from_secs(20))?;
+        run(&mut command, Duration::from_secs(60))?;
     }
     let mut command = cluster.command("alice")?;
     command
@@ -100,7 +100,7 @@ fn intrude(cluster: &Cluster<'_>, migration: &str) -> Result<()> {
             .block_on(async {
                 let mut stream = tls.connect(&address, ALPN_DATA, &expected).await?;
                 stream.write_all(&hello.encode()).await?;
-                let reply = tokio::time::timeout(Duration::from_secs(10), Reply::read(&mut stream)).await??;
+                let reply = tokio::time::timeout(Duration::from_secs(60), Reply::read(&mut stream)).await??;
                 ensure!(
                     matches!(
                         reply,
@@ -133,12 +133,13 @@ fn a_wrong_ticket_opens_nothing_and_does_not_disturb() -> Result<()> {
     let guest = lab.start_guest("host-a", &GuestSpec::new("web").fill_mib(160).dirty_mib_per_second(5))?;
     let cluster = Cluster::start(&lab)?;
     let watch = lab.watch(&[&guest])?;
-    cluster.host("host-a").link(Network::Management).limit_mbit(Some(200))?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(Some(40))?;
     let id = cluster.begin(&guest, "host-b")?.id().to_string();
     cluster.wait_for(&id, "to send memory", |now| {
         now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
     })?;
     intrude(&cluster, &id)?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(None)?;
     let end = cluster.wait_for_rest(&id)?;
     ensure!(end.state() == "SUCCEEDED", "{}", end.0);
     cluster.check(&[Expected::Runs(&guest, "host-b")])?;

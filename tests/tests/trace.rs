@@ -31,15 +31,17 @@ fn one_migration_is_one_trace_across_controller_and_both_agents() -> Result<()> 
         migration["trace_id"] == caller.0,
         "the caller's traceparent was not honoured: {migration}"
     );
-    let trace = collector.wait_for_trace(caller.0)?;
+    let trace = collector.wait_for_trace_that(caller.0, |trace| {
+        check_phases(trace)?;
+        check_calls(trace)?;
+        check_figures(trace, &migration)
+    })?;
     println!("{}", trace.tree());
     ensure!(
         one(&trace, "migration")?.parent == caller.1,
         "the root is no child of the caller's span"
     );
-    check_phases(&trace)?;
-    check_calls(&trace)?;
-    check_figures(&trace, &migration)
+    Ok(())
 }
 
 #[test]
@@ -52,20 +54,21 @@ fn one_trace_survives_the_death_of_the_controller() -> Result<()> {
         ..ClusterOptions::default()
     };
     let mut cluster = Cluster::start_with(&lab, options)?;
-    cluster.host("host-a").link(Network::Management).limit_mbit(Some(200))?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(Some(40))?;
     let id = cluster.begin(&guest, "host-b")?.id().to_string();
     cluster.wait_for(&id, "to send memory", |now| {
         now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
     })?;
     cluster.kill_controller()?;
     cluster.start_controller()?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(None)?;
     let end = cluster.wait_for_rest(&id)?;
     ensure!(end.state() == "SUCCEEDED", "{}", end.0);
     cluster.check(&[Expected::Runs(&guest, "host-b")])?;
     let trace_id = end.0["trace_id"].as_str().context("no trace id")?;
-    let trace = collector.wait_for_trace(trace_id)?;
+    let trace = collector.wait_for_trace_that(trace_id, |trace| check_attempts(trace, &end.0))?;
     println!("{}", trace.tree());
-    check_attempts(&trace, &end.0)
+    Ok(())
 }
 
 /// One root; every attempt in the record is one span under it, and the lost one is marked.

@@ -6,6 +6,7 @@ use drover_agent::hypervisor::Hypervisor;
 use drover_agent::sim::{Call, Fault, SimGuest};
 use drover_proto::agent::v1::*;
 use drover_proto::failure::Reason;
+use drover_proto::units;
 use drover_proto::v1::DeadlineAction;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ async fn a_limit_that_is_lifted_lets_the_transfer_end_at_once() {
         if let Some(now) = status.policy {
             assert_eq!((now.bandwidth_limit_bytes_per_second, now.revision), (0, 1));
         }
-        // At the old limit the rest would take a minute.
+        // At the old limit the rest would take longer than anything is waited for.
         moved(&scene).await;
     }
 }
@@ -83,24 +84,28 @@ async fn qemu_gets_a_changed_blackout_at_once_and_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blackout_that_grows_with_the_rounds_is_told() {
     let mut scene = Scene::new(SimGuest {
-        memory_mib: 8,
+        memory_mib: 2,
         dirty_mib_per_second: 30,
         ..SimGuest::named("busy")
     })
     .await;
-    // 8 MiB at 20 MiB/s: it converges only when QEMU may use the 400 ms that its memory takes.
+    // 2 MiB at 5 MiB/s: it converges only when QEMU may use the 400 ms that its memory takes. On a busy machine that is
+    // more; the limit is far beyond it, so that QEMU gets what was measured.
     scene.policy = TransferPolicy {
-        bandwidth_limit_bytes_per_second: 20 * MIB,
-        max_downtime: ms(1000),
+        bandwidth_limit_bytes_per_second: 5 * MIB,
+        max_downtime: ms(60_000),
         ..TransferPolicy::default()
     };
     let ready = scene.ready().await;
     scene.send(&ready).await.unwrap();
     let status = scene.until_state(&scene.a, JournalState::HandedOver).await;
     let values: Vec<_> = status.actions.iter().map(|action| action.value.as_str()).collect();
-    // At once what its memory takes, and a quarter to spare.
-    let first: u64 = values[0].strip_suffix(" ms").unwrap().parse().unwrap();
-    assert!((300..1000).contains(&first), "{values:?}");
+    // At once what its memory takes, and a quarter to spare: neither step by step from the first 50 ms, nor all.
+    let first = units::duration(values[0]).unwrap();
+    assert!(
+        (Duration::from_millis(250)..Duration::from_secs(60)).contains(&first),
+        "{values:?}"
+    );
     assert!(
         status.actions.iter().all(|action| action.action == "max-downtime"
             && action.actor == "control-loop"

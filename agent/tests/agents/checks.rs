@@ -71,9 +71,17 @@ async fn the_link_is_measured_where_that_is_asked_for() {
             .collect::<Vec<_>>()
     };
     assert_eq!(ask(false).await, [0, 0]);
-    let [nobody, there] = ask(true).await.try_into().unwrap();
-    assert_eq!(nobody, 0);
-    assert!(there > 1 << 20, "{there} bytes/s within one machine");
+    // On a busy machine a measurement may find nothing in its time.
+    let mut found = Vec::new();
+    for _ in 0..10 {
+        let [nobody, there] = ask(true).await.try_into().unwrap();
+        assert_eq!(nobody, 0);
+        if there > 1 << 20 {
+            return;
+        }
+        found.push(there);
+    }
+    panic!("within one machine, bytes/s: {found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

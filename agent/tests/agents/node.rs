@@ -16,7 +16,7 @@ use drover_proto::tls::Tls;
 use tokio::net::TcpListener;
 
 /// Longer than anything takes; what has not come by then does not come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Node {
     pub(crate) name: &'static str,

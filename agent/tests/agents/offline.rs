@@ -55,7 +55,7 @@ pub(crate) async fn scene_with(mib: usize, limits: Timing) -> Scene {
 /// So slow that something can be done meanwhile.
 pub(crate) async fn slow_scene() -> Scene {
     let mut scene = scene(2).await;
-    scene.policy.bandwidth_limit_bytes_per_second = 2 << 20;
+    scene.policy.bandwidth_limit_bytes_per_second = 512 << 10;
     scene
 }
 

@@ -18,13 +18,13 @@ pub(crate) fn ms(millis: u64) -> Option<prost_types::Duration> {
 /// So much that nothing else decides how long it takes.
 pub(crate) fn slow() -> TransferPolicy {
     TransferPolicy {
-        bandwidth_limit_bytes_per_second: MIB,
+        bandwidth_limit_bytes_per_second: MIB / 4,
         max_downtime: ms(1),
         ..TransferPolicy::default()
     }
 }
 
-/// A guest that is being sent, and by its limits takes a minute.
+/// A guest that is being sent, and by its limits takes four minutes: longer than anything is waited for.
 pub(crate) async fn being_sent(policy: TransferPolicy) -> Scene {
     let guest = SimGuest {
         autostart: true,

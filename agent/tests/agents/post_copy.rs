@@ -20,10 +20,10 @@ fn ms(millis: u64) -> Option<prost_types::Duration> {
     Some(proto_duration(Duration::from_millis(millis)))
 }
 
-/// So slow that nothing ends by itself while a test looks.
+/// So slow that nothing ends by itself while a test looks, and that a stream can be broken some times.
 fn allowed() -> TransferPolicy {
     TransferPolicy {
-        bandwidth_limit_bytes_per_second: 4 * MIB,
+        bandwidth_limit_bytes_per_second: MIB,
         max_downtime: ms(1),
         post_copy: true,
         ..TransferPolicy::default()
@@ -39,8 +39,8 @@ fn busy() -> SimGuest {
     }
 }
 
-async fn sending(policy: TransferPolicy) -> Scene {
-    this_being_sent(busy(), policy).await
+async fn sending() -> Scene {
+    this_being_sent(busy(), allowed()).await
 }
 
 fn now(revision: u64) -> TransferPolicy {
@@ -53,26 +53,8 @@ fn now(revision: u64) -> TransferPolicy {
 
 /// The guest runs at b and most of its memory is at a.
 async fn gone_over() -> Scene {
-    gone_over_with(allowed()).await
-}
-
-/// The same, and what is missing takes so long that its stream can be broken some times.
-async fn gone_over_slowly() -> Scene {
-    gone_over_with(TransferPolicy {
-        bandwidth_limit_bytes_per_second: MIB,
-        ..allowed()
-    })
-    .await
-}
-
-async fn gone_over_with(policy: TransferPolicy) -> Scene {
-    let scene = sending(policy).await;
-    let now = TransferPolicy {
-        post_copy_now: true,
-        revision: 1,
-        ..policy
-    };
-    scene.adjust(now).await.unwrap();
+    let scene = sending().await;
+    scene.adjust(now(1)).await.unwrap();
     scene
         .until(&scene.a, "the source knows that it runs there", |status| {
             status
@@ -163,7 +145,7 @@ async fn at_its_deadline_a_guest_goes_over_and_not_before() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_switch_that_is_refused_is_tried_again() {
-    let scene = sending(allowed()).await;
+    let scene = sending().await;
     scene.a.host.script(Call::StartPostCopy, Fault::Refuse);
     scene.adjust(now(1)).await.unwrap();
     arrived(&scene).await;
@@ -190,7 +172,7 @@ async fn after_the_switch_nothing_is_undone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_undo_does_not_come_between_the_order_and_the_switch() {
-    let scene = sending(allowed()).await;
+    let scene = sending().await;
     let held = CancellationToken::new();
     // QEMU was told, and switches when it comes to it.
     scene.a.host.script(Call::Sending, Fault::Until(held.clone()));
@@ -248,7 +230,7 @@ async fn nothing_is_undone(scene: &Scene, source_is_away: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_breaks_is_repaired_when_the_agent_is_back() {
     for source_dies in [true, false] {
-        let mut scene = gone_over_slowly().await;
+        let mut scene = gone_over().await;
         let node = if source_dies { &mut scene.a } else { &mut scene.b };
         node.kill().await;
         nothing_is_undone(&scene, source_dies).await;
@@ -260,7 +242,7 @@ async fn a_stream_that_breaks_is_repaired_when_the_agent_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_breaks_again_and_again_is_repaired_each_time() {
-    let mut scene = gone_over_slowly().await;
+    let mut scene = gone_over().await;
     for source_dies in [true, false, true, false, true] {
         let node = if source_dies { &mut scene.a } else { &mut scene.b };
         node.kill().await;
@@ -278,7 +260,7 @@ async fn a_stream_that_breaks_again_and_again_is_repaired_each_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repair_that_fails_anywhere_is_tried_again() {
-    let mut scene = gone_over_slowly().await;
+    let mut scene = gone_over().await;
     scene.b.kill().await;
     for (call, fault) in [
         (Call::Begin, Fault::Refuse),
@@ -353,7 +335,7 @@ async fn a_copy_whose_agent_died_when_all_had_arrived_goes_all_the_same() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_source_with_its_ticket_gets_another_stream() {
-    let scene = sending(allowed()).await;
+    let scene = sending().await;
     let order = |ticket: Vec<u8>| ReopenStreamRequest {
         migration_id: scene.migration.to_string(),
         attempt: scene.attempt,

@@ -137,8 +137,8 @@ async fn a_fenced_source_removes_its_copy_before_it_serves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_word_that_comes_late_is_adopted_when_the_controller_is_back() {
     let mut scene = runs_at_the_destination().await;
+    // Whoever dials waits in the kernel's queue. The port is held: nobody else who looks for a free one gets it.
     let (listener, address) = address().await;
-    drop(listener);
     scene.a.registers_at(address.to_string());
     // Nobody answers: it serves all the same, and its copy stands still.
     scene.a.start().await;
@@ -148,7 +148,6 @@ async fn a_word_that_comes_late_is_adopted_when_the_controller_is_back() {
     assert_eq!(scene.runs_on(), ["b"]);
     let stand_in = StandIn::default();
     stand_in.answer(scene.word(ResolvedOwner::Destination));
-    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     stand_in.serve(listener, scene.controller_tls());
     scene.until(&scene.a, "adopted", is_closed).await;
     assert_eq!(scene.runs_on(), ["b"]);

@@ -201,7 +201,10 @@ async fn a_controller_that_is_not_in_office_any_more_commands_nothing() {
     lab.cancel(&created.name).await;
     lab.world.called("AbortOutgoing", 1).await;
     until("it knows", async || {
-        lab.migrations().create_migration(wish()).await.is_err()
+        lab.migrations()
+            .create_migration(wish())
+            .await
+            .is_err_and(|status| reason(&status) == Reason::StaleTerm)
     })
     .await;
     let refused = lab.migrations().create_migration(wish()).await.unwrap_err();

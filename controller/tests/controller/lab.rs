@@ -14,7 +14,7 @@ use drover_proto::v1::host_service_client::HostServiceClient;
 use drover_proto::v1::migration_service_client::MigrationServiceClient;
 use drover_proto::v1::{
     CreateMigrationRequest, FencedSide, GetGuestOwnerRequest, GetGuestOwnerResponse, GetMigrationRequest, Migration,
-    MigrationState, RegisterHostRequest, RegisterHostResponse, ResolveMigrationRequest,
+    MigrationState, PhaseOutcome, RegisterHostRequest, RegisterHostResponse, ResolveMigrationRequest,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -84,7 +84,8 @@ impl Lab {
             policy: self.policy.clone(),
             roles: Roles::default().with("alice", Role::Admin).with("vera", Role::Viewer),
             link_speed: self.link_speed,
-            heartbeat_interval_seconds: 10,
+            // Nobody here calls by himself: no host is to be taken for silent in the middle of a test.
+            heartbeat_interval_seconds: 100,
             log_format: LogFormat::Human,
             log_filter: "info".to_owned(),
         }
@@ -248,6 +249,13 @@ impl Lab {
     pub(crate) async fn get(&self, name: &str) -> Migration {
         let request = GetMigrationRequest { name: name.to_owned() };
         self.migrations().get_migration(request).await.unwrap().into_inner()
+    }
+
+    /// How many looks at a migration have ended without an answer, all phases together.
+    pub(crate) async fn looked_in_vain(&self, name: &str) -> usize {
+        let phases = self.get(name).await.phases;
+        let in_vain = phases.iter().filter(|phase| phase.outcome() == PhaseOutcome::Unknown);
+        in_vain.count()
     }
 
     pub(crate) async fn cancel(&self, name: &str) -> Migration {

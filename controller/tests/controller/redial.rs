@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::lab::Lab;
+use super::world::until;
 
 /// The way to one agent, on which packets may get lost.
 struct Path {
@@ -66,9 +67,9 @@ async fn a_host_that_is_heard_of_is_dialled_anew_and_not_asked_over_the_lost_con
     let created = lab.create().await;
     lab.world.called("WatchOutgoing", 1).await;
     lab.world.lock().away.insert("host-1".to_owned());
-    // Looked at so often that the next look, if nobody gives a sign of life, is some time away.
-    let before = lab.world.was_called("GetMigrationStatus");
-    lab.world.called("GetMigrationStatus", before + 3).await;
+    // Looked at so often that the next look, if nobody gives a sign of life, is eight seconds away; and the last one is
+    // over: nothing of it is on its way when the path is cut.
+    until("it pauses", async || lab.looked_in_vain(&created.name).await >= 6).await;
     path.cut.cancel();
     let lost = path.lost.recv().await.unwrap();
     while path.dialled.try_recv().is_ok() {}

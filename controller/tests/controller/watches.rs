@@ -9,7 +9,7 @@ use tonic::Streaming;
 use super::lab::{Lab, reason};
 
 async fn next(stream: &mut Streaming<WatchMigrationResponse>) -> Option<WatchMigrationResponse> {
-    let next = tokio::time::timeout(std::time::Duration::from_secs(20), stream.message());
+    let next = tokio::time::timeout(std::time::Duration::from_secs(60), stream.message());
     next.await.expect("the stream says nothing").unwrap()
 }
 
@@ -144,7 +144,7 @@ async fn a_watch_does_not_hold_the_end_of_the_controller_open() {
     let began = std::time::Instant::now();
     lab.stop().await;
     assert!(
-        began.elapsed() < std::time::Duration::from_secs(8),
+        began.elapsed() < std::time::Duration::from_secs(30),
         "{:?}",
         began.elapsed()
     );

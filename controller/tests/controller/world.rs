@@ -321,14 +321,15 @@ pub(crate) fn progress() -> Progress {
     }
 }
 
-/// Waits for something that must come true.
+/// Waits for something that must come true. Not for so long that a migration that looks by itself, in the end every 30
+/// seconds, has looked three times: by that it is seen that a sign of life makes it look.
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), wait)
+    tokio::time::timeout(Duration::from_secs(80), wait)
         .await
         .unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }

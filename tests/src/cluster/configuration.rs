@@ -42,7 +42,7 @@ fn make_pki(cluster: &Cluster<'_>, pki: &Path) -> Result<()> {
     let drover = |arguments: &[&str]| {
         let mut command = Command::new(cluster.program("drover"));
         command.arg("pki").args(arguments);
-        run(&mut command, Duration::from_secs(20)).context("drover pki")
+        run(&mut command, Duration::from_secs(60)).context("drover pki")
     };
     let folder = pki.display().to_string();
     drover(&["init", &folder])?;
@@ -75,7 +75,7 @@ fn controller(cluster: &Cluster<'_>) -> String {
         "listen = \"0.0.0.0:{CONTROLLER_PORT}\"\n\
          metrics_listen = \"127.0.0.1:{METRICS_PORT}\"\n\
          store = \"sqlite://{}\"\n\
-         heartbeat_interval_seconds = 1\n\n[roles]\n",
+         heartbeat_interval_seconds = 2\n\n[roles]\n",
         store.display()
     );
     for (user, role) in USERS {

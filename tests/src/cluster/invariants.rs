@@ -28,7 +28,7 @@ impl Cluster<'_> {
             self.check_guest(guest)?;
         }
         // A finished record comes just before the last file goes.
-        wait_until("nothing to be left behind", Duration::from_secs(10), || {
+        wait_until("nothing to be left behind", Duration::from_secs(60), || {
             let left = self.lab().leftovers()?;
             ensure!(left.is_empty(), "left behind: {left:#?}");
             Ok(Some(()))

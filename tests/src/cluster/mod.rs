@@ -22,7 +22,7 @@ pub use points::Process;
 pub use successor::{Store, Successor};
 
 /// How long a daemon may take until it serves.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(120);
 /// Port of the controller in `control`.
 pub const CONTROLLER_PORT: u16 = 7440;
 /// Port of every agent.
@@ -176,8 +176,9 @@ impl<'lab> Cluster<'lab> {
                 "it ended: {}",
                 last_line(&text)
             );
-            let hosts = self.hosts()?;
-            Ok(hosts.iter().any(|known| known == host).then_some(()))
+            // A host stays UP for some heartbeats after its agent died: what counts is what this one says.
+            let registered = self.agents[host].has_said("registered")?;
+            Ok((registered && self.hosts()?.iter().any(|known| known == host)).then_some(()))
         })
     }
 

@@ -38,7 +38,7 @@ pub fn controller_recovery(times: usize) -> Result<Figure> {
         stage.cluster.kill_controller()?;
         stage.cluster.release()?;
         let (source, uuid) = (held.host(Role::Source).to_string(), stage.guest.uuid());
-        wait_until("the source's copy to be gone", Duration::from_secs(30), || {
+        wait_until("the source's copy to be gone", Duration::from_secs(60), || {
             let domains = stage.cluster.lab().domains_on(stage.cluster.host(&source))?;
             Ok((!domains.iter().any(|domain| domain.uuid == uuid)).then_some(()))
         })?;

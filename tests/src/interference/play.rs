@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::explained::explained;
 use super::{Case, Deed, End};
 use crate::cluster::{Expected, Migration};
-use crate::faults::Stage;
+use crate::faults::{Moment, Stage};
 use crate::{Domain, Host, Lab, wait_until};
 
 /// What waits for a job lock that is held gives up after 30 s.
@@ -80,11 +80,16 @@ fn play(stage: &mut Stage<'_>, case: Case) -> Result<Seen> {
     let (virsh, record) = std::thread::scope(|scope| {
         let deed = scope.spawn(|| do_it(case.deed, here, there, &name, &edited, stage));
         let started = std::time::Instant::now();
-        // What hangs at the job lock goes on to hang while the migration does.
-        while !deed.is_finished() && started.elapsed() < AT_ONCE {
+        // What hangs at the job lock goes on to hang while the migration does. At its end there is no job any more.
+        let limit = if case.moment == Moment::Finalizing {
+            VIRSH
+        } else {
+            AT_ONCE
+        };
+        while !deed.is_finished() && started.elapsed() < limit {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let record = stage.release_and_rest(&held);
+        let record = goes_on(stage, case).and_then(|()| stage.release_and_rest(&held));
         (deed.join().expect("virsh does not panic"), record)
     });
     let record = record?;
@@ -109,6 +114,18 @@ fn play(stage: &mut Stage<'_>, case: Case) -> Result<Seen> {
         record,
         virsh,
     })
+}
+
+/// A guest that is not stopped by the deed writes faster than a loaded machine sends: it has to converge.
+fn goes_on(stage: &Stage<'_>, case: Case) -> Result<()> {
+    let runs = match case.deed {
+        Deed::Destroy | Deed::Shutdown | Deed::Suspend => false,
+        Deed::Resume | Deed::Undefine | Deed::Rename | Deed::Migrate | Deed::Edit => true,
+    };
+    if runs && case.moment.is_transfer() {
+        calm(stage)?;
+    }
+    Ok(())
 }
 
 fn last_line(text: &str) -> String {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const PERIOD: Duration = Duration::from_millis(5);
 /// A session that stands still for longer counts as broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What became of the session.
 #[derive(Debug, Clone, Default)]
@@ -29,7 +29,7 @@ pub(crate) fn start(node: i32, target: Ipv4Addr) -> Result<Worker<Session>> {
         enter_network(node)?;
         let address = SocketAddr::from((target, GUEST_PORT));
         let mut stream =
-            TcpStream::connect_timeout(&address, Duration::from_secs(5)).with_context(|| format!("to {address}"))?;
+            TcpStream::connect_timeout(&address, Duration::from_secs(30)).with_context(|| format!("to {address}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_millis(50)))?;
         stream.set_write_timeout(Some(PATIENCE))?;

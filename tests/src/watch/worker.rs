@@ -44,7 +44,7 @@ impl<T: Send + 'static> Worker<T> {
         let (sender, receiver) = channel();
         let its_stop = stop.clone();
         let thread = std::thread::spawn(move || work(&its_stop, &Ready(sender)));
-        let ready = receiver.recv_timeout(Duration::from_secs(10));
+        let ready = receiver.recv_timeout(Duration::from_secs(60));
         let mut worker = Worker {
             what: what.to_string(),
             stop,

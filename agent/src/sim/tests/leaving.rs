@@ -162,7 +162,10 @@ async fn a_guest_that_shuts_down_while_it_is_sent_ends_everywhere() {
 
 #[tokio::test]
 async fn limits_are_kept_and_can_be_changed_on_the_way() {
-    let lab = Lab::new();
+    let lab = Lab::with(&SimGuest {
+        memory_mib: 32,
+        ..SimGuest::named("web")
+    });
     let (outgoing, _incoming) = lab.both().await;
     let began = std::time::Instant::now();
     let request = PerformRequest {
@@ -173,15 +176,16 @@ async fn limits_are_kept_and_can_be_changed_on_the_way() {
     let faster = async {
         happens(&mut events, |what| matches!(what, Happened::Iteration(1))).await;
         let stats = outgoing.job().await.unwrap().unwrap();
-        assert_eq!((stats.memory_total, stats.iteration), (4 << 20, 1));
-        outgoing.set_bandwidth((16 << 20) - 5).await.unwrap();
+        assert_eq!((stats.memory_total, stats.iteration), (32 << 20, 1));
+        outgoing.set_bandwidth((128 << 20) - 5).await.unwrap();
     };
     let (performed, ()) = tokio::join!(outgoing.perform(request), faster);
     performed.unwrap();
     let took = began.elapsed();
-    assert!(took.as_millis() >= 200 && took.as_millis() < 3000, "{took:?}");
+    // At the old limit it would take 32 s.
+    assert!(took.as_millis() >= 200 && took.as_secs() < 20, "{took:?}");
     assert_eq!(
         outgoing.completed_job().await.unwrap().unwrap().memory_processed,
-        4 << 20
+        32 << 20
     );
 }

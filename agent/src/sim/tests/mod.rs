@@ -162,7 +162,7 @@ async fn happens(events: &mut Receiver<GuestEvent>, expected: impl Fn(&Happened)
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), found)
+    tokio::time::timeout(Duration::from_secs(120), found)
         .await
         .expect("it does not happen")
 }

@@ -212,9 +212,10 @@ async fn a_path_that_no_socket_can_have_is_named_with_its_length() {
 async fn the_next_address_is_tried_where_one_does_not_answer() {
     let pair = Pair::start().await;
     let (qemu, _waiting) = (pair.qemu(), pair.register());
-    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // Bound, so that nobody else gets the port, and not listened at.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let closed = nobody.local_addr().unwrap().to_string();
-    drop(nobody);
     let options = SourceOptions {
         addresses: vec![closed, pair.address.clone()],
         ..pair.options()

@@ -133,7 +133,7 @@ async fn error(mut errors: watch::Receiver<Option<TunnelError>>) -> TunnelError 
 
 /// What does not come is a failure, not a test that hangs.
 async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), work)
+    tokio::time::timeout(Duration::from_secs(120), work)
         .await
         .expect("it does not happen")
 }
