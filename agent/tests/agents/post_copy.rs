@@ -294,7 +294,7 @@ async fn a_repair_that_fails_anywhere_is_tried_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_whose_copy_is_gone_says_so_and_what_came_is_kept() {
-    let scene = gone_over_slowly().await;
+    let scene = gone_over().await;
     scene.a.host.kill(scene.guest, StopReason::Crashed);
     let lost = |status: &MigrationStatus| status.error.as_ref().is_some_and(|error| error.reason == "GUEST_ENDED");
     scene.until(&scene.a, "the source says that it is lost", lost).await;

@@ -180,11 +180,11 @@ impl Fields {
         match wanted {
             BackingChain::Flatten if is_offline => self.bad(
                 field,
-                "offline each file is copied as it is: leave it unset, or BACKING_CHAIN_WHOLE",
+                "offline each file is copied as it is: leave it unset, or `whole`",
             ),
             BackingChain::Whole if is_live => self.bad(
                 field,
-                "live QEMU copies what the guest sees of a disk: leave it unset, or BACKING_CHAIN_FLATTEN",
+                "live QEMU copies what the guest sees of a disk: leave it unset, or `flatten`",
             ),
             BackingChain::Unspecified | BackingChain::Whole | BackingChain::Flatten => {}
         }
