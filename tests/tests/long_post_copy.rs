@@ -81,51 +81,51 @@ fn a_stream_that_is_cut_five_times_is_repaired_five_times() -> Result<()> {
     Ok(())
 }
 
+/// Something happens to a guest in post-copy, and it arrives.
+fn disturbed(happens: impl FnOnce(&mut Cluster<'_>) -> Result<()>) -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &busy())?;
+    let mut cluster = Cluster::start(&lab)?;
+    let id = gone_over(&cluster, &guest, "8MiB/s")?;
+    goes_on(&cluster, &id, 16)?;
+    happens(&mut cluster)?;
+    arrives(&cluster, &guest, &id)
+}
+
 #[test]
 fn each_agent_dies_in_post_copy_and_the_guest_arrives() -> Result<()> {
     for dies in ["host-a", "host-b"] {
-        let mut lab = Lab::builder().start()?;
-        let guest = lab.start_guest("host-a", &busy())?;
-        let mut cluster = Cluster::start(&lab)?;
-        let id = gone_over(&cluster, &guest, "8MiB/s")?;
-        goes_on(&cluster, &id, 16)?;
-        cluster.kill_agent(dies)?;
-        cluster.start_agent(dies)?;
-        arrives(&cluster, &guest, &id)?;
+        disturbed(|cluster| {
+            cluster.kill_agent(dies)?;
+            cluster.start_agent(dies)
+        })?;
     }
     Ok(())
 }
 
 #[test]
 fn both_agents_die_at_once_in_post_copy_and_the_guest_arrives() -> Result<()> {
-    let mut lab = Lab::builder().start()?;
-    let guest = lab.start_guest("host-a", &busy())?;
-    let mut cluster = Cluster::start(&lab)?;
-    let id = gone_over(&cluster, &guest, "8MiB/s")?;
-    goes_on(&cluster, &id, 16)?;
-    for host in ["host-a", "host-b"] {
-        cluster.kill_agent(host)?;
-    }
-    // The one that has the pages finds nobody at first.
-    for host in ["host-a", "host-b"] {
-        cluster.start_agent(host)?;
-    }
-    arrives(&cluster, &guest, &id)
+    disturbed(|cluster| {
+        for host in ["host-a", "host-b"] {
+            cluster.kill_agent(host)?;
+        }
+        // The one that has the pages finds nobody at first.
+        for host in ["host-a", "host-b"] {
+            cluster.start_agent(host)?;
+        }
+        Ok(())
+    })
 }
 
 #[test]
 fn an_agent_and_the_controller_die_at_once_in_post_copy_and_the_guest_arrives() -> Result<()> {
     for dies in ["host-a", "host-b"] {
-        let mut lab = Lab::builder().start()?;
-        let guest = lab.start_guest("host-a", &busy())?;
-        let mut cluster = Cluster::start(&lab)?;
-        let id = gone_over(&cluster, &guest, "8MiB/s")?;
-        goes_on(&cluster, &id, 16)?;
-        cluster.kill_agent(dies)?;
-        cluster.kill_controller()?;
-        cluster.start_controller()?;
-        cluster.start_agent(dies)?;
-        arrives(&cluster, &guest, &id)?;
+        disturbed(|cluster| {
+            cluster.kill_agent(dies)?;
+            cluster.kill_controller()?;
+            cluster.start_controller()?;
+            cluster.start_agent(dies)
+        })?;
     }
     Ok(())
 }

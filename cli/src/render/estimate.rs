@@ -138,13 +138,13 @@ pub(crate) fn why_not(estimate: &Estimate) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use drover_proto::v1::TransferSummary;
     use prost_types::{Duration, Timestamp};
 
     use super::*;
 
-    fn time(millis: i64) -> Option<Duration> {
+    pub(crate) fn time(millis: i64) -> Option<Duration> {
         Some(Duration {
             seconds: millis / 1000,
             nanos: i32::try_from(millis % 1000).unwrap() * 1_000_000,

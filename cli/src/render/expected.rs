@@ -57,16 +57,9 @@ fn much(error: f64) -> String {
 #[cfg(test)]
 mod tests {
     use drover_proto::v1::{Estimate, TransferSummary};
-    use prost_types::Duration;
 
     use super::*;
-
-    fn time(millis: i64) -> Option<Duration> {
-        Some(Duration {
-            seconds: millis / 1000,
-            nanos: i32::try_from(millis % 1000).unwrap() * 1_000_000,
-        })
-    }
+    use crate::render::estimate::tests::time;
 
     fn expected() -> Migration {
         Migration {

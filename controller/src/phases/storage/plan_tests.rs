@@ -148,14 +148,19 @@ fn a_raw_image_needs_all_its_size_for_its_holes_are_lost_on_the_way() {
     );
 }
 
-#[test]
-fn a_backing_chain_goes_into_the_copy() {
-    let layered = DiskFacts {
+/// A disk that lies on another file.
+fn layered() -> DiskFacts {
+    DiskFacts {
         format: "qcow2".to_owned(),
         backing: vec!["/d/base".to_owned()],
         backing_types: vec!["file".to_owned()],
         ..disk("vda")
-    };
+    }
+}
+
+#[test]
+fn a_backing_chain_goes_into_the_copy() {
+    let layered = layered();
     let results = [probe("vda", false)];
     let said = Said {
         results: &results,
@@ -253,12 +258,7 @@ fn two_disks_are_not_copied_onto_one_device() {
 
 #[test]
 fn a_chain_that_is_to_stay_whole_is_not_copied_live() {
-    let layered = DiskFacts {
-        format: "qcow2".to_owned(),
-        backing: vec!["/d/base".to_owned()],
-        backing_types: vec!["file".to_owned()],
-        ..disk("vda")
-    };
+    let layered = layered();
     let results = [probe("vda", false)];
     let said = Said {
         results: &results,
