@@ -4,6 +4,8 @@ use crate::guest::Guest;
 use crate::host::Host;
 use crate::lab::Lab;
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +69,16 @@ impl Lab {
         let mut domains = self.domains()?;
         domains.retain(|domain| domain.uuid == guest.uuid() && domain.state == "running");
         Ok(domains)
+    }
+
+    /// Kills the QEMU of a guest's copy on one host, as the kernel does where memory runs out.
+    pub fn kill_qemu(&self, host: &str, guest: &Guest) -> Result<()> {
+        let host = self.host(host);
+        let (pid, _) = qemus(host)?
+            .into_iter()
+            .find(|(_, name)| name == guest.name())
+            .with_context(|| format!("no QEMU of {} on {}", guest.name(), host.name()))?;
+        Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
     }
 
     /// Everything that a move may leave behind and must not, in words; nothing is what it should be.

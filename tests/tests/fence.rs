@@ -1,5 +1,6 @@
 //! Fencing, on real hosts. What only a person can decide: a host goes away for good, an operator says so, and its agent
-//! comes back all the same. And a controller that slept while another one took over.
+//! comes back all the same; or a destination's QEMU dies while the guest is let go. And a controller that slept while
+//! another one took over.
 
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ const CONFIRMING: &str = "source.confirming";
 
 /// The guest runs at its destination, and that is written there.
 const RAN: &str = "destination.ran";
+
+/// The guest's memory is at its destination, which is about to let it run; that is written there.
+const RESUMING: &str = "destination.resuming";
 
 /// A guest on its way, which takes half a minute unless the limit is lifted.
 fn on_its_way(cluster: &Cluster<'_>, guest: &Guest) -> Result<String> {
@@ -162,6 +166,38 @@ fn a_word_that_was_wrong_is_taken_back_where_the_source_could_not_run_the_guest(
     ensure!(end.state() == "SUCCEEDED", "{}", end.0);
     cluster.check(&[Expected::Runs(&guest, "host-b")])?;
     watch.finish()?.check_path(guest.name(), &["host-a", "host-b"])
+}
+
+/// Whether the guest had run there for a moment is known to nobody: no journal and no libvirt can tell.
+#[test]
+fn a_destination_whose_qemu_dies_while_the_guest_is_let_go_waits_for_a_word_of_a_person() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &busy())?;
+    let cluster = Cluster::start_with_fault_points(&lab)?;
+    let watch = lab.watch(&[&guest])?;
+    let destination = Process::Agent("host-b".to_owned());
+    cluster.arm(&destination, RESUMING)?;
+    let id = on_its_way(&cluster, &guest)?;
+    cluster.host("host-a").link(Network::Management).limit_mbit(None)?;
+    cluster.wait_for_point(&destination, RESUMING)?;
+    lab.kill_qemu("host-b", &guest)?;
+    cluster.release()?;
+    let waits = cluster.wait_for(&id, "to ask for a person", |now| {
+        now.0["waiting_for"]["reason"] == "RESOLVE_NEEDED"
+    })?;
+    let remedy = waits.0["waiting_for"]["remedy"].as_str().unwrap_or_default();
+    ensure!(remedy.contains("--destination-is-fenced"), "{}", waits.0);
+    let owner = cluster.drover(&["guest", "owner", guest.name()])?;
+    ensure!(owner.code == 7, "nobody can say: {} {}", owner.stdout, owner.stderr);
+    ensure!(lab.running_copies(&guest)?.is_empty(), "nobody lets a copy run before");
+    let said = cluster.drover(&["migration", "resolve", &id, "--destination-is-fenced", "--yes"])?;
+    ensure!(said.code == 0, "{}", said.stderr);
+    let end = cluster.wait_for_rest(&id)?;
+    ensure!(end.state() == "FAILED", "{}", end.0);
+    cluster.check(&[Expected::Runs(&guest, "host-a")])?;
+    let owner = cluster.drover(&["guest", "owner", guest.name()])?;
+    ensure!(owner.code == 0, "it is known again: {} {}", owner.stdout, owner.stderr);
+    watch.finish()?.check_path(guest.name(), &["host-a"])
 }
 
 /// A controller stops in the middle of a migration (SIGSTOP), a second one completes it, and the first one goes on.

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cluster::{Cluster, Process};
-use crate::{Guest, Host, Network};
+use crate::{Guest, Network};
 
 /// A side of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +144,7 @@ pub(crate) fn apply(act: Act, cluster: &mut Cluster<'_>, sides: Sides<'_>, guest
             cluster.kill_agent(sides.source)?;
             cluster.kill_agent(sides.destination)
         }
-        Act::KillQemu(role) => kill_qemu(host(role), guest),
+        Act::KillQemu(role) => cluster.lab().kill_qemu(sides.host(role), guest),
         Act::Stop(daemon) => signal(daemon, Signal::SIGSTOP, cluster, sides),
         Act::Cut => link(cluster, sides.source).separate_from(host(Role::Destination).address()),
         Act::CutOneWay(role) => {
@@ -199,14 +199,6 @@ fn signal(daemon: Daemon, signal: Signal, cluster: &mut Cluster<'_>, sides: Side
             Ok(kill(Pid::from_raw(pid), signal)?)
         }
     }
-}
-
-fn kill_qemu(host: &Host, guest: &Guest) -> Result<()> {
-    let (pid, _) = crate::inspect::qemus(host)?
-        .into_iter()
-        .find(|(_, name)| name == guest.name())
-        .with_context(|| format!("no QEMU of {} on {}", guest.name(), host.name()))?;
-    Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
 }
 
 impl fmt::Display for Role {
