@@ -104,9 +104,10 @@ impl Collector {
                     .find(|span| span.name == "migration")
                     .context("no span `migration` yet")?
                     .clone();
-                // The caller's own span is the caller's to send.
+                // The caller's own span is the caller's to send. Where there is none the trace has one root.
+                let is_the_callers = |span: &Span| !root.parent.is_empty() && span.parent == root.parent;
                 let has_parent =
-                    |span: &&Span| span.parent == root.parent || spans.iter().any(|other| other.id == span.parent);
+                    |span: &&Span| is_the_callers(span) || spans.iter().any(|other| other.id == span.parent);
                 let orphan = spans.iter().find(|span| span.id != root.id && !has_parent(span));
                 if let Some(orphan) = orphan {
                     anyhow::bail!("the parent of {} ({}) is missing", orphan.name, orphan.service);

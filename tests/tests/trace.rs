@@ -78,6 +78,8 @@ fn check_attempts(trace: &Trace, record: &serde_json::Value) -> Result<()> {
     };
     ensure!(ids("migration").len() == 1, "roots: {:?}", ids("migration"));
     let root = one(trace, "migration")?;
+    let roots: Vec<&Span> = trace.spans.iter().filter(|span| span.parent.is_empty()).collect();
+    ensure!(roots == [root], "roots: {roots:#?}");
     let mut attempts = std::collections::BTreeMap::<String, usize>::new();
     for phase in record["phases"].as_array().context("no phases")? {
         let name = phase["phase"].as_str().unwrap_or_default().to_lowercase();
