@@ -1,5 +1,6 @@
 //! Drover in a lab: a PKI, a controller in `control`, an agent on each host (as user `drover`), and the command line.
 
+mod backup;
 mod command_line;
 mod configuration;
 mod invariants;

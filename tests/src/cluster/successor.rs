@@ -96,11 +96,6 @@ impl Cluster<'_> {
             }
         }
         self.start_controller()?;
-        let names: Vec<String> = self.lab.hosts().iter().map(|host| host.name().to_string()).collect();
-        wait_until("every agent to be registered", START, || {
-            let up = self.hosts()?;
-            Ok(names.iter().all(|name| up.contains(name)).then_some(()))
-        })
-        .context("after the second controller")
+        self.wait_for_hosts().context("after the second controller")
     }
 }
