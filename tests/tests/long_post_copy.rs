@@ -187,6 +187,44 @@ fn a_guest_that_is_lost_in_post_copy_is_kept_until_somebody_has_ended_what_is_le
 }
 
 #[test]
+fn a_host_that_is_off_for_good_in_post_copy_takes_the_guest_with_it_and_the_record_can_be_closed() -> Result<()> {
+    for (off, left, flag) in [
+        ("host-a", "host-b", "--source-is-fenced"),
+        ("host-b", "host-a", "--destination-is-fenced"),
+    ] {
+        let mut lab = Lab::builder().start()?;
+        let guest = lab.start_guest("host-a", &busy())?;
+        let mut cluster = Cluster::start(&lab)?;
+        let id = gone_over(&cluster, &guest, "8MiB/s")?;
+        goes_on(&cluster, &id, 16)?;
+        cluster.host(off).power_off()?;
+        cluster.wait_for(&id, "to say what it waits for, and what to do", |now| {
+            let wait = &now.0["waiting_for"];
+            let told = wait["remedy"].as_str().unwrap_or_default();
+            wait["reason"] == "HOST_UNREACHABLE"
+                && wait["host"] == format!("hosts/{off}")
+                && told.contains("virsh destroy")
+                && told.contains(flag)
+        })?;
+        let word = ["migration", "resolve", &id, flag, "--yes"];
+        let refused = cluster.drover(&word)?;
+        ensure!(
+            refused.code != 0,
+            "{off}: what is left is taken from nobody: {refused:?}"
+        );
+        cluster.host(left).virsh(&["destroy", guest.name()])?;
+        let said = cluster.drover(&word)?;
+        ensure!(said.code == 0, "{off}: {said:?}");
+        let end = cluster.wait_for_rest(&id)?;
+        ensure!(end.state() == "GUEST_ENDED", "{off}: {}", end.0);
+        cluster.host(off).power_on()?;
+        cluster.start_agent(off)?;
+        cluster.check(&[Expected::Ended(&guest)])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn the_sources_agent_dies_when_every_page_has_gone_and_its_copy_goes_all_the_same() -> Result<()> {
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", &busy())?;

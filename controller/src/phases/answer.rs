@@ -154,6 +154,21 @@ impl Report {
         }
     }
 
+    /// In post-copy this host does not answer, and has a part of the memory.
+    pub(super) fn wait_in_post_copy(side: Side, record: &Record, look: &Look) -> Self {
+        let (host, other) = (record.host_of(side), record.host_of(side.other()));
+        let flag = fenced_flag(side);
+        let mut report = Self::wait_for(side, record, look);
+        if let Answer::Unknown(wait) = &mut report.answer {
+            wait.remedy = format!(
+                "a part of the guest's memory is on {host}: bring it or its agent back, then the agents go on by \
+                 themselves. Where it is off for good the guest is lost: end what {other} has of it with `virsh destroy`, \
+                 then say so by `drover migration resolve {flag}`"
+            );
+        }
+        report
+    }
+
     /// Only a person can decide.
     pub(super) fn resolve(why: Undecidable, record: &Record, look: &Look) -> Self {
         let found = match why {
@@ -186,6 +201,12 @@ impl Report {
                  `drover migration resolve --destination-is-fenced`: the record ends, and the guest can be started anew \
                  from its disks"
                 .to_owned(),
+            Undecidable::DiedWhileResuming if look.source.is_err() => format!(
+                "bring {} or its agent back: it knows more. Where it is off for good, say so by `drover migration resolve \
+                 {}`: the record ends, and the guest can be started anew from its disks",
+                record.source,
+                fenced_flag(Side::Source)
+            ),
             Undecidable::DiedWhileResuming => format!(
                 "make sure that no copy runs on {}, then say so by `drover migration resolve --destination-is-fenced`: the \
                  guest goes on at {}",
@@ -209,6 +230,14 @@ impl Report {
             detail: found,
             learned: look.learned(),
         }
+    }
+}
+
+/// How an operator says that it is off.
+pub(super) fn fenced_flag(side: Side) -> &'static str {
+    match side {
+        Side::Source => "--source-is-fenced",
+        Side::Destination => "--destination-is-fenced",
     }
 }
 

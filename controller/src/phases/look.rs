@@ -85,6 +85,30 @@ impl Look {
         source && destination && forgotten
     }
 
+    /// Whether the source has stopped its guest for post-copy.
+    pub(super) fn has_gone_from_source(&self) -> bool {
+        match self.seen_source() {
+            Seen::Journal(source) => matches!(source.copy, SourceCopy::PostCopy | SourceCopy::PostCopyFailed),
+            Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => false,
+        }
+    }
+
+    /// Whose answer is missing while the memory lies on both hosts. While pages flow the source's agent sees to it, and
+    /// who reaches the destination is its business.
+    pub(super) fn silent_in_post_copy(&self) -> Option<Side> {
+        match (self.seen_source(), self.seen_destination()) {
+            (Seen::Unreachable, Seen::Journal(there)) => {
+                let lacks = matches!(there.copy, DestinationCopy::PostCopy | DestinationCopy::PostCopyFailed);
+                lacks.then_some(Side::Source)
+            }
+            (Seen::Journal(here), Seen::Unreachable) => {
+                (here.copy == SourceCopy::PostCopyFailed).then_some(Side::Destination)
+            }
+            (Seen::Unreachable | Seen::NoJournal | Seen::JournalLost, _)
+            | (Seen::Journal(_), Seen::NoJournal | Seen::JournalLost | Seen::Journal(_)) => None,
+        }
+    }
+
     /// Whether the guest moves shut off, as either journal says.
     pub(super) fn is_offline(&self) -> bool {
         let says = |status: &Result<MigrationStatus, Failure>| status.as_ref().is_ok_and(seen::is_offline);

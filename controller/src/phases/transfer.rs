@@ -48,7 +48,7 @@ pub(super) async fn run(work: &Work) -> Report {
         let open = match look.judgement() {
             Judgement::Ran => return ran(work, &look).await,
             // It never ran there, and libvirt does not let it run here again.
-            Judgement::NeverRan if has_gone_from_source(&look) => return Report::alarm(POST_COPY_LOST, look.learned()),
+            Judgement::NeverRan if look.has_gone_from_source() => return Report::alarm(POST_COPY_LOST, look.learned()),
             Judgement::NeverRan => return Report::refused(&look.why_not(), look.learned()),
             Judgement::Open(open) => open,
         };
@@ -78,8 +78,12 @@ pub(super) async fn run(work: &Work) -> Report {
             Open::FinishInPlace => finish_in_place(work, &look).await,
             Open::Abort => return Report::refused(&look.why_not(), look.learned()),
             // Post-copy: the source's agent sees to it, and tells how far it is.
-            Open::TouchNothing if is_under_way(&look) => follow(work).await.map(drop),
-            Open::Settling | Open::TouchNothing => return Report::again("the destination is at it", look.learned()),
+            Open::TouchNothing => match look.silent_in_post_copy() {
+                Some(side) => return Report::wait_in_post_copy(side, &work.record, &look),
+                None if is_under_way(&look) => follow(work).await.map(drop),
+                None => return Report::again("the destination is at it", look.learned()),
+            },
+            Open::Settling => return Report::again("the destination is at it", look.learned()),
             Open::WaitFor(side) => return Report::wait_for(side, &work.record, &look),
             Open::Resolve(why) => {
                 let mut report = Report::resolve(why, &work.record, &look);
@@ -217,14 +221,6 @@ async fn finish_at_destination(work: &Work, look: &Look) -> Result<(), Failure> 
     };
     destination.finish_incoming(request).await?;
     Ok(())
-}
-
-/// Whether the source has stopped its guest for post-copy.
-fn has_gone_from_source(look: &Look) -> bool {
-    match look.seen_source() {
-        Seen::Journal(source) => matches!(source.copy, SourceCopy::PostCopy | SourceCopy::PostCopyFailed),
-        Seen::Unreachable | Seen::NoJournal | Seen::JournalLost => false,
-    }
 }
 
 /// The source's agent repairs the stream by itself, and at once when it is asked to hand over. It is looked at again soon

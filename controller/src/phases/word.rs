@@ -2,6 +2,7 @@
 
 use drover_proto::failure::{Failure, Reason};
 
+use super::answer::fenced_flag;
 use super::{Work, look};
 use crate::saga::{Phase, Position};
 use crate::store::Record;
@@ -22,10 +23,7 @@ pub async fn needs_word(work: &Work, fenced: Side) -> Result<(), Failure> {
     weigh(&work.record, judgement, fenced, answers)?;
     if answers && has_only_copy(source, destination, fenced) {
         let (host, other) = (work.record.host_of(fenced), work.record.host_of(fenced.other()));
-        let flag = match fenced.other() {
-            Side::Source => "--source-is-fenced",
-            Side::Destination => "--destination-is-fenced",
-        };
+        let flag = fenced_flag(fenced.other());
         return Err(refused(
             format!("{host} answers and has the only copy of the guest: to call it fenced would leave none"),
             format!("where no copy runs on {other} any more, say so: `drover migration resolve {flag}`"),
@@ -83,7 +81,11 @@ fn weigh(record: &Record, judgement: Judgement, fenced: Side, answers: bool) -> 
         (Judgement::Open(Open::Resolve(_)), _) => Ok(()),
         (Judgement::Open(Open::TouchNothing | Open::RecoverPostCopy | Open::GuestLost), _) => Err(refused(
             "the guest's memory lies on both hosts: neither can go on without the other",
-            "bring both hosts back",
+            format!(
+                "bring both hosts back; where {host} is off for good the guest is lost: end what {} has of it with `virsh \
+                 destroy`, then say this again",
+                record.host_of(fenced.other())
+            ),
         )),
         (Judgement::Ran | Judgement::NeverRan | Judgement::Open(_), _) if answers => Err(refused(
             format!("{host} answers: the hosts decide by themselves"),

@@ -175,4 +175,28 @@ mod tests {
         let said = judge_with_word(post_copy, Seen::Unreachable, Some(Side::Destination));
         assert!(matches!(said, Judgement::Open(_)), "{said:?}");
     }
+
+    #[test]
+    fn what_is_left_of_a_guest_in_post_copy_has_to_be_ended_before_a_word_counts() {
+        let left = |copy| {
+            Seen::Journal(Destination {
+                journal: DestinationJournal::Resuming,
+                post_copy: true,
+                copy,
+                ..WAITING
+            })
+        };
+        let off = |copy| judge_with_word(Seen::Unreachable, left(copy), Some(Side::Source));
+        assert_eq!(
+            off(DestinationCopy::PostCopyFailed),
+            Judgement::Open(Open::TouchNothing)
+        );
+        assert_eq!(off(DestinationCopy::Absent), Judgement::Ran);
+        let ended = Seen::Journal(Source {
+            copy: SourceCopy::Gone,
+            ..HANDED_OVER
+        });
+        let off = judge_with_word(ended, Seen::Unreachable, Some(Side::Destination));
+        assert_eq!(off, Judgement::NeverRan);
+    }
 }
