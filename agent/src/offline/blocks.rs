@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
 
 use super::BLOCK;
+use super::uncached::Uncached;
 
 /// BLAKE3 of a block.
 pub type Hash = [u8; 32];
@@ -29,6 +30,8 @@ pub enum Content {
 #[derive(Debug)]
 pub struct Blocks<'a> {
     file: &'a File,
+    /// Past the page cache, where that is wanted.
+    uncached: Option<Uncached<'a>>,
     size: u64,
     /// Where the next data begin, as far as it was asked.
     data_from: u64,
@@ -77,6 +80,7 @@ impl<'a> Blocks<'a> {
         let last = count(size).saturating_sub(1);
         Self {
             file,
+            uncached: None,
             size,
             data_from: 0,
             zeros: hash(&zeros),
@@ -84,7 +88,15 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// A block and its hash. Each block is asked for once, in order.
+    /// What the disk has, whatever the page cache shows.
+    pub fn from_disk(file: &'a File, size: u64) -> Self {
+        Self {
+            uncached: Some(Uncached::to_read(file, BLOCK)),
+            ..Self::new(file, size)
+        }
+    }
+
+    /// A block and its hash. Each block is asked for once, forwards.
     pub fn read(&mut self, block: u64) -> io::Result<(Content, Hash)> {
         let (from, length) = (block * BLOCK as u64, length(self.size, block));
         let end = from + length as u64;
@@ -96,7 +108,10 @@ impl<'a> Blocks<'a> {
             return Ok((Content::Zeros, zeros));
         }
         let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, from)?;
+        match &mut self.uncached {
+            Some(uncached) => uncached.read_exact_at(&mut bytes, from)?,
+            None => self.file.read_exact_at(&mut bytes, from)?,
+        }
         if is_zero(&bytes) {
             return Ok((Content::Zeros, zeros));
         }

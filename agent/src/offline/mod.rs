@@ -24,6 +24,8 @@ pub mod places;
 pub mod receive;
 pub mod send;
 pub mod sink;
+pub mod stripes;
+pub mod uncached;
 pub mod wire;
 
 #[cfg(test)]

@@ -14,16 +14,18 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
-use super::blocks::{Blocks, Hash, Whole, count, is_zero, length};
+use super::blocks::{Hash, Whole, count, is_zero, length};
 use super::chain::Layer;
 use super::places::Place;
+use super::stripes::{go_on, hashes};
+use super::uncached::Uncached;
 use super::{BLOCK, FileError, FileSpec, chain};
 use crate::images::Identity;
 use crate::promised::{Promised, least_left};
 use crate::storage_directories::StorageDirectories;
 
-/// So many blocks are written before it is looked again how much room is left.
-const LOOK_EVERY: u32 = 16;
+/// So many blocks a writer writes before it looks again how much room is left.
+const LOOK_EVERY: u32 = 4;
 
 /// What is all zeros within a block stays a hole in pieces of this size.
 const PIECE: usize = 4096;
@@ -46,10 +48,17 @@ pub struct Partial {
     pub known: Option<Vec<Hash>>,
     /// Nobody wants it any more.
     over: CancellationToken,
-    /// Blocks that were written since the room was looked at.
-    unwatched: u32,
     /// Nobody else writes while this is open.
     _turn: OwnedMutexGuard<()>,
+}
+
+/// Puts blocks into an open file.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    partial: &'a Partial,
+    file: Uncached<'a>,
+    /// Blocks that were written since the room was looked at.
+    unwatched: u32,
 }
 
 /// Where a file lies until it is whole.
@@ -149,75 +158,17 @@ impl Partial {
             spec: spec.clone(),
             known,
             over: over.clone(),
-            unwatched: LOOK_EVERY,
             _turn: turn,
         })
     }
 
-    /// Puts a block's bytes where they belong. What is zeros stays or becomes a hole.
-    pub fn write(&mut self, block: u64, bytes: &[u8]) -> Result<(), FileError> {
-        self.leave_room()?;
-        let written = self.write_pieces(block, bytes);
-        written.map_err(|source| FileError::io(self.place.path(), source))
-    }
-
-    /// Stops before nothing is left for the guests that run here, whose images may grow.
-    fn leave_room(&mut self) -> Result<(), FileError> {
-        go_on(&self.over).map_err(|source| FileError::io(self.place.path(), source))?;
-        self.unwatched += 1;
-        if self.unwatched <= LOOK_EVERY {
-            return Ok(());
+    /// Several may write at once, each other blocks.
+    pub fn writer(&self) -> Writer<'_> {
+        Writer {
+            file: Uncached::to_write(&self.file, BLOCK),
+            partial: self,
+            unwatched: LOOK_EVERY,
         }
-        self.unwatched = 0;
-        let (free, needed) = (self.place.free()?, least_left(self.place.size()?));
-        if free < needed {
-            let path = self.spec.path.clone();
-            return Err(FileError::Space { path, needed, free });
-        }
-        Ok(())
-    }
-
-    /// A block of zeros.
-    pub fn clear(&mut self, block: u64) -> Result<(), FileError> {
-        let cleared = self.punch(block, length(self.spec.size, block));
-        cleared.map_err(|source| FileError::io(self.place.path(), source))
-    }
-
-    fn write_pieces(&self, block: u64, bytes: &[u8]) -> io::Result<()> {
-        let start = block * BLOCK as u64;
-        if self.known.is_some() {
-            self.punch(block, bytes.len())?;
-        }
-        let mut at = 0;
-        while at < bytes.len() {
-            let zero = |at: usize| is_zero(&bytes[at..bytes.len().min(at + PIECE)]);
-            if zero(at) {
-                at += PIECE;
-                continue;
-            }
-            let mut end = at + PIECE;
-            while end < bytes.len() && !zero(end) {
-                end += PIECE;
-            }
-            let end = end.min(bytes.len());
-            self.file.write_all_at(&bytes[at..end], start + at as u64)?;
-            at = end;
-        }
-        Ok(())
-    }
-
-    fn punch(&self, block: u64, length: usize) -> io::Result<()> {
-        let start = block * BLOCK as u64;
-        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let (from, bytes) = (i64::try_from(start), i64::try_from(length));
-        let (Ok(from), Ok(bytes)) = (from, bytes) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        if bytes == 0 || fallocate(self.file.as_fd(), hole, from, bytes).is_ok() {
-            return Ok(());
-        }
-        // A file system that cannot make holes.
-        self.file.write_all_at(&vec![0; length], start)
     }
 
     pub fn path(&self) -> &Path {
@@ -248,10 +199,8 @@ impl Partial {
             tracing::debug!(%errno, "a file that was received is read from the page cache");
         }
         let mut whole = Whole::new(self.spec.size);
-        let mut blocks = Blocks::new(&self.file, self.spec.size);
-        for block in 0..self.blocks() {
-            go_on(&self.over).map_err(error)?;
-            whole.add(&blocks.read(block).map_err(error)?.1);
+        for hash in hashes(&self.file, self.spec.size, &self.over).map_err(error)? {
+            whole.add(&hash);
         }
         let identity = Identity::of_open(&self.file).map_err(error)?;
         let (flush_ms, read_back_ms) = (flushed.as_millis(), (began.elapsed() - flushed).as_millis());
@@ -261,21 +210,74 @@ impl Partial {
     }
 }
 
-fn hashes(file: &File, size: u64, over: &CancellationToken) -> io::Result<Vec<Hash>> {
-    let mut blocks = Blocks::new(file, size);
-    let hash = |block| {
-        go_on(over)?;
-        Ok(blocks.read(block)?.1)
-    };
-    (0..count(size)).map(hash).collect()
-}
-
-/// Reading a large file takes its time: whoever undoes the migration does not wait for it.
-fn go_on(over: &CancellationToken) -> io::Result<()> {
-    if over.is_cancelled() {
-        return Err(io::Error::new(io::ErrorKind::Interrupted, "nobody wants it any more"));
+impl Writer<'_> {
+    /// Puts a block's bytes where they belong. What is zeros stays or becomes a hole.
+    pub fn write(&mut self, block: u64, bytes: &[u8]) -> Result<(), FileError> {
+        self.leave_room()?;
+        let written = self.write_pieces(block, bytes);
+        written.map_err(|source| FileError::io(self.partial.place.path(), source))
     }
-    Ok(())
+
+    /// A block of zeros.
+    pub fn clear(&self, block: u64) -> Result<(), FileError> {
+        let cleared = self.punch(block, self.partial.length(block));
+        cleared.map_err(|source| FileError::io(self.partial.place.path(), source))
+    }
+
+    /// Stops before nothing is left for the guests that run here, whose images may grow.
+    fn leave_room(&mut self) -> Result<(), FileError> {
+        let Partial { place, spec, over, .. } = self.partial;
+        go_on(over).map_err(|source| FileError::io(place.path(), source))?;
+        self.unwatched += 1;
+        if self.unwatched <= LOOK_EVERY {
+            return Ok(());
+        }
+        self.unwatched = 0;
+        let (free, needed) = (place.free()?, least_left(place.size()?));
+        if free < needed {
+            let path = spec.path.clone();
+            return Err(FileError::Space { path, needed, free });
+        }
+        Ok(())
+    }
+
+    fn write_pieces(&mut self, block: u64, bytes: &[u8]) -> io::Result<()> {
+        let start = block * BLOCK as u64;
+        if self.partial.known.is_some() {
+            self.punch(block, bytes.len())?;
+        }
+        let mut at = 0;
+        while at < bytes.len() {
+            let zero = |at: usize| is_zero(&bytes[at..bytes.len().min(at + PIECE)]);
+            if zero(at) {
+                at += PIECE;
+                continue;
+            }
+            let mut end = at + PIECE;
+            while end < bytes.len() && !zero(end) {
+                end += PIECE;
+            }
+            let end = end.min(bytes.len());
+            self.file.write_all_at(&bytes[at..end], start + at as u64)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn punch(&self, block: u64, length: usize) -> io::Result<()> {
+        let start = block * BLOCK as u64;
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let (from, bytes) = (i64::try_from(start), i64::try_from(length));
+        let (Ok(from), Ok(bytes)) = (from, bytes) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let file = &self.partial.file;
+        if bytes == 0 || fallocate(file.as_fd(), hole, from, bytes).is_ok() {
+            return Ok(());
+        }
+        // A file system that cannot make holes.
+        file.write_all_at(&vec![0; length], start)
+    }
 }
 
 /// Gives what was verified its name. A repeat finds it there.

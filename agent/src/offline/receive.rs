@@ -3,7 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use drover_proto::ids::MigrationId;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::blocks::{Hash, hash, unpack};
 use super::calls::{FileCall, Stopped};
 use super::chain::Layer;
-use super::partial::Partial;
+use super::partial::{Partial, Writer};
 use super::send::{BUSY, SILENCE};
+use super::stripes::threads;
 use super::wire::{self, Frame, MOST_HASHES};
 use super::{FileError, FileSpec};
 use crate::gate::Gate;
@@ -224,38 +227,68 @@ fn may_lie_on(layer: &Layer, files: &[FileSpec], at: usize, qcow2: &mut Vec<Path
     Ok(())
 }
 
-/// Until the sender is gone. Blocks.
-fn write_blocks(mut partial: Partial, mut blocks: mpsc::Receiver<Frame>) -> Result<Partial, ReceiveError> {
-    while let Some(frame) = blocks.blocking_recv() {
-        let (block, announced, bytes) = match frame {
-            Frame::Zeros { block } if block < partial.blocks() => {
-                partial.clear(block)?;
-                continue;
+/// Until the sender is gone, by several threads: blocks come in any order. Blocks.
+fn write_blocks(partial: Partial, blocks: mpsc::Receiver<Frame>) -> Result<Partial, ReceiveError> {
+    let (blocks, failed) = (Mutex::new(blocks), AtomicBool::new(false));
+    let write = || {
+        let mut writer = partial.writer();
+        let written = loop {
+            // One that waits for a block when another one fails still gets it.
+            if failed.load(Ordering::Relaxed) {
+                break Ok(());
             }
-            Frame::Bytes { block, hash, bytes } => (block, hash, Some(bytes)),
-            Frame::Packed { block, hash, bytes } => (block, hash, unpack(&bytes, partial.length(block)).ok()),
-            Frame::Zeros { .. } => return Err(ReceiveError::Protocol("a block that the file does not have")),
-            Frame::File { .. }
-            | Frame::Known(_)
-            | Frame::End { .. }
-            | Frame::Verified
-            | Frame::Done
-            | Frame::AllVerified
-            | Frame::Busy
-            | Frame::Refused { .. } => return Err(ReceiveError::Protocol("a frame out of order")),
+            let next = lock(&blocks).blocking_recv();
+            let Some(frame) = next else { break Ok(()) };
+            if let Err(error) = write_block(&partial, &mut writer, frame) {
+                break Err(error);
+            }
         };
-        let length = partial.length(block);
-        let intact = |bytes: &Vec<u8>| bytes.len() == length && is(bytes, &announced);
-        if block >= partial.blocks() {
-            return Err(ReceiveError::Protocol("a block that the file does not have"));
+        if written.is_err() {
+            failed.store(true, Ordering::Relaxed);
+            // The sender learns of it.
+            lock(&blocks).close();
         }
-        let Some(bytes) = bytes.filter(intact) else {
-            let path = partial.path().to_owned();
-            return Err(ReceiveError::Damaged { path, block });
-        };
-        partial.write(block, &bytes)?;
-    }
+        written
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads()).map(|_| scope.spawn(write)).collect();
+        let panicked = |_| io::Error::other("a thread that writes has panicked");
+        let first = write();
+        let others = others.into_iter().map(|other| other.join().map_err(panicked)?);
+        others.fold(first, Result::and)
+    })?;
     Ok(partial)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_block(partial: &Partial, writer: &mut Writer<'_>, frame: Frame) -> Result<(), ReceiveError> {
+    let (block, announced, bytes) = match frame {
+        Frame::Zeros { block } if block < partial.blocks() => return Ok(writer.clear(block)?),
+        Frame::Bytes { block, hash, bytes } => (block, hash, Some(bytes)),
+        Frame::Packed { block, hash, bytes } => (block, hash, unpack(&bytes, partial.length(block)).ok()),
+        Frame::Zeros { .. } => return Err(ReceiveError::Protocol("a block that the file does not have")),
+        Frame::File { .. }
+        | Frame::Known(_)
+        | Frame::End { .. }
+        | Frame::Verified
+        | Frame::Done
+        | Frame::AllVerified
+        | Frame::Busy
+        | Frame::Refused { .. } => return Err(ReceiveError::Protocol("a frame out of order")),
+    };
+    let length = partial.length(block);
+    let intact = |bytes: &Vec<u8>| bytes.len() == length && is(bytes, &announced);
+    if block >= partial.blocks() {
+        return Err(ReceiveError::Protocol("a block that the file does not have"));
+    }
+    let Some(bytes) = bytes.filter(intact) else {
+        let path = partial.path().to_owned();
+        return Err(ReceiveError::Damaged { path, block });
+    };
+    Ok(writer.write(block, &bytes)?)
 }
 
 fn is(bytes: &[u8], announced: &Hash) -> bool {

@@ -12,8 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::blocks::{Blocks, Content, Hash, Whole, count, pack};
+use super::blocks::{Content, Hash, Whole, count, pack};
 use super::image::Image;
+use super::stripes::each_block;
 use super::wire::{self, Frame};
 use crate::hypervisor::DiskCopy;
 use crate::tunnel::Pace;
@@ -278,13 +279,11 @@ async fn send_blocks(
         .map_err(failed)
 }
 
-/// Until the file's end, or until nobody wants more. Blocks.
+/// Until the file's end, or until nobody wants more; in stripes, so not in order. Blocks.
 fn read_blocks(image: &Image, known: &[Hash], ready: &mpsc::Sender<Ready>) -> io::Result<Hash> {
     let size = image.spec.size;
-    let (mut blocks, mut whole) = (Blocks::new(&image.file, size), Whole::new(size));
-    for block in 0..count(size) {
+    let hashes = each_block(&image.file, size, |blocks, block| {
         let (content, hash) = blocks.read(block)?;
-        whole.add(&hash);
         let there = usize::try_from(block).ok().and_then(|at| known.get(at));
         let data = match &content {
             Content::Zeros => 0,
@@ -303,7 +302,10 @@ fn read_blocks(image: &Image, known: &[Hash], ready: &mpsc::Sender<Ready>) -> io
         if ready.blocking_send(Ready { frame, data }).is_err() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-    }
+        Ok(hash)
+    })?;
+    let mut whole = Whole::new(size);
+    hashes.iter().for_each(|hash| whole.add(hash));
     Ok(whole.hash())
 }
 
