@@ -104,6 +104,8 @@ fn a_stream_that_is_cut_is_repaired_when_the_network_is_back() -> Result<()> {
     // It writes nothing, and nobody writes to it: QEMU itself never waits for a page (docs/failures.md).
     let guest = lab.start_guest("host-a", &GuestSpec::new("busy").fill_mib(64))?;
     let cluster = Cluster::start(&lab)?;
+    // By the guest's own beats alone.
+    let watch = lab.watch(&[])?;
     let flags = ["--bandwidth", "4MiB/s", "--allow-post-copy"];
     let id = cluster.begin_with(&guest, "host-b", &flags)?.id().to_string();
     cluster.wait_for(&id, "to send memory", |now| {
@@ -125,5 +127,6 @@ fn a_stream_that_is_cut_is_repaired_when_the_network_is_back() -> Result<()> {
     ensure!(end.state() == "SUCCEEDED", "{}", end.0);
     ensure!(end.0["cancelled_too_late"] == true, "{}", end.0);
     memory_is_right(&guest)?;
-    cluster.check(&[Expected::Runs(&guest, "host-b")])
+    cluster.check(&[Expected::Runs(&guest, "host-b")])?;
+    watch.finish()?.check_path(guest.name(), &["host-a", "host-b"])
 }
