@@ -260,9 +260,14 @@ impl Daemon {
 
     /// Whether its log, since this start, contains `text`.
     pub fn has_said(&self, text: &str) -> Result<bool> {
+        Ok(self.times_said(text)? > 0)
+    }
+
+    /// How many times its log, since this start, contains `text`.
+    pub fn times_said(&self, text: &str) -> Result<usize> {
         let log = fs::read(&self.log)?;
         let log = String::from_utf8_lossy(log.get(self.log_begins..).unwrap_or_default());
-        Ok(log.contains(text))
+        Ok(log.matches(text).count())
     }
 
     /// Waits until its log, since this start, contains `text`.

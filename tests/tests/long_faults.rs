@@ -9,7 +9,9 @@ use std::io::Write;
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
-use drover_tests::faults::{Case, Outcome, Patience, run_all};
+use drover_tests::Lab;
+use drover_tests::cluster::{Expected, Process};
+use drover_tests::faults::{Case, Outcome, Patience, Stage, run_all};
 
 /// Changes with the programs that are tested.
 fn build() -> Result<String> {
@@ -59,5 +61,50 @@ fn every_fault_at_every_moment() -> Result<()> {
         left.len(),
         failed.join("\n")
     );
+    Ok(())
+}
+
+/// Before any moment of the matrix: both hosts were found fit, nothing was begun.
+const CHECKED: &str = "controller.prepare-started";
+
+/// The matrix fills the disks of journals that are there. Here there is no room for one.
+#[test]
+fn a_journal_for_which_there_is_no_room_is_not_begun_without() -> Result<()> {
+    let mut lab = Lab::builder().start()?;
+    let guest = lab.start_guest("host-a", &Stage::guest())?;
+    let mut stage = Stage::start(&lab, guest)?;
+    for role in ["source", "destination"] {
+        let (source, destination) = stage.sides();
+        let full = Process::Agent(if role == "source" {
+            source.clone()
+        } else {
+            destination.clone()
+        });
+        let watch = lab.watch(&[&stage.guest])?;
+        stage.cluster.arm(&Process::Controller, CHECKED)?;
+        let id = stage.cluster.begin(&stage.guest, &destination)?.id().to_string();
+        stage.cluster.wait_for_point(&Process::Controller, CHECKED)?;
+        stage.cluster.fill_disk(&full)?;
+        stage.cluster.release()?;
+        stage.cluster.wait_for(&id, "to meet the full disk", |now| {
+            let phases = now.0["phases"].as_array();
+            phases.is_some_and(|phases| {
+                let says = |phase: &serde_json::Value| phase["detail"].as_str().unwrap_or_default().to_owned();
+                phases.iter().any(|phase| says(phase).contains("No space left"))
+            })
+        })?;
+        stage.cluster.empty_disk(&full)?;
+        let end = stage.cluster.wait_for_rest(&id)?;
+        // What was tried again found room; what was undone left the guest where it was.
+        let home = match end.state() {
+            "SUCCEEDED" => destination,
+            "FAILED" => source,
+            _ => anyhow::bail!("{}", end.0),
+        };
+        println!("no room for a journal at the {role}: {} {}", end.state(), end.reason());
+        stage.cluster.check(&[Expected::Runs(&stage.guest, &home)])?;
+        watch.finish()?.check()?;
+        stage.set_place(&home);
+    }
     Ok(())
 }

@@ -21,7 +21,7 @@ pub enum Expected<'guest> {
 
 impl Cluster<'_> {
     /// The invariants at rest: one copy and no more, memory and disk right, its autostart as it was, nothing left
-    /// behind, no migration unfinished, and the store tells what the hosts show.
+    /// behind (no journal open either), no migration unfinished, and the store tells what the hosts show.
     pub fn check(&self, expected: &[Expected<'_>]) -> Result<()> {
         self.check_store(expected)?;
         for guest in expected {
@@ -29,7 +29,12 @@ impl Cluster<'_> {
         }
         // A finished record comes just before the last file goes.
         wait_until("nothing to be left behind", Duration::from_secs(60), || {
-            let left = self.lab().leftovers()?;
+            let mut left = self.lab().leftovers()?;
+            left.extend(
+                self.open_pages()?
+                    .into_iter()
+                    .map(|page| format!("open journal {page}")),
+            );
             ensure!(left.is_empty(), "left behind: {left:#?}");
             Ok(Some(()))
         })

@@ -4,6 +4,7 @@ mod backup;
 mod command_line;
 mod configuration;
 mod invariants;
+mod journals;
 mod points;
 mod small_disks;
 mod successor;
@@ -19,6 +20,7 @@ use crate::{Daemon, Host, Lab, wait_until};
 
 pub use command_line::{Migration, Run};
 pub use invariants::Expected;
+pub use journals::Page;
 pub use points::Process;
 pub use successor::{Store, Successor};
 

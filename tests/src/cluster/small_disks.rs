@@ -12,6 +12,20 @@ use crate::libvirtd::AGENT;
 const SIZE_MIB: usize = 32;
 const FILLER: &str = "filler";
 
+/// Writes SQLite's log back into the database and cuts it to nothing: what is written next needs new room on the disk.
+/// A log that has room already takes some thousand more writes of a controller whose disk is full.
+const CUT_THE_LOG: &str = "
+import sqlite3, sys, time
+store = sqlite3.connect(sys.argv[1], timeout=1)
+for _ in range(100):
+    if store.execute('pragma wal_checkpoint(truncate)').fetchone()[0] == 0:
+        break
+    time.sleep(0.02)
+";
+
+/// What the controller writes into its log when its store has no room.
+const FULL: &str = "database or disk is full";
+
 impl Cluster<'_> {
     /// Puts a small file system under the state of the controller and of every agent.
     pub(super) fn mount_small_disks(&self) -> Result<()> {
@@ -27,9 +41,14 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// Takes all space that is left, as a log that nobody rotates would.
+    /// Takes all space that is left, as a log that nobody rotates would. The next write of a controller fails then,
+    /// unless somebody stopped it while it was writing.
     pub fn fill_disk(&self, of: &Process) -> Result<()> {
         let path = self.filler(of)?;
+        if *of == Process::Controller {
+            let store = self.folder.join("state/drover.db").display().to_string();
+            self.lab.control().run("python3", &["-c", CUT_THE_LOG, &store])?;
+        }
         let mut file = fs::File::create(&path).with_context(|| path.display().to_string())?;
         let block = vec![1; 4096];
         for _ in 0..=(SIZE_MIB << 20) / block.len() {
@@ -46,6 +65,11 @@ impl Cluster<'_> {
     /// Gives the space back.
     pub fn empty_disk(&self, of: &Process) -> Result<()> {
         fs::remove_file(self.filler(of)?).context("emptying a small disk")
+    }
+
+    /// How often the controller has said that its store is full, since it was started.
+    pub fn store_was_full(&mut self) -> Result<usize> {
+        self.controller()?.times_said(FULL)
     }
 
     /// As the machine sees the file: through the root of the node's first process.

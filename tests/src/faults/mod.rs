@@ -9,6 +9,7 @@
 
 mod act;
 pub mod chaos;
+mod decided;
 pub mod figures;
 mod moment;
 pub mod outcome;

@@ -20,7 +20,7 @@ pub struct Outcome {
     pub state: String,
     /// Reason of its error; empty where it has none.
     pub reason: String,
-    /// What the record says of the phase that decided.
+    /// Who decided, by the agents' journals.
     pub decided: String,
     /// How long the guest stood still, by ping, in milliseconds; none where it ended.
     pub still_ms: Option<u64>,
@@ -40,6 +40,7 @@ impl Outcome {
         healed: Duration,
         rested: Duration,
         still: Option<Duration>,
+        decided: String,
     ) -> Outcome {
         let phases = record.0["phases"].as_array().cloned().unwrap_or_default();
         let attempts = |phase: &serde_json::Value| phase["attempt"].as_u64().unwrap_or(1) > 1;
@@ -48,7 +49,7 @@ impl Outcome {
             moment: case.moment.to_string(),
             state: end.state().to_string(),
             reason: record.reason().to_string(),
-            decided: decided(&phases, end),
+            decided,
             still_ms: still.map(|still| u64::try_from(still.as_millis()).unwrap_or(u64::MAX)),
             healed_ms: u64::try_from(healed.as_millis()).unwrap_or(u64::MAX),
             rested_ms: u64::try_from(rested.as_millis()).unwrap_or(u64::MAX),
@@ -85,19 +86,6 @@ impl Outcome {
     }
 }
 
-/// What the last phase that decided where the guest belongs says about it.
-fn decided(phases: &[serde_json::Value], end: End) -> String {
-    let by = match end {
-        End::Moved => "TRANSFER",
-        End::Stayed | End::Ended => "ABORT",
-    };
-    let last = |name: &str| phases.iter().rev().find(|phase| phase["phase"] == name);
-    let told = last(by).or_else(|| phases.last());
-    told.and_then(|phase| phase["detail"].as_str())
-        .unwrap_or_default()
-        .to_string()
-}
-
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let still = self
@@ -105,7 +93,7 @@ impl fmt::Display for Outcome {
             .map_or("the guest ended".to_string(), |ms| format!("still for {ms} ms"));
         write!(
             f,
-            "{:<32} {:<30} {} {}; {still}; mended after {} ms, at rest after {} ms; {} repeats; {}",
+            "{:<32} {:<30} {} {}; {still}; mended after {} ms, at rest after {} ms; {} repeats; decided by {}",
             self.act, self.moment, self.state, self.reason, self.healed_ms, self.rested_ms, self.repeats, self.decided
         )
     }

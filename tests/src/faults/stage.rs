@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::act::{self, Sides};
 use super::chaos::{Plan, When, heal_order};
+use super::decided::{Answered, Evidence};
 use super::moment::Hold;
 use super::{Act, Case, End, Moment, Outcome, Patience, Role, expected};
 use crate::cluster::{Cluster, ClusterOptions, Expected, Migration, Process};
@@ -102,19 +103,48 @@ impl<'lab> Stage<'lab> {
         };
         let watch = self.cluster.lab().watch(&[&self.guest])?;
         let id = self.hold(case.moment, sides)?;
+        let full = self.times_full(case.act)?;
         let began = Instant::now();
         act::apply(case.act, &mut self.cluster, sides, &self.guest)?;
         self.let_go(case)?;
         self.last(case.act, patience, &id)?;
+        // Else the disk that was filled was of no consequence, and nothing was tried.
+        ensure!(
+            case.act != Act::StoreFull || self.times_full(case.act)? > full,
+            "the store was not full"
+        );
         act::heal(case.act, &mut self.cluster, sides)?;
         let healed = began.elapsed();
         let record = self.rest(&id)?;
         let rested = began.elapsed();
         let end = self.settle(&record, sides)?;
-        let outcome = Outcome::new(case, end, &record, healed, rested, self.seen(watch, end)?);
+        let still = self.seen(watch, end)?;
+        let evidence = self.evidence(&record, sides)?;
+        evidence.bears_out(end)?;
+        let outcome = Outcome::new(case, end, &record, healed, rested, still, evidence.who(case, end));
         let right = expected(case.moment, case.act);
         ensure!(right.contains(&end), "{end:?} is not among {right:?}: {}", record.0);
         Ok(outcome)
+    }
+
+    /// How often the controller has met a full store; an act that does not concern it may have killed it.
+    fn times_full(&mut self, act: Act) -> Result<usize> {
+        if act == Act::StoreFull {
+            self.cluster.store_was_full()
+        } else {
+            Ok(0)
+        }
+    }
+
+    /// What the agents have left of a migration at rest.
+    fn evidence(&self, record: &Migration, sides: Sides<'_>) -> Result<Evidence> {
+        let log = std::fs::read_to_string(self.cluster.agent_log(sides.source)?)?;
+        Ok(Evidence {
+            source: self.cluster.page(sides.source, record.id())?,
+            destination: self.cluster.page(sides.destination, record.id())?,
+            answered: Answered::read(&log, record.id()),
+            because: record.message().to_string(),
+        })
     }
 
     /// Begins a migration and brings it to the moment.
