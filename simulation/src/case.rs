@@ -124,8 +124,7 @@ async fn to_rest(world: &Arc<World>, scenario: Scenario) -> Rest {
         }
         if let Position::Stuck(_) = record.position {
             world.director.all_is_back().await;
-            retries += 1;
-            retry(world, id).await;
+            retries += u32::from(retry(world, id).await);
         }
         let needs_a_person = waits_for(&record, WaitReason::ResolveNeeded);
         if !needs_a_person {
@@ -244,13 +243,16 @@ pub async fn cancel(world: &World) {
     }
 }
 
-/// An operator has looked at a stuck migration, and lets it try again.
-async fn retry(world: &World, id: MigrationId) {
-    if let Some(mut client) = client(world) {
-        let name = id.resource_name();
-        let etag = String::new();
-        if let Err(status) = client.retry_migration(RetryMigrationRequest { name, etag }).await {
-            tracing::info!("not tried again: {status}");
-        }
+/// An operator has looked at a stuck migration, and lets it try again. Gives whether that was heard.
+async fn retry(world: &World, id: MigrationId) -> bool {
+    let Some(mut client) = client(world) else {
+        return false;
+    };
+    let name = id.resource_name();
+    let etag = String::new();
+    let heard = client.retry_migration(RetryMigrationRequest { name, etag }).await;
+    if let Err(status) = &heard {
+        tracing::info!("not tried again: {status}");
     }
+    heard.is_ok()
 }

@@ -78,8 +78,20 @@ fn look(world: &World, plan: &Plan, rest: &Rest) -> Vec<String> {
         Rest::NotCreated => vec!["the migration was never created".to_owned()],
         Rest::Restless { record } => vec![format!("{}; {}", restless(record), both(world))],
         Rest::NeedsPerson { record } => needs_person(world, plan, record),
-        Rest::Ended { record, .. } => ended(world, plan, record),
+        Rest::Ended { record, retries } => {
+            let mut broken = ended(world, plan, record);
+            broken.extend(too_many_retries(plan, *retries));
+            broken
+        }
     }
+}
+
+/// Once all is back, a phase that is stuck is through when an operator has let it try again: once for each thing that
+/// went wrong, and once more. Whoever has to ask more often is not helped by asking.
+fn too_many_retries(plan: &Plan, retries: u32) -> Option<String> {
+    let wrong = plan.events.len() + plan.scenario.events().len();
+    let most = u32::try_from(wrong + 1).unwrap_or(u32::MAX);
+    (retries > most).then(|| format!("an operator had to let it try again {retries} times, {wrong} things went wrong"))
 }
 
 fn restless(record: &Record) -> String {

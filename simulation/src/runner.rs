@@ -24,6 +24,8 @@ pub struct Tally {
     /// How the migrations came to rest.
     pub rests: BTreeMap<String, usize>,
     pub retries: u32,
+    /// In the case that needed most of them.
+    pub most_retries: u32,
     pub broken: Vec<(Plan, Vec<String>)>,
     /// Of what is known to be wrong (`invariants::KNOWN`), by reason.
     pub known: BTreeMap<&'static str, usize>,
@@ -79,6 +81,7 @@ impl Tally {
         self.missed += usize::from(outcome.fired.len() < expected);
         if let Some(Rest::Ended { retries, .. }) = &outcome.rest {
             self.retries += retries;
+            self.most_retries = self.most_retries.max(*retries);
         }
         let rest = match &outcome.rest {
             None | Some(Rest::NotCreated) => "not created".to_owned(),
@@ -129,8 +132,9 @@ impl Tally {
         }
         let _ = write!(
             text,
-            "; retried by an operator {}, not reached {}, broken {}",
+            "; retried by an operator {} (at most {} in one case), not reached {}, broken {}",
             self.retries,
+            self.most_retries,
             self.missed,
             self.broken.len()
         );
