@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::fault::Fault;
+use super::link::Line;
 use super::plan::{Event, When};
 use super::point::{Moment, Point, Site, phase_name};
 use super::world::World;
@@ -166,7 +167,12 @@ impl Director {
             | Fault::ControllerAlone
             | Fault::Cancel => {}
         }
-        let pass = pass(&call, moment, event.fault);
+        // What is under way arrives, where a link falls silent: late.
+        let pass = if event.silent {
+            Pass::Go
+        } else {
+            pass(&call, moment, event.fault)
+        };
         let hold = event.hold;
         self.carry_out(event).await;
         tokio::time::sleep(hold).await;
@@ -225,7 +231,8 @@ impl Director {
         };
         self.open.send_modify(|open| *open += 1);
         let happened = self.harness.spawn(async move {
-            strike(&world, event.fault).await;
+            let line = if event.silent { Line::Silent } else { Line::Cut };
+            strike(&world, event.fault, line).await;
             let back = Arc::clone(&world);
             let heal = async move {
                 tokio::time::sleep(event.outage).await;
@@ -263,7 +270,8 @@ fn pass(call: &str, moment: Moment, fault: Fault) -> Pass {
     }
 }
 
-async fn strike(world: &Arc<World>, fault: Fault) {
+/// `line`: what becomes of a link that breaks.
+async fn strike(world: &Arc<World>, fault: Fault, line: Line) {
     match fault {
         Fault::Refused | Fault::AnswerLost => {}
         Fault::AgentDies(site) => world.kill_agent(site).await,
@@ -280,11 +288,11 @@ async fn strike(world: &Arc<World>, fault: Fault) {
         }
         Fault::HostReboots(site) => world.power_off(site).await,
         Fault::LibvirtdRestarts(site) => world.host(site).restart_libvirtd(),
-        Fault::AgentsCut => world.cut_agents(true),
-        Fault::ControllerCut(site) => world.cut_controller(site, true),
+        Fault::AgentsCut => world.set_agents(line),
+        Fault::ControllerCut(site) => world.set_controller(site, line),
         Fault::ControllerAlone => {
             for site in Site::BOTH {
-                world.cut_controller(site, true);
+                world.set_controller(site, line);
             }
         }
         Fault::Cancel => {
@@ -310,16 +318,16 @@ async fn heal(world: &Arc<World>, fault: Fault) {
             world.start_agent(site).await
         }
         Fault::AgentsCut => {
-            world.cut_agents(false);
+            world.set_agents(Line::Whole);
             Ok(())
         }
         Fault::ControllerCut(site) => {
-            world.cut_controller(site, false);
+            world.set_controller(site, Line::Whole);
             Ok(())
         }
         Fault::ControllerAlone => {
             for site in Site::BOTH {
-                world.cut_controller(site, false);
+                world.set_controller(site, Line::Whole);
             }
             Ok(())
         }

@@ -68,6 +68,11 @@ impl Fault {
         }
     }
 
+    /// Whether it is a link that breaks.
+    pub fn is_a_cut(self) -> bool {
+        matches!(self, Self::AgentsCut | Self::ControllerCut(_) | Self::ControllerAlone)
+    }
+
     /// The host whose power failed.
     pub fn rebooted(self) -> Option<Site> {
         match self {

@@ -1,7 +1,8 @@
-//! A network link that can be cut: an address of its own, behind it whoever has it at the moment.
+//! A network link that can break: an address of its own, behind it whoever has it at the moment.
 //!
 //! A cut ends what goes over it at once and refuses what comes, until it is mended; a link without anybody behind it
-//! refuses too, as a port does that nobody listens on.
+//! refuses too, as a port does that nobody listens on. A link that falls silent ends nothing and refuses nothing: who
+//! speaks over it, or begins to, hears nothing until it is mended, and then what was said arrives late.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,16 +12,25 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What is behind it; `None` while it is cut, or nobody is there.
+/// What it does with what goes over it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Line {
+    #[default]
+    Whole,
+    Cut,
+    Silent,
+}
+
+/// What is behind it; `None` where nobody is there.
 #[derive(Clone, Copy, Debug, Default)]
 struct Behind {
     upstream: Option<SocketAddr>,
-    cut: bool,
+    line: Line,
 }
 
 impl Behind {
     fn open(self) -> Option<SocketAddr> {
-        self.upstream.filter(|_| !self.cut)
+        self.upstream.filter(|_| self.line != Line::Cut)
     }
 }
 
@@ -63,14 +73,9 @@ impl Link {
         self.behind.send_modify(|behind| behind.upstream = upstream);
     }
 
-    /// Everything that goes over it ends; nothing comes through.
-    pub fn cut(&self) {
-        self.behind.send_modify(|behind| behind.cut = true);
-    }
-
-    /// Things go through again.
-    pub fn mend(&self) {
-        self.behind.send_modify(|behind| behind.cut = false);
+    /// From now on.
+    pub fn set(&self, line: Line) {
+        self.behind.send_modify(|behind| behind.line = line);
     }
 }
 
@@ -83,6 +88,7 @@ async fn accept(listener: TcpListener, behind: Arc<watch::Sender<Behind>>) {
         let Some(upstream) = changes.borrow_and_update().open() else {
             continue;
         };
+        let line = behind.subscribe();
         tokio::spawn(async move {
             let relayed = async {
                 let mut far = TcpStream::connect(upstream).await?;
@@ -92,10 +98,29 @@ async fn accept(listener: TcpListener, behind: Arc<watch::Sender<Behind>>) {
             };
             tokio::select! {
                 // However it ended: both ends are closed.
-                _ = relayed => {}
+                () = while_it_speaks(line, relayed) => {}
                 _ = changes.wait_for(|now| now.open() != Some(upstream)) => {}
             }
         });
+    }
+}
+
+/// Until it has ended; it stands still as long as the link is silent.
+async fn while_it_speaks<T>(mut line: watch::Receiver<Behind>, relayed: impl Future<Output = T>) {
+    tokio::pin!(relayed);
+    loop {
+        // Where the link itself has gone, whoever waits beside this ends it.
+        if line.wait_for(|now| now.line != Line::Silent).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            _ = &mut relayed => return,
+            fell_silent = line.wait_for(|now| now.line == Line::Silent) => {
+                if fell_silent.is_err() {
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -137,10 +162,36 @@ mod tests {
         open.write_all(b"x").await.unwrap();
         let mut byte = [0];
         open.read_exact(&mut byte).await.unwrap();
-        link.cut();
+        link.set(Line::Cut);
         assert!(!matches!(open.read(&mut byte).await, Ok(1)), "what was open has ended");
         assert!(!works(&link).await);
-        link.mend();
+        link.set(Line::Whole);
         assert!(works(&link).await);
+    }
+
+    #[tokio::test]
+    async fn a_silent_link_ends_nothing_and_what_was_said_arrives_late() {
+        let link = Link::new(Ipv4Addr::LOCALHOST).await.unwrap();
+        link.lead_to(Some(echo().await));
+        let mut open = TcpStream::connect(link.address()).await.unwrap();
+        let mut byte = [0];
+        open.write_all(b"x").await.unwrap();
+        open.read_exact(&mut byte).await.unwrap();
+        link.set(Line::Silent);
+        // Nobody refuses, and nobody answers.
+        let mut new = TcpStream::connect(link.address()).await.unwrap();
+        open.write_all(b"y").await.unwrap();
+        new.write_all(b"z").await.unwrap();
+        let heard = tokio::time::timeout(std::time::Duration::from_millis(100), async {
+            tokio::select! {
+                answer = open.read(&mut byte) => answer,
+                answer = new.read_u8() => answer.map(usize::from),
+            }
+        });
+        assert!(heard.await.is_err(), "something was heard");
+        link.set(Line::Whole);
+        open.read_exact(&mut byte).await.unwrap();
+        assert_eq!(&byte, b"y");
+        assert_eq!(new.read_u8().await.unwrap(), b'z');
     }
 }

@@ -26,6 +26,8 @@ pub struct Event {
     pub outage: Outage,
     /// The call that met it waits for so long, where it goes on.
     pub hold: Duration,
+    /// What is cut falls silent instead: nothing ends, nothing is refused, and all of it arrives when it is over.
+    pub silent: bool,
 }
 
 impl fmt::Display for Event {
@@ -36,6 +38,9 @@ impl fmt::Display for Event {
             When::Crossing(number) => write!(f, "at call {number}")?,
         }
         write!(f, ": {}", self.fault)?;
+        if self.silent {
+            f.write_str(" silently")?;
+        }
         if self.outage != SHORT || !self.hold.is_zero() {
             write!(
                 f,
@@ -177,6 +182,7 @@ impl Scenario {
             fault,
             outage: Duration::from_millis(outage),
             hold: Duration::from_millis(hold),
+            silent: false,
         };
         const HAND_OVER: &str = "/drover.agent.v1.PeerService/HandOverGuest";
         match self {
@@ -191,6 +197,7 @@ impl Scenario {
                 fault: Fault::Cancel,
                 outage: Duration::ZERO,
                 hold: Duration::from_millis(3000),
+                silent: false,
             }],
             Self::Undo => vec![event(at(Call::Sending.name(), Site::Source), Fault::Cancel, 0, 3000)],
             Self::HandOver => vec![event(
@@ -239,6 +246,7 @@ impl Event {
             fault,
             outage: SHORT,
             hold: Duration::ZERO,
+            silent: false,
         }
     }
 }

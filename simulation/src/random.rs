@@ -61,17 +61,33 @@ fn event(dice: &mut Dice) -> Event {
     // Most of it is over soon; some of it outlasts what is waited for.
     let outages = [0, 20, 80, 80, 300, 300, 1200, 4000];
     let holds = [0, 0, 0, 30, 300];
-    Event {
+    let mut event = Event {
         when: When::Crossing(u32::try_from(1 + dice.below(CROSSINGS)).unwrap_or(1)),
         fault: dice.one_of(&Fault::ALL),
         outage: Duration::from_millis(dice.one_of(&outages)),
         hold: Duration::from_millis(dice.one_of(&holds)),
-    }
+        silent: false,
+    };
+    event.silent = event.fault.is_a_cut() && dice.below(2) == 0;
+    event
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_are_cut_and_fall_silent() {
+        let events: Vec<_> = (0..500).flat_map(|seed| schedule(seed).events).collect();
+        for silent in [true, false] {
+            assert!(
+                events
+                    .iter()
+                    .any(|event| event.fault.is_a_cut() && event.silent == silent)
+            );
+        }
+        assert!(events.iter().all(|event| event.fault.is_a_cut() || !event.silent));
+    }
 
     #[test]
     fn a_seed_is_a_schedule() {

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 
 use super::director::Director;
 use super::folder::Folder;
-use super::link::Link;
+use super::link::{Line, Link};
 use super::pki::Pki;
 use super::plan::Scenario;
 use super::point::Site;
@@ -245,15 +245,17 @@ impl World {
         self.unit(site).host.power_on();
     }
 
-    pub fn cut_agents(&self, cut: bool) {
+    /// Between the two agents.
+    pub fn set_agents(&self, line: Line) {
         for site in Site::BOTH {
-            set(&self.unit(site).from_agent, cut);
+            self.unit(site).from_agent.set(line);
         }
     }
 
-    pub fn cut_controller(&self, site: Site, cut: bool) {
-        set(&self.unit(site).from_controller, cut);
-        set(&self.unit(site).to_controller, cut);
+    /// Between the controller and one host, both ways.
+    pub fn set_controller(&self, site: Site, line: Line) {
+        self.unit(site).from_controller.set(line);
+        self.unit(site).to_controller.set(line);
     }
 
     /// Everything ends.
@@ -281,10 +283,6 @@ impl HostUnit {
         self.from_controller.lead_to(agent);
         self.from_agent.lead_to(agent);
     }
-}
-
-fn set(link: &Link, cut: bool) {
-    if cut { link.cut() } else { link.mend() }
 }
 
 /// Starts what should be in a slot until it is up, or somebody else has put something there, or has killed it, or it
