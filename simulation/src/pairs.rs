@@ -24,8 +24,18 @@ fn pairs_of(singles: &[Plan]) -> usize {
 
 impl Pairs {
     pub fn new(rows: &[Row]) -> Self {
+        Self::made_of(rows, tells)
+    }
+
+    /// Any two: also where both agents or all processes die, at calls that only look, and at both moments of a call. So
+    /// many that only a sample of them can be run.
+    pub fn of_any(rows: &[Row]) -> Self {
+        Self::made_of(rows, |_| true)
+    }
+
+    fn made_of(rows: &[Row], wanted: fn(&Event) -> bool) -> Self {
         let mut singles = singles(rows);
-        singles.retain(|plan| plan.events.iter().all(|event| tells(event) && is_sure(event)));
+        singles.retain(|plan| plan.events.iter().all(|event| wanted(event) && is_sure(event)));
         let (offline, live) = singles.into_iter().partition(|plan| plan.scenario.is_offline());
         Self { kinds: [live, offline] }
     }

@@ -17,6 +17,9 @@ use drover_simulation::runner::{self, Tally};
 
 /// Of pairs, in `make test`.
 const PAIRS: usize = 300;
+/// Of pairs of any faults at any calls, in `make test`, and in `make test-all`.
+const ANY_PAIRS: usize = 60;
+const MORE_ANY_PAIRS: usize = 2000;
 /// In `make test`, and in `make test-all`.
 const SCHEDULES: usize = 300;
 const ALL_SCHEDULES: usize = 10_000;
@@ -74,7 +77,15 @@ async fn every_single_fault() {
     let depth = if all() { Depth::Every } else { Depth::First };
     let mut plans = singles(&rows(depth).await);
     plans.retain(is_asked_for);
-    judge("single faults", &runner::run(plans).await);
+    let tally = runner::run(plans).await;
+    judge("single faults", &tally);
+    // A fault that does not come is nothing that was survived. Some points are not passed at each run.
+    assert!(
+        tally.missed * 100 <= tally.cases,
+        "{} of {} cases did not come to their fault",
+        tally.missed,
+        tally.cases
+    );
 }
 
 /// What two faults together have shown once, and no single one did.
@@ -146,6 +157,15 @@ async fn pairs_of_faults() {
     plans.retain(|plan| reach.has_room_for(plan));
     println!("pairs {from} to {to} of {}: {} can meet", pairs.count(), plans.len());
     judge("all pairs", &runner::run(plans).await);
+}
+
+/// Also those that no set of all pairs has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_two_faults() {
+    let count = if all() { MORE_ANY_PAIRS } else { ANY_PAIRS };
+    let pairs = Pairs::of_any(&rows(Depth::First).await);
+    println!("{count} of {} pairs of any faults", pairs.count());
+    judge("any two faults", &runner::run(pairs.sample(count, seed())).await);
 }
 
 /// By `DROVER_ONLY`.
