@@ -68,6 +68,50 @@ async fn a_guest_that_had_moved_meanwhile_stays_where_it_is() {
     lab.assert_moved(&name).await;
 }
 
+/// What asks and changes nothing.
+const QUESTIONS: [&str; 5] = [
+    "GetAgentStatus",
+    "GetMigrationStatus",
+    "InspectHost",
+    "InspectGuest",
+    "ListGuests",
+];
+
+/// The database believes that a guest is on its way which has arrived long ago.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_a_restored_database_believes_to_go_on_is_not_touched_before_it_is_adopted() {
+    let mut lab = Lab::new().await;
+    let created = lab.create().await;
+    lab.world.called("WatchOutgoing", 1).await;
+    lab.stop().await;
+    lab.back_up();
+    lab.start().await;
+    lab.world.called("WatchOutgoing", 2).await;
+    lab.world.open_gate();
+    lab.assert_moved(&created.name).await;
+    lab.stop().await;
+    lab.restore();
+    let before = lab.world.lock().calls.len();
+    lab.start().await;
+    for host in ["host-1", "host-2"] {
+        lab.comes_back(host).await;
+    }
+    let refused = lab.migrations().create_migration(wish()).await.unwrap_err();
+    assert_eq!(reason(&refused), Reason::StaleTerm, "read-only");
+    let believed = lab.get(&created.name).await;
+    assert!(believed.end_time.is_none(), "{believed:#?}");
+    let made = lab.world.lock().calls[before..].to_vec();
+    let commands: Vec<_> = made
+        .iter()
+        .filter(|(_, call)| !QUESTIONS.contains(&call.as_str()))
+        .collect();
+    assert!(commands.is_empty(), "{commands:?}");
+    lab.stop().await;
+    adopt(&lab, false).await.unwrap();
+    lab.start().await;
+    lab.assert_moved(&created.name).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_silent_agent_knows_is_taken_up_when_it_registers() {
     let (mut lab, name) = restored(async |lab| {
