@@ -51,8 +51,8 @@ const ALL: [Step; 17] = [
     Step::CloseDestination,
 ];
 
-/// Calls that change nothing; or only in post-copy (`post_copy`).
-const READING: [&str; 12] = [
+/// Calls that change nothing.
+const READING: [&str; 11] = [
     "AgentService/GetAgentStatus",
     "AgentService/InspectHost",
     "AgentService/ListGuests",
@@ -62,7 +62,6 @@ const READING: [&str; 12] = [
     "AgentService/ProbePeer",
     "AgentService/SampleGuest",
     "PeerService/MeasureLink",
-    "PeerService/ReopenStream",
     "AgentService/WatchOutgoing",
     "AgentService/GetMigrationStatus",
 ];
@@ -131,7 +130,9 @@ impl Step {
 
 #[test]
 fn every_rpc_of_an_agent_is_listed() {
-    let listed: Vec<_> = ALL.iter().map(|step| step.rpc()).chain(READING).collect();
+    // The last one means something in post-copy only: `reopened` repeats it.
+    let others = READING.into_iter().chain(["PeerService/ReopenStream"]);
+    let listed: Vec<_> = ALL.iter().map(|step| step.rpc()).chain(others).collect();
     for (path, _) in TABLE {
         if let Some(rpc) = path.strip_prefix("/drover.agent.v1.") {
             assert!(

@@ -28,6 +28,7 @@ mod policy;
 mod post_copy;
 mod reboots;
 mod refusals;
+mod reopened;
 mod repeats;
 mod resolve;
 mod scene;

@@ -52,7 +52,7 @@ fn now(revision: u64) -> TransferPolicy {
 }
 
 /// The guest runs at b and most of its memory is at a.
-async fn gone_over() -> Scene {
+pub(crate) async fn gone_over() -> Scene {
     let scene = sending().await;
     scene.adjust(now(1)).await.unwrap();
     scene
@@ -203,7 +203,7 @@ async fn a_guest_that_its_user_paused_does_not_run_by_it() {
     scene.rest(Verdict::Ran).await;
 }
 
-fn both_wait(scene: &Scene) -> bool {
+pub(crate) fn both_wait(scene: &Scene) -> bool {
     let state = |node: &Node| node.host.look(scene.guest).map(|guest| guest.state);
     (state(&scene.a), state(&scene.b))
         == (
