@@ -7,6 +7,7 @@
 //! ```
 //! What is done on the way is what the agent's control loop and QEMU's auto-converge do (`agent/src/jobs/control.rs`).
 
+mod slowed;
 mod writes;
 
 use std::time::Duration;
@@ -27,6 +28,12 @@ const SHRINKS: f64 = 0.96;
 
 /// What the control loop gives QEMU to spare.
 const SPARE: f64 = 1.25;
+
+/// Who would have to send so many times its memory until the rest fits goes over, where it may.
+const WORTH: f64 = 2.0;
+
+/// After so many such rounds, where it may be slowed down too.
+const PATIENT: u32 = 8;
 
 /// No transfer with more rounds would be waited for.
 const MOST_ROUNDS: usize = 500;
@@ -90,6 +97,8 @@ pub struct Cost {
     pub duration: f64,
     pub blackout: f64,
     pub bytes: f64,
+    /// For so long the guest stands still over and over, where it is slowed down.
+    pub asleep: f64,
 }
 
 /// What is to be expected.
@@ -168,14 +177,14 @@ fn end(subject: &Subject, terms: &Terms) -> (Option<Cost>, Option<Means>) {
         }
         // Where waiting for the smallest blackout takes too long, all of the limit is given at once.
         for hurry in [false, true] {
-            let cost = pre_copy(subject, terms.limit.as_secs_f64(), slow, hurry);
+            let cost = pre_copy(subject, terms, slow, hurry);
             if let Some(cost) = cost.filter(in_time) {
                 return (Some(cost), means);
             }
         }
     }
     if terms.post_copy
-        && let Some(cost) = Some(post_copy(subject)).filter(in_time)
+        && let Some(cost) = Some(post_copy(subject, terms)).filter(in_time)
     {
         return (Some(cost), Some(Means::PostCopy));
     }
@@ -238,12 +247,14 @@ impl<'a> Rounds<'a> {
             duration: self.seconds + self.rest_takes(),
             blackout: FIXED_BLACKOUT + self.rest_takes(),
             bytes: self.sent + self.rest,
+            asleep: slowed::asleep(self.slowed),
         }
     }
 }
 
 /// With the guest slowed down where that is allowed and needed; none where it does not end.
-fn pre_copy(subject: &Subject, limit: f64, slow: bool, hurry: bool) -> Option<Cost> {
+fn pre_copy(subject: &Subject, terms: &Terms, slow: bool, hurry: bool) -> Option<Cost> {
+    let limit = terms.limit.as_secs_f64();
     let mut rounds = Rounds::new(subject);
     let (mut least, mut much) = (f64::INFINITY, 0);
     for _ in 0..MOST_ROUNDS {
@@ -262,7 +273,7 @@ fn pre_copy(subject: &Subject, limit: f64, slow: bool, hurry: bool) -> Option<Co
         much += u32::from(rounds.rest > before / 2.0);
         if slow && much >= 2 {
             much = 0;
-            let (first, next) = steps(subject);
+            let (first, next) = slowed::steps(subject, terms);
             rounds.slowed = if rounds.slowed == 0.0 {
                 first
             } else {
@@ -274,24 +285,31 @@ fn pre_copy(subject: &Subject, limit: f64, slow: bool, hurry: bool) -> Option<Co
     None
 }
 
-/// By how much the guest is slowed down at first, and by how much more each time, as the agent chooses it: θ ≥ 1 − B/D and
-/// a little to spare; the second step does for twice the rate, and two more for any.
-fn steps(subject: &Subject) -> (f64, f64) {
-    let enough = |rate: f64| (1.0 - subject.bandwidth / rate + 0.05).min(0.99);
-    let first = enough(subject.writes.rate()).clamp(0.2, 0.9);
-    let twice = enough(subject.writes.rate() * 2.0);
-    let next = if twice <= first {
-        0.0
-    } else {
-        (twice - first).max((0.99 - first) / 3.0)
-    };
-    (first, next.max(0.1))
-}
-
-/// After the first round, when the guest has shown that it writes too fast.
-fn post_copy(subject: &Subject) -> Cost {
-    let mut rounds = Rounds::new(subject);
-    rounds.next();
+/// Once to go on until the rest fits is too much, as the agent finds it.
+fn post_copy(subject: &Subject, terms: &Terms) -> Cost {
+    let enough = terms.limit.as_secs_f64() * subject.bandwidth / SPARE;
+    let deadline = terms.deadline.map_or(f64::INFINITY, |deadline| deadline.as_secs_f64());
+    let (mut rounds, mut bad) = (Rounds::new(subject), 0);
+    for _ in 0..MOST_ROUNDS {
+        let before = rounds.rest;
+        rounds.next();
+        if rounds.rest <= enough {
+            break;
+        }
+        let lambda = rounds.rest / before;
+        let ahead = if lambda < 1.0 {
+            (rounds.rest - enough) / (1.0 - lambda)
+        } else {
+            f64::INFINITY
+        };
+        let left = deadline - rounds.seconds;
+        let costly = ahead > WORTH * subject.memory || ahead / subject.bandwidth > left;
+        bad = if costly || lambda > SHRINKS { bad + 1 } else { 0 };
+        let patient = terms.auto_converge && 2.0 * rounds.rest_takes() <= left;
+        if bad >= if patient { PATIENT } else { 1 } {
+            break;
+        }
+    }
     Cost {
         blackout: FIXED_BLACKOUT,
         ..rounds.stop()
@@ -314,6 +332,7 @@ fn rest_at(subject: &Subject, deadline: f64) -> Cost {
         duration: deadline.max(rounds.seconds) + rest.min(subject.memory) / subject.bandwidth,
         blackout: FIXED_BLACKOUT,
         bytes: rounds.sent + sent + rest,
+        asleep: 0.0,
     }
 }
 

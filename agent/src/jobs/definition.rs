@@ -75,10 +75,10 @@ impl Jobs {
         Ok(())
     }
 
-    /// Whether the guest's CPUs execute; none where it is gone, which others look after.
-    pub(super) async fn runs_now(&self, record: &Record) -> Result<Option<bool>, Failure> {
+    /// The guest as it is now; none where it is gone, which others look after.
+    pub(super) async fn guest_now(&self, record: &Record) -> Result<Option<Box<GuestFacts>>, Failure> {
         Ok(match self.look(record).await? {
-            Seen::Ours(guest) => Some(guest.state.runs()),
+            Seen::Ours(guest) => Some(guest),
             Seen::Another(_) | Seen::ShutOff(_) | Seen::Unknown => None,
         })
     }

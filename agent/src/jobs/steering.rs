@@ -49,10 +49,14 @@ impl Default for Steering {
     }
 }
 
+pub(super) fn longest_blackout(limits: &Limits) -> Duration {
+    limits.max_downtime.unwrap_or(LIMIT)
+}
+
 /// What the control loop may do.
 fn policy(limits: &Limits, flags: Option<&MigrateFlags>) -> Policy {
     Policy {
-        limit: limits.max_downtime.unwrap_or(LIMIT),
+        limit: longest_blackout(limits),
         whole: limits.whole_downtime,
         deadline: limits.deadline,
         post_copy: flags.is_some_and(|flags| flags.post_copy) && limits.post_copy_early,

@@ -17,6 +17,8 @@ use super::deadline::Deadline;
 use super::fence::{Fence, Reference, Side, concerns};
 use super::outgoing::{OutgoingJob, PerformOutcome, TransferStep, UnderWay};
 use super::progress::{Problem, What};
+use super::steering::longest_blackout;
+use super::throttle::Situation;
 use super::watching::Watching;
 use super::ways::Ways;
 use super::{Jobs, throttle};
@@ -45,13 +47,19 @@ pub struct Expected {
 
 impl Expected {
     /// How far the guest is slowed down, where it may be.
-    fn throttle(self, limit: u64) -> Throttle {
-        let bandwidth = match (self.link, limit) {
+    fn throttle(self, limits: &Limits, memory: u64) -> Throttle {
+        let bandwidth = match (self.link, limits.bandwidth) {
             (link, 0) => link,
             (0, limit) => limit,
             (link, limit) => link.min(limit),
         };
-        throttle::choose(self.dirty_rate, bandwidth)
+        throttle::choose(&Situation {
+            dirty_rate: self.dirty_rate,
+            bandwidth,
+            memory,
+            blackout: longest_blackout(limits),
+            deadline: limits.deadline,
+        })
     }
 }
 
@@ -94,7 +102,8 @@ impl Jobs {
         self.refuse_while_stopping()?;
         let handle = job.handle().ok_or_else(|| not_begun("the job lock was given back"))?;
         // Its user may have paused it since Begin: libvirt lets that through, and would let it run at the destination.
-        let runs = self.runs_now(&record).await?;
+        let guest = self.guest_now(&record).await?;
+        let runs = guest.as_ref().map(|guest| guest.state.runs());
         let record = page.change(|record| order.claim(record, runs)).await?;
         self.sockets.make(migration).await?;
         let ways = Ways::open(self, &record, &order.delivery, &job)?;
@@ -102,7 +111,8 @@ impl Jobs {
         let Some(part) = record.source() else {
             return Err(not_begun("this host is not the source"));
         };
-        let limit = part.limits.bandwidth;
+        let memory = guest.map_or(0, |guest| guest.memory);
+        let throttle = order.expected.throttle(&part.limits, memory);
         let max_downtime = job.steering.start(part.limits, part.flags.clone()).await;
         job.claimed.cancel();
         let under_way = job.under_way(TransferStep::Performing);
@@ -115,7 +125,7 @@ impl Jobs {
             started: Instant::now(),
             under_way,
             max_downtime,
-            throttle: order.expected.throttle(limit),
+            throttle,
         };
         let under = tracing::info_span!("transfer", drover.migration.id = %migration, drover.host.id = %self.host);
         tokio::spawn(transfer.run(order.cookie).instrument(under));
