@@ -168,6 +168,9 @@ pub struct MigrateFlags {
     pub storage_proved: bool,
     /// Connections for memory; 0 is one plain channel, 1 and more use multifd.
     pub parallel: u32,
+    /// Memory is compressed by zstd, which only multifd does.
+    #[serde(default)]
+    pub zstd: bool,
     /// Disks that are copied while the guest runs; `None` where all are shared.
     #[serde(default)]
     pub copied: Option<CopiedDisks>,

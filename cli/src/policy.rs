@@ -7,7 +7,8 @@ use drover_proto::ids::MigrationId;
 use drover_proto::time::proto_duration;
 use drover_proto::units;
 use drover_proto::v1::{
-    AdjustAction, AdjustMigrationRequest, BackingChain, DeadlineAction, MigrationMode, MigrationPolicy, StoragePolicy,
+    AdjustAction, AdjustMigrationRequest, BackingChain, Compression, DeadlineAction, MigrationMode, MigrationPolicy,
+    StoragePolicy,
 };
 
 use crate::args::Output;
@@ -34,6 +35,9 @@ pub(crate) struct Policy {
     /// Connections for memory [default: by link and cores]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(1..=64))]
     parallel: Option<i32>,
+    /// Compression of memory on its way [default: by link, cores and versions]
+    #[arg(long, value_enum, value_name = "KIND")]
+    compression: Option<Kind>,
     /// Let the guest be slowed down where it writes faster than it is sent
     #[arg(long)]
     allow_auto_converge: bool,
@@ -129,6 +133,14 @@ impl Way {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Kind {
+    /// As it is
+    None,
+    /// By QEMU, where libvirt is 9.4 or newer on both hosts
+    Zstd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum OnDeadline {
     /// The guest stays where it is and runs on
     Abort,
@@ -158,6 +170,12 @@ impl Policy {
             allow_post_copy: self.way.allow_post_copy.then_some(true),
             bandwidth_limit_bytes_per_second: signed(self.bandwidth.unwrap_or(0)),
             parallel_connections: self.parallel.unwrap_or(0),
+            compression: match self.compression {
+                None => Compression::Unspecified,
+                Some(Kind::None) => Compression::None,
+                Some(Kind::Zstd) => Compression::Zstd,
+            }
+            .into(),
             mode: self.way.mode().into(),
             storage: self.way.storage(),
             shutdown_timeout: self.way.shutdown.map(proto_duration),

@@ -19,6 +19,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("policy.on_deadline", "--on-deadline"),
     ("policy.bandwidth_limit_bytes_per_second", "--bandwidth"),
     ("policy.parallel_connections", "--parallel"),
+    ("policy.compression", "--compression"),
     ("policy.storage.copy_disks", "--copy-disks"),
     ("policy.storage.delete_source", "--delete-source"),
     ("policy.storage.backing_chain", "--backing-chain"),

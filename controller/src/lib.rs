@@ -3,6 +3,7 @@
 pub mod adjust;
 pub mod adoption;
 pub mod agents;
+pub mod compression;
 pub mod config;
 pub mod connections;
 pub mod estimates;

@@ -45,7 +45,7 @@ pub(super) fn post_copy(candidate: &Candidate<'_>) -> Option<Check> {
         return Some(failed(
             ID,
             found,
-            "leave --parallel out, or QEMU 10.1 or newer on both hosts",
+            "leave --parallel and --compression out, or QEMU 10.1 or newer on both hosts",
         ));
     }
     Some(faults(candidate.host.user_faults, here))

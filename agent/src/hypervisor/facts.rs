@@ -41,6 +41,20 @@ pub struct HostFacts {
     pub user_faults: UserFaults,
 }
 
+/// The first libvirt that has QEMU's multifd compress: `VIR_MIGRATE_PARAM_COMPRESSION` "zstd" with `VIR_MIGRATE_PARALLEL`
+/// (libvirt-domain.h: "Since: 9.4.0"; older ones know only `mt` and `xbzrle`, which exclude parallel connections).
+const LIBVIRT_WITH_ZSTD: u64 = 9_004_000;
+
+/// The first QEMU whose multifd does (commit 87dc6f5). One that was built without zstd says so in Prepare.
+const QEMU_WITH_ZSTD: u64 = 5_000_000;
+
+impl HostFacts {
+    /// Whether memory can be sent from here, and received, compressed by zstd.
+    pub fn knows_zstd(&self) -> bool {
+        self.libvirt_version >= LIBVIRT_WITH_ZSTD && self.qemu_version >= QEMU_WITH_ZSTD
+    }
+}
+
 /// Who may use userfaultfd on a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UserFaults {

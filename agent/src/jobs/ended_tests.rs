@@ -31,6 +31,7 @@ fn source(state: SourceState, decision: Decision, closed: bool) -> Record {
             auto_converge: false,
             storage_proved: true,
             parallel: 0,
+            zstd: false,
             copied: None,
             resume: false,
         },

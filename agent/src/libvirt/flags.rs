@@ -42,6 +42,10 @@ pub(super) fn migrate_params(flags: &MigrateFlags) -> Result<Params> {
     for target in flags.copied.iter().flat_map(CopiedDisks::targets) {
         params = params.text(virt_sys::VIR_MIGRATE_PARAM_MIGRATE_DISKS, target)?;
     }
+    // The flag VIR_MIGRATE_COMPRESSED is for the older kinds; a parameter that names this one suffices.
+    if flags.zstd {
+        params = params.text(virt_sys::VIR_MIGRATE_PARAM_COMPRESSION, "zstd")?;
+    }
     match i32::try_from(flags.parallel).unwrap_or(i32::MAX) {
         0 => Ok(params),
         count => params.int(virt_sys::VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS, count),
@@ -58,6 +62,7 @@ mod tests {
         auto_converge: false,
         storage_proved: false,
         parallel: 0,
+        zstd: false,
         copied: None,
         resume: false,
     };
@@ -119,6 +124,7 @@ mod tests {
             auto_converge: true,
             storage_proved: true,
             parallel: 4,
+            zstd: false,
             copied: None,
             resume: false,
         };
@@ -150,5 +156,21 @@ mod tests {
         assert!(migrate_params(&PLAIN).unwrap().values().is_empty());
         let parallel = MigrateFlags { parallel: 4, ..PLAIN };
         assert_eq!(migrate_params(&parallel).unwrap().values().len(), 1);
+    }
+
+    #[test]
+    fn compressed_memory_goes_over_multifd_on_both_sides() {
+        let compressed = MigrateFlags {
+            parallel: 1,
+            zstd: true,
+            ..PLAIN
+        };
+        for side in [Side::Source, Side::Destination] {
+            assert!(has(&compressed, side, virt_sys::VIR_MIGRATE_PARALLEL));
+            assert!(!has(&compressed, side, virt_sys::VIR_MIGRATE_COMPRESSED));
+        }
+        let params = migrate_params(&compressed).unwrap();
+        assert_eq!(params.all_texts("compression"), ["zstd"]);
+        assert_eq!(params.values().len(), 2);
     }
 }

@@ -331,6 +331,7 @@ mod tests {
             auto_converge: false,
             storage_proved: false,
             parallel: 2,
+            zstd: false,
             copied: CopiedDisks::new(vec!["vdb".to_owned()]),
             resume: false,
         };

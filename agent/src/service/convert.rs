@@ -9,7 +9,7 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::{Attempt, GuestId, HostId, MigrationId, Ticket};
 use drover_proto::overrides::{Overrides, Problem};
 use drover_proto::time::{proto_duration, std_duration};
-use drover_proto::v1::{self, DeadlineAction};
+use drover_proto::v1::{self, Compression, DeadlineAction};
 
 use super::images;
 use crate::checks::Space;
@@ -127,6 +127,7 @@ pub(super) fn policy(part: &SourcePart) -> agent::TransferPolicy {
         max_downtime: limits.max_downtime.map(proto_duration),
         deadline: limits.deadline.map(proto_duration),
         parallel_connections: flags.parallel,
+        compression: if flags.zstd { Compression::Zstd.into() } else { 0 },
         auto_converge: flags.auto_converge,
         post_copy: flags.post_copy,
         storage_proved: flags.storage_proved,
@@ -223,6 +224,11 @@ pub(super) fn host_facts(facts: &HostFacts, space: Space) -> agent::HostFacts {
         lock_manager: facts.lock_manager.clone().unwrap_or_default(),
         state_free_bytes: space.state,
         run_free_bytes: space.run,
+        compressions: facts
+            .knows_zstd()
+            .then_some(Compression::Zstd.into())
+            .into_iter()
+            .collect(),
     }
 }
 

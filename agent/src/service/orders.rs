@@ -3,6 +3,7 @@
 
 use drover_proto::agent::v1 as agent;
 use drover_proto::failure::Failure;
+use drover_proto::v1::Compression;
 
 use super::{about, convert, images, limits};
 use crate::hypervisor::{CopiedDisks, Incarnation, MigrateFlags};
@@ -115,12 +116,14 @@ pub(super) fn settle_incoming(request: agent::SettleIncomingRequest) -> Result<(
 
 fn flags(policy: Option<&agent::TransferPolicy>, persistent: bool) -> MigrateFlags {
     let policy = policy.cloned().unwrap_or_default();
+    let zstd = policy.compression() == Compression::Zstd;
     MigrateFlags {
         persistent,
         post_copy: crate::checks::post_copy_wanted(&policy),
         auto_converge: policy.auto_converge,
         storage_proved: policy.storage_proved,
-        parallel: policy.parallel_connections,
+        parallel: policy.parallel_connections.max(u32::from(zstd)),
+        zstd,
         copied: None,
         resume: false,
     }

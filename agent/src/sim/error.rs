@@ -33,6 +33,10 @@ pub(super) fn invalid(message: &str) -> HypervisorError {
     error(ErrorClass::UserMustAct, "VIR_ERR_OPERATION_INVALID", message)
 }
 
+pub(super) fn unsupported(message: &str) -> HypervisorError {
+    error(ErrorClass::UserMustAct, "VIR_ERR_INVALID_ARG", message)
+}
+
 /// As `invalid`, from Perform, Finish or Confirm: the other side may have gone on.
 pub(super) fn too_late(message: &str) -> HypervisorError {
     error(ErrorClass::Ambiguous, "VIR_ERR_OPERATION_INVALID", message)

@@ -15,8 +15,8 @@ use super::watch::Watch;
 use crate::gate::Gate;
 use crate::guest_xml::HugePages;
 use crate::hypervisor::{
-    CpuAnswer, GuestEvent, GuestState, Happened, HostFacts, Incarnation, JobStats, MachineTypes, Result, StopReason,
-    UserFaults,
+    CpuAnswer, GuestEvent, GuestState, Happened, HostFacts, Incarnation, JobStats, MachineTypes, MigrateFlags, Result,
+    StopReason, UserFaults,
 };
 
 const EVENTS: usize = 1024;
@@ -82,6 +82,14 @@ impl State {
             gate: Gate::default(),
             off: false,
         }
+    }
+
+    /// As a libvirt that is too old for it.
+    pub(super) fn knows_compression(&self, flags: &MigrateFlags) -> Result<()> {
+        if flags.zstd && !self.facts.knows_zstd() {
+            return Err(error::unsupported("Unsupported compression method 'zstd'"));
+        }
+        Ok(())
     }
 
     pub(super) fn boot_id(&self) -> Uuid {

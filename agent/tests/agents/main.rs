@@ -4,6 +4,7 @@
 mod adjust;
 mod certificates;
 mod checks;
+mod compression;
 mod copies;
 mod copy_progress;
 mod crashes;

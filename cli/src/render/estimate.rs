@@ -53,7 +53,7 @@ pub(crate) fn table(estimate: &Estimate) -> Vec<String> {
         row(
             "chance",
             percent,
-            "that it moves, if the guest writes ½ to 3 times as much".to_owned(),
+            "that it moves, if it writes ½ to 3 times as much".to_owned(),
         );
     }
     for means in &estimate.needed_means {
@@ -79,7 +79,9 @@ fn sent(estimate: &Estimate) -> String {
 /// What it takes, and the flag that allows it. Where the estimate has an end, it is allowed already.
 fn needed(means: &str, estimate: &Estimate) -> (String, String) {
     if estimate.duration.is_some() {
-        return (words::one_line(means), "as the policy allows".to_owned());
+        let felt = estimate.standstill.map(units::duration);
+        let felt = felt.map_or_else(String::new, |time| format!("; still for {time} at a time"));
+        return (words::one_line(means), format!("as the policy allows{felt}"));
     }
     let how = match means {
         "auto-converge" => "--allow-auto-converge: the guest is slowed down".to_owned(),
@@ -174,7 +176,7 @@ pub(crate) mod tests {
             "ESTIMATE      VALUE     HOW\n\
              transfer      8.40 s    800 MiB sent\n\
              blackout      120 ms\n\
-             chance        100 %     that it moves, if the guest writes ½ to 3 times as much\n\
+             chance        100 %     that it moves, if it writes ½ to 3 times as much\n\
              guest writes  12 MiB/s  within 300 MiB\n\
              link          95 MiB/s  as earlier migrations reached it"
         );
@@ -183,6 +185,16 @@ pub(crate) mod tests {
             ..good()
         };
         assert_eq!(short(&slowed), "8.40 s, blackout 120 ms, with auto-converge");
+        let felt = Estimate {
+            standstill: time(240),
+            ..slowed
+        };
+        let text = table(&felt).join("\n");
+        assert!(
+            text.contains("needs         auto-converge  as the policy allows; still for 240 ms at a time"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One migration in words: how it came out, and all that its record says.
 
 use drover_proto::v1::{
-    Check, CheckResult, DeadlineAction, FencedSide, Migration, MigrationPolicy, MigrationState, WaitingFor,
+    Check, CheckResult, Compression, DeadlineAction, FencedSide, Migration, MigrationPolicy, MigrationState, WaitingFor,
 };
 
 use super::table::table;
@@ -218,6 +218,11 @@ fn policy(policy: &MigrationPolicy) -> String {
     if policy.parallel_connections > 0 {
         parts.push(format!("{} connections", policy.parallel_connections));
     }
+    match policy.compression() {
+        Compression::Unspecified => {}
+        Compression::None => parts.push("not compressed".to_owned()),
+        Compression::Zstd => parts.push("compressed by zstd".to_owned()),
+    }
     parts.extend(
         policy
             .shutdown_timeout
@@ -238,6 +243,18 @@ fn connections(migration: &Migration) -> String {
     chosen
         .map(|chosen| words::one_line(&format!("{}: {}", chosen.count, chosen.reason)))
         .unwrap_or_default()
+}
+
+/// Whether its memory is compressed, and why.
+fn compression(migration: &Migration) -> String {
+    let Some(chosen) = &migration.compression else {
+        return String::new();
+    };
+    let kind = match chosen.compression() {
+        Compression::Unspecified | Compression::None => "none",
+        Compression::Zstd => "zstd",
+    };
+    words::one_line(&format!("{kind}: {}", chosen.reason))
 }
 
 /// Everything that `migration get` shows.
@@ -268,6 +285,7 @@ pub(crate) fn record(migration: &Migration) -> String {
     }
     add("policy", migration.policy.as_ref().map(policy).unwrap_or_default());
     add("connections", connections(migration));
+    add("compression", compression(migration));
     add("created", migration.create_time.map(units::moment).unwrap_or_default());
     add("ended", migration.end_time.map(units::moment).unwrap_or_default());
     for phase in &migration.phases {

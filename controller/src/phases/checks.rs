@@ -6,13 +6,13 @@
 
 mod between;
 
-use drover_proto::agent::v1::GuestFacts;
-use drover_proto::agent::v1::LibvirtState;
+use drover_proto::agent::v1::{GuestFacts, HostFacts, LibvirtState};
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::HostId;
-use drover_proto::v1::{Check, CheckResult};
+use drover_proto::v1::{Check, CheckResult, Compression, MigrationPolicy};
 
 use super::{Way, offline};
+use crate::compression;
 
 pub(super) use between::{Clock, Direction, agents, clock, ports};
 
@@ -106,12 +106,27 @@ pub(super) fn refusal(checks: &[Check], host: &HostId) -> Option<Failure> {
         "agents" => Reason::FeatureMissing,
         "cordoned" => Reason::HostCordoned,
         "machine-type" | "cpu" | "memory" | "huge-pages" | "numa" | "boot-files" | "bridges" | "networks"
-        | POST_COPY => Reason::Unfit,
+        | "compression" | POST_COPY => Reason::Unfit,
         _ => Reason::ChecksFailed,
     };
     let mut failure = Failure::new(reason, format!("{}: {}", first.id, first.found)).at_host(host.clone());
     failure.remedy = Some(first.remedy.clone()).filter(|remedy| !remedy.is_empty());
     Some(failure)
+}
+
+/// Only where the caller wants memory compressed.
+pub(super) fn compression(policy: &MigrationPolicy, source: &HostFacts, destination: &HostFacts) -> Option<Check> {
+    if policy.compression() != Compression::Zstd {
+        return None;
+    }
+    Some(match compression::lacks(source, destination) {
+        None => passed("compression", "libvirt and QEMU of both hosts know zstd"),
+        Some(lack) => failed(
+            "compression",
+            lack,
+            "leave `policy.compression` (--compression) out, or have newer ones on both hosts",
+        ),
+    })
 }
 
 /// What can be said of the guest alone.

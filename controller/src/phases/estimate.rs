@@ -9,12 +9,13 @@ use drover_proto::agent::v1::{GuestFacts, GuestSample, HostFacts, ProbePeerReque
 use drover_proto::failure::Failure;
 use drover_proto::ids::GuestId;
 use drover_proto::time::{proto_duration, std_duration};
-use drover_proto::v1::{DeadlineAction, DiskAction, DiskPlan, Estimate, MigrationPolicy};
+use drover_proto::v1::{ChosenCompression, DeadlineAction, DiskAction, DiskPlan, Estimate, MigrationPolicy};
 
 use super::examine::{Examined, Source};
 use super::offline::Way;
 use super::policy::{may_go_post_copy, of_policy};
 use crate::agents::Agent;
+use crate::compression;
 use crate::connections::{Question, choose};
 use crate::estimates::Estimates;
 use crate::forecast::{Forecast, Subject, Terms, Writes, forecast};
@@ -83,6 +84,10 @@ impl Source {
                 .chain(link)
                 .max_by_key(|link| link.speed);
             examined.connections = is_live.then(|| choose(&self.question(&examined.facts, carries)));
+            examined.compression = examined
+                .connections
+                .as_ref()
+                .map(|connections| self.compression(&examined.facts, carries, connections.count));
             examined.estimate = seen
                 .as_ref()
                 .map(|seen| estimate(&self.guest, &self.policy, &examined.disks, seen, link));
@@ -99,6 +104,17 @@ impl Source {
             post_copy: may_go_post_copy(&of_policy(&self.policy)),
             qemu: self.facts.qemu_version.min(there.qemu_version),
         }
+    }
+
+    fn compression(&self, there: &HostFacts, link: Option<Link>, connections: i32) -> ChosenCompression {
+        compression::choose(&compression::Question {
+            asked: self.policy.compression(),
+            lacks: compression::lacks(&self.facts, there),
+            link: limited(link, self.policy.bandwidth_limit_bytes_per_second),
+            cores: self.facts.cpus.min(there.cpus),
+            connections: u32::try_from(connections).unwrap_or(1),
+            post_copy: may_go_post_copy(&of_policy(&self.policy)),
+        })
     }
 
     /// None where there is nothing to be said.
@@ -235,6 +251,7 @@ fn fill(told: &mut Estimate, forecast: &Forecast) {
         told.duration = Some(seconds(cost.duration));
         told.blackout = Some(seconds(cost.blackout));
         told.transfer_bytes = whole(cost.bytes);
+        told.standstill = (cost.asleep > 0.0).then(|| seconds(cost.asleep));
     }
     told.convergence_probability = forecast.chance;
     told.needed_means = forecast.needed.iter().map(|means| means.name().to_owned()).collect();

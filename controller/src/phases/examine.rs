@@ -11,7 +11,7 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::GuestId;
 use drover_proto::overrides::Overrides;
 use drover_proto::time::system_time;
-use drover_proto::v1::{Check, ChosenConnections, DiskPlan, Estimate, MigrationPolicy, OfflinePlan};
+use drover_proto::v1::{Check, ChosenCompression, ChosenConnections, DiskPlan, Estimate, MigrationPolicy, OfflinePlan};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 
@@ -78,6 +78,8 @@ pub struct Examined {
     pub estimate: Option<Estimate>,
     /// How many connections would carry its memory, where the guest runs.
     pub connections: Option<ChosenConnections>,
+    /// Whether it would be compressed, where the guest runs.
+    pub compression: Option<ChosenCompression>,
     /// Of the destination.
     pub(super) facts: HostFacts,
 }
@@ -144,6 +146,7 @@ impl Source {
                     offline_plan,
                     estimate: None,
                     connections: None,
+                    compression: None,
                     facts,
                 })
             })
@@ -176,6 +179,9 @@ impl Source {
         checks.extend(overrides::check(&self.guest, &self.overrides, &self.status, &status));
         let post_copy = self.way == Way::Live && may_go_post_copy(&of_policy(&self.policy));
         checks.extend(checks::complete(incoming.checks, post_copy));
+        if self.way == Way::Live {
+            checks.extend(checks::compression(&self.policy, &self.facts, &facts));
+        }
         Ok(Answer {
             checks,
             facts,
@@ -282,6 +288,7 @@ pub fn absent(guest: GuestId, source: &Agent) -> Examined {
         offline_plan: None,
         estimate: None,
         connections: None,
+        compression: None,
         facts: HostFacts::default(),
     }
 }

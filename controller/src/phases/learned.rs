@@ -4,8 +4,8 @@
 use drover_proto::agent::v1::{Incarnation, MigrationStatus};
 use drover_proto::ids::HostId;
 use drover_proto::v1::{
-    ActionRecord, CallRecord, Check, ChosenConnections, DiskPlan, Estimate, IterationRecord, OfflinePlan, Progress,
-    TransferSummary,
+    ActionRecord, CallRecord, Check, ChosenCompression, ChosenConnections, DiskPlan, Estimate, IterationRecord,
+    OfflinePlan, Progress, TransferSummary,
 };
 
 use crate::store::{Prepared, Record};
@@ -32,6 +32,8 @@ pub struct Learned {
     pub estimate: Option<Estimate>,
     /// How many connections carry memory.
     pub connections: Option<ChosenConnections>,
+    /// Whether memory is compressed.
+    pub compression: Option<ChosenCompression>,
     pub incarnation: Option<Incarnation>,
     pub prepared: Option<Prepared>,
     pub guest_host: Option<Whereabouts>,
@@ -107,6 +109,7 @@ impl Learned {
         }
         details.estimate = self.estimate.clone().or(details.estimate.take());
         details.connections = self.connections.clone().or(details.connections.take());
+        details.compression = self.compression.clone().or(details.compression.take());
         details.progress = self.progress.clone().or(details.progress.take());
         details.summary = merge_summaries(details.summary, self.summary);
         merge_calls(&mut details.calls, &self.calls);

@@ -9,6 +9,7 @@ use crate::store::Record;
 /// What both agents are told, as the record says it now. `storage_proved` must be so: Validate has seen to it.
 pub fn transfer_policy(record: &Record) -> TransferPolicy {
     let policy = record.details.policy.clone().unwrap_or_default();
+    let compression = record.details.compression.as_ref();
     TransferPolicy {
         pause_and_finish: record.details.pause_and_finish_requested.is_some(),
         post_copy_now: record.details.post_copy_requested.is_some(),
@@ -20,6 +21,7 @@ pub fn transfer_policy(record: &Record) -> TransferPolicy {
                 .connections
                 .as_ref()
                 .map_or(policy.parallel_connections, |chosen| chosen.count),
+            compression: compression.map_or(policy.compression, |chosen| chosen.compression),
             ..policy
         })
     }
@@ -27,11 +29,14 @@ pub fn transfer_policy(record: &Record) -> TransferPolicy {
 
 /// What the policy alone says.
 pub(super) fn of_policy(policy: &MigrationPolicy) -> TransferPolicy {
+    let compressed = policy.compression() == Compression::Zstd;
     TransferPolicy {
         bandwidth_limit_bytes_per_second: u64::try_from(policy.bandwidth_limit_bytes_per_second).unwrap_or(0),
         max_downtime: policy.max_downtime,
         deadline: policy.deadline,
-        parallel_connections: beside_each_other(policy.parallel_connections),
+        // Only QEMU's multifd compresses.
+        parallel_connections: beside_each_other(policy.parallel_connections).max(u32::from(compressed)),
+        compression: if compressed { Compression::Zstd.into() } else { 0 },
         auto_converge: policy.allow_auto_converge.unwrap_or(false),
         post_copy: policy.allow_post_copy.unwrap_or(false),
         storage_proved: true,
@@ -67,18 +72,11 @@ pub(super) fn is_in_force(wanted: &TransferPolicy, known: &TransferPolicy) -> bo
 /// Refuses what a caller may ask for by the API but this version cannot do.
 pub fn refuse_unmade(policy: Option<&MigrationPolicy>) -> Result<(), Failure> {
     let policy = policy.cloned().unwrap_or_default();
-    let unmade = [
-        (
-            "policy.compression",
-            "compression of memory (libvirt has zstd from 9.1 on; it was not tried)",
-            policy.compression() == Compression::Zstd,
-        ),
-        (
-            "policy.transport",
-            "direct transport",
-            matches!(policy.transport(), Transport::DirectPlain | Transport::DirectTls),
-        ),
-    ];
+    let unmade = [(
+        "policy.transport",
+        "direct transport",
+        matches!(policy.transport(), Transport::DirectPlain | Transport::DirectTls),
+    )];
     match unmade.into_iter().find(|(_, _, asked)| *asked) {
         Some((field, what, _)) => Err(Failure::new(
             Reason::Unimplemented,

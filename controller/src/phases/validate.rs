@@ -56,6 +56,7 @@ fn report(work: &Work, examined: Examined, incarnation: Option<Incarnation>, gue
         offline_plan: examined.offline_plan,
         estimate: examined.estimate,
         connections: examined.connections,
+        compression: examined.compression,
         incarnation,
         ..Learned::default()
     };

@@ -219,6 +219,7 @@ impl Api {
             offline_plan: examined.offline_plan,
             estimate: examined.estimate,
             connections: examined.connections,
+            compression: examined.compression,
             error: examined.refusal.map(|refusal| v1::MigrationError {
                 reason: refusal.reason.name().to_owned(),
                 message: refusal.message,

@@ -96,6 +96,8 @@ pub struct Details {
     pub post_copy_requested: Option<prost_types::Timestamp>,
     /// How many connections carry its memory, as Validate chose it.
     pub connections: Option<v1::ChosenConnections>,
+    /// Whether its memory is compressed, as Validate chose it.
+    pub compression: Option<v1::ChosenCompression>,
 }
 
 impl Details {
@@ -119,6 +121,7 @@ impl Details {
             estimate: own.estimate,
             post_copy_request_time: own.post_copy_requested,
             connections: own.connections,
+            compression: own.compression,
             ..v1::Migration::default()
         }
     }
@@ -141,6 +144,7 @@ impl Details {
             estimate: message.estimate,
             post_copy_requested: message.post_copy_request_time,
             connections: message.connections,
+            compression: message.compression,
         }
     }
 }

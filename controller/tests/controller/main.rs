@@ -5,6 +5,7 @@ mod afterwards;
 mod agent;
 mod api;
 mod checks;
+mod compression;
 mod connections;
 mod estimates;
 mod faults;

@@ -92,6 +92,8 @@ pub(crate) struct State {
     pub(crate) writes: Vec<u64>,
     /// Bytes/s that a measurement finds.
     pub(crate) link: u64,
+    /// Versions of libvirt; 9.0.0 where none is said.
+    pub(crate) libvirt: HashMap<String, u64>,
     next_pid: u32,
 }
 

@@ -25,6 +25,7 @@ const FLAGS: MigrateFlags = MigrateFlags {
     auto_converge: false,
     storage_proved: true,
     parallel: 0,
+    zstd: false,
     copied: None,
     resume: false,
 };

@@ -1,5 +1,7 @@
 //! What an agent answers to looking, and its probe files.
 
+use drover_proto::v1::Compression;
+
 use super::*;
 
 /// What a destination has to say.
@@ -64,9 +66,13 @@ impl Agent {
 
     pub(super) async fn do_inspect_host(&self, _: Request<InspectHostRequest>) -> Result<Response<HostFacts>, Status> {
         let host = self.host.clone();
-        self.call("InspectHost", None, move |_| {
+        self.call("InspectHost", None, move |state| {
+            let libvirt_version = state.libvirt.get(&host).copied().unwrap_or(9_000_000);
+            let knows_zstd = libvirt_version >= 9_004_000;
             Ok(HostFacts {
                 host_uuid: host,
+                libvirt_version,
+                compressions: knows_zstd.then_some(Compression::Zstd.into()).into_iter().collect(),
                 clock: Some(now()),
                 arch: "x86_64".to_owned(),
                 cpus: 16,
