@@ -9,14 +9,16 @@ mod edit;
 pub mod flatten;
 mod needs;
 pub mod overrides;
+mod tpm;
 
 use roxmltree::Node;
 
 pub use access::helper;
 pub use document::{MAX_BYTES, Unreadable};
 
-pub use blockers::Blocker;
+pub use blockers::{Blocker, TPM};
 pub use needs::{HugePages, Needs, set};
+pub use tpm::tpm_folders;
 
 /// The parts of a definition that matter for a migration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,16 +3,18 @@
 //! ```text
 //!  images/web.raw        both hosts' one
 //!  host-a/local/…        only the source's           host-b/local/…
+//!  host-a/swtpm/…        where libvirt keeps TPMs    host-b/swtpm/…
 //!  host-a/{run,state}    an agent's own              host-b/{run,state}
 //! ```
-//! A guest that is shut off has its files by the same paths on both hosts, below `/guests`: each agent finds its own
-//! folder there.
+//! A guest that is shut off has its files by the same paths on both hosts, below `/guests` and where libvirt keeps TPMs:
+//! each agent finds its own folder there.
 
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use drover_agent::sim::SimGuest;
 use drover_agent::storage_directories::{NotAllowed, StorageDirectories};
 use tempfile::TempDir;
 
@@ -25,6 +27,7 @@ pub type Named = (String, Vec<u8>);
 /// Of files that keep their path when they move.
 const SHARED: &str = "/guests/shared";
 const LOCAL: &str = "/guests/local";
+const TPM_STATES: &str = "/var/lib/libvirt/swtpm";
 
 /// One world's. It goes with it.
 #[derive(Debug)]
@@ -38,12 +41,19 @@ impl Folder {
             folder.shared(),
             folder.local(Site::Source),
             folder.local(Site::Destination),
+            folder.tpm_states(Site::Source),
+            folder.tpm_states(Site::Destination),
         ] {
             std::fs::create_dir_all(path)?;
         }
         std::fs::write(folder.shared().join("web.raw"), b"disk")?;
-        for (name, content) in local_files(scenario) {
+        for (name, content) in disk_files(scenario) {
             write_sparse(&folder.local(Site::Source).join(name), &content)?;
+        }
+        for (name, content) in tpm_files(scenario) {
+            let path = folder.tpm_states(Site::Source).join(name);
+            std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
+            std::fs::write(path, content)?;
         }
         Ok(folder)
     }
@@ -54,6 +64,10 @@ impl Folder {
 
     fn local(&self, site: Site) -> PathBuf {
         self.0.path().join(site.host()).join("local")
+    }
+
+    fn tpm_states(&self, site: Site) -> PathBuf {
+        self.0.path().join(site.host()).join("swtpm")
     }
 
     pub fn run(&self, site: Site) -> PathBuf {
@@ -71,7 +85,7 @@ impl Folder {
         } else {
             (self.shared(), self.local(Site::Source))
         };
-        let files = local_files(scenario);
+        let files = disk_files(scenario);
         let used = files.iter().filter(|_| scenario.copies() || scenario.is_offline());
         let paths = used.map(|(name, _)| local.join(name));
         std::iter::once(shared.join("web.raw"))
@@ -85,7 +99,8 @@ impl Folder {
         let own = StorageDirectories::new(vec![self.local(site)])?;
         Ok(own
             .with_alias(LOCAL.into(), self.local(site))
-            .with_alias(SHARED.into(), self.shared()))
+            .with_alias(SHARED.into(), self.shared())
+            .with_alias(TPM_STATES.into(), self.tpm_states(site)))
     }
 
     /// Both hosts are in one file system: where a copied disk lies at the destination.
@@ -99,11 +114,16 @@ impl Folder {
         names(&self.shared())
     }
 
-    /// What a host has for itself.
+    /// What a host has for itself: disks, then TPMs.
     pub fn local_images(&self, site: Site) -> Vec<Named> {
-        let folder = self.local(site);
-        let content = |name: String| (name.clone(), std::fs::read(folder.join(name)).unwrap_or_default());
-        names(&folder).into_iter().map(content).collect()
+        let all = |folder: PathBuf, names: Vec<String>| {
+            let content = |name: &String| std::fs::read(folder.join(name)).unwrap_or_default();
+            let named: Vec<Named> = names.iter().map(|name| (name.clone(), content(name))).collect();
+            named
+        };
+        let (local, states) = (self.local(site), self.tpm_states(site));
+        let (disks, tpms) = (names(&local), leaves(&states));
+        [all(local, disks), all(states, tpms)].concat()
     }
 
     /// Names of the socket directories of a host's agent.
@@ -112,8 +132,20 @@ impl Folder {
     }
 }
 
-/// What only the source has: whole sectors. Of a guest that is shut off: blocks with data, holes and an end.
+/// What only the source has, as [`Folder::local_images`] tells it.
 pub fn local_files(scenario: Scenario) -> Vec<Named> {
+    [disk_files(scenario), tpm_files(scenario)].concat()
+}
+
+/// Of a guest that is shut off: it has a TPM.
+fn tpm_files(scenario: Scenario) -> Vec<Named> {
+    let name = format!("{}/tpm2/tpm2-00.permall", SimGuest::named("web").id());
+    let own = scenario.is_offline().then(|| (name, vec![9; 7000]));
+    own.into_iter().collect()
+}
+
+/// Whole sectors. Of a guest that is shut off: blocks with data, holes and an end.
+fn disk_files(scenario: Scenario) -> Vec<Named> {
     let small = vec![7; 1024];
     if !scenario.is_offline() {
         return vec![("data.raw".to_owned(), small)];
@@ -155,4 +187,19 @@ fn names(folder: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// What lies anywhere beneath: files, and folders that hold nothing.
+fn leaves(folder: &Path) -> Vec<String> {
+    let beneath = |name: String| {
+        let inner = folder.join(&name);
+        if !inner.is_dir() {
+            return vec![name];
+        }
+        match leaves(&inner) {
+            none if none.is_empty() => vec![name],
+            some => some.into_iter().map(|leaf| format!("{name}/{leaf}")).collect(),
+        }
+    };
+    names(folder).into_iter().flat_map(beneath).collect()
 }

@@ -85,6 +85,7 @@ impl World {
             autostart: scenario != Scenario::MoveTransient,
             paused: scenario == Scenario::MovePaused,
             disks: folder.disks(scenario),
+            tpm: scenario.is_offline(),
             ..SimGuest::named("web")
         };
         let (sim, store) = (SimWorld::new(), Arc::new(MemoryStore::default()));

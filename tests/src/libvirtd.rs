@@ -21,11 +21,12 @@ const AGENT_GROUPS: [&str; 3] = ["libvirt", "kvm", "libvirt-qemu"];
 const SHORT: Duration = Duration::from_secs(60);
 
 /// Folders that a host has for itself; `/run` is fresh besides.
-const OWN: [&str; 6] = [
+const OWN: [&str; 7] = [
     "/etc/libvirt",
     "/var/lib/libvirt",
     "/var/cache/libvirt",
     "/var/log/libvirt",
+    "/var/log/swtpm",
     "/var/lib/drover",
     "/etc/drover",
 ];

@@ -2,7 +2,7 @@
 
 use roxmltree::Node;
 
-use super::{attribute, child, children};
+use super::{attribute, child, children, tpm};
 
 /// One thing that a live migration cannot take along.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,7 +16,8 @@ pub struct Blocker {
 }
 
 const HOST_DEVICES: &str = "host-devices";
-const TPM: &str = "tpm";
+/// Of a guest's TPM.
+pub const TPM: &str = "tpm";
 const FOLDERS: &str = "shared-folders";
 const OTHERS: &str = "devices";
 
@@ -107,7 +108,7 @@ fn of_device(device: Node<'_, '_>) -> Option<Blocker> {
             "a disk is served by another process (vhost-user {})",
             source("path")
         )),
-        ("tpm", _) => tpm(device),
+        ("tpm", _) => of_tpm(device),
         ("filesystem", _) => shared_folder(device),
         ("shmem", _) => other(format!(
             "it shares memory with other processes (shmem {})",
@@ -131,11 +132,11 @@ fn of_device(device: Node<'_, '_>) -> Option<Blocker> {
     Some(found)
 }
 
-fn tpm(device: Node<'_, '_>) -> Blocker {
-    let backend = child(device, "backend").map(|backend| attribute(backend, "type"));
-    let (model, backend) = (attribute(device, "model"), backend.unwrap_or_default());
-    let what = format!("it has a TPM ({model}, {backend}), whose state lies outside of its memory");
-    with_data(blocker(TPM, what))
+fn of_tpm(device: Node<'_, '_>) -> Blocker {
+    match tpm::words(device) {
+        (what, None) => blocker(TPM, format!("{what}, whose state lies outside of its memory")),
+        (what, Some(why)) => with_data(blocker(TPM, format!("{what}: {why}"))),
+    }
 }
 
 fn shared_folder(device: Node<'_, '_>) -> Blocker {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use roxmltree::Node;
 
-use super::{attribute, child, children, source_name};
+use super::{attribute, child, children, source_name, tpm};
 
 /// More numbers than any host has: a range that is longer is cut here.
 const MOST_NUMBERS: u32 = 65536;
@@ -27,6 +27,8 @@ pub struct Needs {
     pub nvram: String,
     /// What its variables are, where they are no file; else empty.
     pub foreign_nvram: String,
+    /// The file with the state of its TPM; empty where it has none that can go along with a guest that is shut off.
+    pub tpm_state: String,
 }
 
 /// Huge pages of one size.
@@ -46,6 +48,7 @@ pub(super) fn read(domain: Node<'_, '_>) -> Needs {
         boot_files: boot_files(domain),
         nvram: nvram(domain),
         foreign_nvram: foreign_nvram(domain),
+        tpm_state: tpm::state(domain),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use drover_proto::failure::{Failure, Reason};
 
 use super::{Identity, NewImage, device};
-use crate::offline::FileError;
+use crate::offline::{FileError, folders};
 use crate::promised::Promised;
 use crate::space;
 use crate::storage_directories::StorageDirectories;
@@ -55,6 +55,9 @@ fn on_device(image: &NewImage, allowed: &StorageDirectories, promised: &Promised
 
 fn problem(image: &NewImage, allowed: &StorageDirectories) -> Result<(), (String, String)> {
     let words = |error: FileError| (error.to_string(), error.remedy().to_owned());
+    if let Some(folder) = folders::missing(allowed, &image.path).map_err(words)? {
+        return folder.may_change().map_err(words);
+    }
     let place = allowed.find(&image.path).map_err(words)?;
     refuse_existing(&allowed.real(&image.path))?;
     place.may_change().map_err(words)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use drover_proto::failure::{Failure, Reason};
 
-use crate::guest_xml::{self, Disk, GuestShape, Needs};
+use crate::guest_xml::{self, Blocker, Disk, GuestShape, Needs, TPM};
 use crate::offline::chain::Layer;
 use crate::offline::image_lock::Others;
 
@@ -71,6 +71,14 @@ pub fn refuse_foreign_variables(needs: &Needs) -> Result<(), Failure> {
         .with_remedy("give it variables that are a file: `<nvram>PATH</nvram>`"))
 }
 
+/// A TPM whose state cannot go along would be another one there, without its keys.
+fn refuse_bound_tpm(ties: &[Blocker]) -> Result<(), Failure> {
+    let Some(tie) = ties.iter().find(|tie| tie.check == TPM && tie.holds_data) else {
+        return Ok(());
+    };
+    Err(Failure::new(Reason::ChecksFailed, tie.what.clone()).with_remedy("detach it"))
+}
+
 /// Paths and formats of the images that are copied.
 pub(super) fn copied(definition: &str, order: &OfflineOrder) -> Result<Vec<(PathBuf, String)>, Failure> {
     let disks = read(definition)?.disks.into_iter();
@@ -78,10 +86,13 @@ pub(super) fn copied(definition: &str, order: &OfflineOrder) -> Result<Vec<(Path
     Ok(images.filter(|(path, _)| order.images.contains(path)).collect())
 }
 
-/// The guest's images, what they lie on, and its UEFI variables, as its definition says.
+/// The guest's images, what they lie on, its UEFI variables and the state of its TPM, as its definition says.
 pub(super) fn wanted(definition: &str, order: &OfflineOrder, chains: &Chains) -> Result<Vec<Wanted>, Failure> {
-    let GuestShape { disks, needs, .. } = read(definition)?;
+    let GuestShape {
+        disks, needs, blockers, ..
+    } = read(definition)?;
     refuse_foreign_variables(&needs)?;
+    refuse_bound_tpm(&blockers)?;
     let mut all: Vec<Wanted> = Vec::new();
     for disk in disks {
         let path = PathBuf::from(&disk.source);
@@ -116,18 +127,26 @@ pub(super) fn wanted(definition: &str, order: &OfflineOrder, chains: &Chains) ->
         let message = format!("{} is not an image file of this guest", unknown.display());
         return Err(Failure::invalid("offline.images", message));
     }
-    if Path::new(&needs.nvram).is_absolute() {
-        all.push(Wanted {
-            path: PathBuf::from(needs.nvram),
-            format: "raw".to_owned(),
-            stays: false,
-            copied: true,
-            optional: true,
-            shareable: false,
-            is_beneath: false,
-        });
+    // One that was never started has no variables yet. What state a TPM had is not seen where there is none.
+    for (path, optional) in [(needs.nvram, true), (needs.tpm_state, false)] {
+        if Path::new(&path).is_absolute() {
+            all.push(besides(path.into(), optional));
+        }
     }
     Ok(all)
+}
+
+/// A file of the guest's own that is no disk.
+fn besides(path: PathBuf, optional: bool) -> Wanted {
+    Wanted {
+        path,
+        format: "raw".to_owned(),
+        stays: false,
+        copied: true,
+        optional,
+        shareable: false,
+        is_beneath: false,
+    }
 }
 
 /// Nobody writes to it, and others may lie on it, too: it stays where it is.
@@ -169,8 +188,11 @@ fn refuse_new(disk: &Disk, order: &OfflineOrder) -> Result<(), Failure> {
 /// A file is copied to its own path: a definition that names another one would start without it.
 pub(super) fn keep_their_paths(wanted: &[Wanted], there: &str) -> Result<(), Failure> {
     let GuestShape { disks, needs, .. } = read(there)?;
-    let is_there =
-        |path: &Path| Path::new(&needs.nvram) == path || disks.iter().any(|disk| Path::new(&disk.source) == path);
+    let besides = [&needs.nvram, &needs.tpm_state];
+    let is_there = |path: &Path| {
+        besides.into_iter().any(|own| Path::new(own) == path)
+            || disks.iter().any(|disk| Path::new(&disk.source) == path)
+    };
     match wanted
         .iter()
         .find(|one| one.copied && !one.is_beneath && !is_there(&one.path))
@@ -222,6 +244,26 @@ mod tests {
                 ("/images/web.fd", true, false, true)
             ]
         );
+    }
+
+    #[test]
+    fn the_state_of_a_tpm_goes_along_or_the_guest_stays() {
+        let with = |backend: &str| {
+            let uuid = "<uuid>0190a1b2-0000-7000-8000-0000000000aa</uuid>";
+            let tpm = format!("<devices><tpm model='tpm-crb'><backend {backend}/></tpm>");
+            let xml = GUEST.replacen("<devices>", &tpm, 1);
+            xml.replacen("</name>", &format!("</name>{uuid}"), 1)
+        };
+        let order = order(&["/dev/vg/b", "/iso/c.iso"]);
+        let own = with("type='emulator' version='2.0'");
+        let all = wanted(&own, &order, &Chains::new()).unwrap();
+        let state = all.last().unwrap();
+        assert!(state.copied && !state.optional && !state.stays, "{state:?}");
+        assert!(state.path.ends_with("tpm2/tpm2-00.permall"), "{state:?}");
+        keep_their_paths(&all, &own).unwrap();
+        let refused = wanted(&with("type='passthrough'"), &order, &Chains::new()).unwrap_err();
+        assert_eq!(refused.reason, Reason::ChecksFailed);
+        assert!(refused.message.contains("host's own"), "{}", refused.message);
     }
 
     #[test]

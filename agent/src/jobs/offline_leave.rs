@@ -19,12 +19,12 @@ use super::progress::Action;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::GuestFacts;
 use crate::journal::{Decision, Leaving, LeavingFile, OpenPage, Record, SourcePart, SourceState, Step, Verdict};
-use crate::offline::FileError;
 use crate::offline::calls::FileCall;
 use crate::offline::image::{Image, Mark};
 use crate::offline::image_lock::{self, Others};
 use crate::offline::loops;
 use crate::offline::outgoing::OfflineOutgoing;
+use crate::offline::{FileError, folders};
 use crate::storage_directories::StorageDirectories;
 
 impl Jobs {
@@ -274,9 +274,19 @@ impl Jobs {
 }
 
 fn put_away(allowed: &StorageDirectories, file: &LeavingFile, suffix: &str, delete: bool) -> Result<(), FileError> {
+    if folders::missing(allowed, &file.spec.path)?.is_some() {
+        // An earlier try has removed what was in them, and perhaps died before both were gone.
+        return if delete {
+            folders::remove(allowed, &file.spec.path)
+        } else {
+            Ok(())
+        };
+    }
     let place = allowed.find(Path::new(&file.spec.path))?;
     let opened = match place.open_to_read() {
         Ok(opened) => opened,
+        // An earlier try may have died before the folders went.
+        Err(FileError::Absent(_)) if delete => return folders::leave(allowed, &file.spec.path),
         Err(FileError::Absent(_)) => return Ok(()),
         Err(other) => return Err(other),
     };
@@ -291,7 +301,8 @@ fn put_away(allowed: &StorageDirectories, file: &LeavingFile, suffix: &str, dele
         return Err(FileError::Changed(file.spec.path.clone()));
     }
     if delete {
-        return place.remove();
+        place.remove()?;
+        return folders::leave(allowed, &file.spec.path);
     }
     place.rename_to(&place.beside(suffix)?)
 }

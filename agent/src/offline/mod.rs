@@ -14,6 +14,7 @@
 pub mod blocks;
 pub mod calls;
 pub mod chain;
+pub mod folders;
 pub mod image;
 pub mod image_lock;
 pub mod loops;

@@ -19,7 +19,7 @@ use super::chain::Layer;
 use super::places::Place;
 use super::stripes::{go_on, hashes};
 use super::uncached::Uncached;
-use super::{BLOCK, FileError, FileSpec, chain};
+use super::{BLOCK, FileError, FileSpec, chain, folders};
 use crate::images::Identity;
 use crate::promised::{Promised, least_left};
 use crate::storage_directories::StorageDirectories;
@@ -88,17 +88,13 @@ pub fn check_room(
 ) -> Result<(), FileError> {
     let mut needs: Vec<(u64, u64, Place)> = Vec::new();
     for Arriving { spec, .. } in files {
-        let (place, partial) = places(allowed, &spec.path, migration)?;
-        place.may_change()?;
-        if place.look()?.is_some() {
-            return Err(FileError::Exists(spec.path.clone()));
-        }
-        let there = match partial.look()? {
-            Some(_) => partial
-                .open_to_read()?
-                .metadata()
-                .map_or(0, |found| found.blocks() * 512),
-            None => 0,
+        let (place, there) = match folders::missing(allowed, &spec.path)? {
+            // Nothing can be there yet; what its folder is made in counts.
+            Some(folder) => {
+                folder.may_change()?;
+                (folder, 0)
+            }
+            None => free_place(allowed, &spec.path, migration)?,
         };
         let (device, needed) = (place.device()?, spec.allocated.saturating_sub(there));
         match needs.iter_mut().find(|(known, _, _)| *known == device) {
@@ -117,6 +113,23 @@ pub fn check_room(
     Ok(())
 }
 
+/// Where nothing has its name, and bytes of it that are there already.
+fn free_place(allowed: &StorageDirectories, path: &Path, migration: MigrationId) -> Result<(Place, u64), FileError> {
+    let (place, partial) = places(allowed, path, migration)?;
+    place.may_change()?;
+    if place.look()?.is_some() {
+        return Err(FileError::Exists(path.to_owned()));
+    }
+    let there = match partial.look()? {
+        Some(_) => partial
+            .open_to_read()?
+            .metadata()
+            .map_or(0, |found| found.blocks() * 512),
+        None => 0,
+    };
+    Ok((place, there))
+}
+
 impl Partial {
     /// Makes it, or goes on with what an earlier connection left: all of that is read again.
     pub fn open(
@@ -127,6 +140,7 @@ impl Partial {
         over: &CancellationToken,
         turn: OwnedMutexGuard<()>,
     ) -> Result<Self, FileError> {
+        folders::make(allowed, &spec.path)?;
         let (_, place) = places(allowed, &spec.path, migration)?;
         let error = |source| FileError::io(place.path(), source);
         let (file, is_new) = match place.create(0o600) {
@@ -317,19 +331,18 @@ pub fn remove(
     migration: MigrationId,
     names: Names,
 ) -> Result<(), FileError> {
-    let found = places(allowed, &arriving.spec.path, migration);
-    let (place, partial) = match found {
-        Ok(places) => places,
+    match places(allowed, &arriving.spec.path, migration) {
+        Ok((place, partial)) => {
+            partial.remove()?;
+            let is_ours = || arriving.identity.is_some() && place.look().ok().flatten() == arriving.identity;
+            if names == Names::All && is_ours() {
+                place.remove()?;
+            }
+        }
+        Err(FileError::Absent(_)) => {}
         // Nothing can have been made where nothing may be.
-        Err(FileError::Absent(_) | FileError::Outside(_) | FileError::Path(_) | FileError::Link(_)) => return Ok(()),
+        Err(FileError::Outside(_) | FileError::Path(_) | FileError::Link(_)) => return Ok(()),
         Err(other) => return Err(other),
-    };
-    partial.remove()?;
-    if names == Names::Partial {
-        return Ok(());
     }
-    if arriving.identity.is_some() && place.look().ok().flatten() == arriving.identity {
-        place.remove()?;
-    }
-    Ok(())
+    folders::remove(allowed, &arriving.spec.path)
 }

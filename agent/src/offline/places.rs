@@ -7,12 +7,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
-use nix::sys::stat::Mode;
-use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, linkat, unlinkat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, linkat, unlinkat};
 
 use super::FileError;
 use crate::images::Identity;
@@ -154,6 +155,35 @@ impl Place {
         match unlinkat(self.parent.as_fd(), self.name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) => self.sync(),
             Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(self.error(errno)),
+        }
+    }
+
+    /// A directory of this name; where it is this user's own, with just these rights. Also where it is there: whoever
+    /// made it may have died before it had them, or before its entry had reached the disk.
+    pub fn make_folder(&self, mode: u32) -> Result<(), FileError> {
+        match mkdirat(
+            self.parent.as_fd(),
+            self.name.as_os_str(),
+            Mode::from_bits_truncate(mode),
+        ) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(self.error(errno)),
+        }
+        let how = how(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        let folder = openat2(self.parent.as_fd(), self.name.as_os_str(), how).map_err(|errno| self.error(errno))?;
+        let (folder, error) = (File::from(folder), |source| FileError::io(&self.path, source));
+        if folder.metadata().map_err(error)?.uid() == geteuid().as_raw() {
+            folder.set_permissions(PermissionsExt::from_mode(mode)).map_err(error)?;
+        }
+        self.sync()
+    }
+
+    /// Removes a directory. Absent is done, and so is one that holds something.
+    pub fn remove_folder(&self) -> Result<(), FileError> {
+        match unlinkat(self.parent.as_fd(), self.name.as_os_str(), UnlinkatFlags::RemoveDir) {
+            Ok(()) => self.sync(),
+            Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
             Err(errno) => Err(self.error(errno)),
         }
     }

@@ -276,6 +276,7 @@ pub(super) fn guest(guest: &GuestFacts, shape: Option<GuestShape>, job_active: b
         host_cpus: shape.needs.host_cpus,
         boot_files: shape.needs.boot_files,
         variables: shape.needs.nvram,
+        tpm_state: shape.needs.tpm_state,
         ..agent::GuestFacts::default()
     }
 }

@@ -174,7 +174,7 @@ fn size(disk: &Disk) -> (u64, Result<u64, String>) {
     )
 }
 
-/// Adds to each disk of a guest that is shut off, and to its variables, why the file could not be taken along.
+/// Adds to each disk of a guest that is shut off, to its variables and to its TPM's state, why the file could not be taken along.
 pub(super) async fn add_offline_problems(
     facts: &mut agent::GuestFacts,
     shape: GuestShape,
@@ -183,9 +183,9 @@ pub(super) async fn add_offline_problems(
     let (disks, needs) = (shape.disks, shape.needs);
     let look = move || {
         let disks: Vec<_> = disks.iter().map(|disk| fit_to_leave(disk, &storage)).collect();
-        (disks, fit_variables(&needs, &storage))
+        (disks, fit_variables(&needs, &storage), fit_tpm(&needs, &storage))
     };
-    let (disks, variables) = blocking(look).await?;
+    let (disks, variables, tpm) = blocking(look).await?;
     let words = |problem: Result<(), Failure>| {
         let failure = problem.err();
         failure.map_or_else(Default::default, |failure| {
@@ -196,6 +196,7 @@ pub(super) async fn add_offline_problems(
         (facts.offline_problem, facts.offline_remedy) = words(problem);
     }
     (facts.variables_problem, facts.variables_remedy) = words(variables);
+    (facts.tpm_problem, facts.tpm_remedy) = words(tpm);
     Ok(())
 }
 
@@ -261,6 +262,26 @@ fn fit_variables(needs: &Needs, storage: &StorageDirectories) -> Result<(), Fail
         Ok(()) | Err(FileError::Absent(_)) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What was never started has no state either; that it has none elsewhere nobody can see.
+fn fit_tpm(needs: &Needs, storage: &StorageDirectories) -> Result<(), Failure> {
+    if needs.tpm_state.is_empty() {
+        return Ok(());
+    }
+    let found = image::look(storage, Path::new(&needs.tpm_state), "raw", users(false), &[]);
+    found.map_err(|error| {
+        let remedy = if matches!(error, FileError::Absent(_)) {
+            "start the guest here once, if it never was: libvirt makes its TPM then; where libvirt keeps it elsewhere, it \
+             cannot move shut off"
+        } else if matches!(error, FileError::Denied { .. }) {
+            "libvirt takes the agent's right to it away whenever the guest is started: the hook in docs/operating.md \
+             gives it back"
+        } else {
+            error.remedy()
+        };
+        Failure::from(error).with_remedy(remedy)
+    })
 }
 
 #[cfg(test)]

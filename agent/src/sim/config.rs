@@ -49,6 +49,9 @@ pub struct SimGuest {
     /// Bridges of its interfaces.
     #[serde(default)]
     pub bridges: Vec<String>,
+    /// Whether it has an emulated TPM; nothing makes its state.
+    #[serde(default)]
+    pub tpm: bool,
 }
 
 fn default_memory() -> u64 {
@@ -89,6 +92,7 @@ impl SimGuest {
             disks: Vec::new(),
             layers: Vec::new(),
             bridges: Vec::new(),
+            tpm: false,
         }
     }
 
@@ -148,6 +152,9 @@ impl SimGuest {
                 "<interface type='bridge'><mac address='52:54:00:{x:02x}:{y:02x}:{last:02x}'/>\
                  <source bridge='{bridge}'/><model type='virtio'/></interface>"
             );
+        }
+        if self.tpm {
+            devices.push_str("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>");
         }
         format!(
             "<domain type='kvm'><name>{name}</name><uuid>{id}</uuid>\

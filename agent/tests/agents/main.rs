@@ -23,6 +23,7 @@ mod offline;
 mod offline_ends;
 mod offline_room;
 mod offline_shut_down;
+mod offline_tpm;
 mod overrides;
 mod pki;
 mod policy;

@@ -32,7 +32,9 @@ pub(crate) struct Node {
 impl Node {
     /// A host whose agent was not started yet.
     pub(crate) fn new(name: &'static str, host: SimHost, tls: Tls, folder: PathBuf, limits: Timing) -> Self {
-        std::fs::create_dir_all(folder.join("root/images")).unwrap();
+        for own in ["root/images", "root/swtpm"] {
+            std::fs::create_dir_all(folder.join(own)).unwrap();
+        }
         Self {
             name,
             host,
@@ -69,7 +71,8 @@ impl Node {
                 qemu_group: None,
                 storage: StorageDirectories::new(vec![std::env::temp_dir()])
                     .unwrap()
-                    .with_alias("/images".into(), folder.join("root/images")),
+                    .with_alias("/images".into(), folder.join("root/images"))
+                    .with_alias("/var/lib/libvirt/swtpm".into(), folder.join("root/swtpm")),
                 tls,
                 boot_id: host.boot_id(),
                 hypervisor: Arc::new(host),
@@ -139,6 +142,11 @@ impl Node {
             .collect();
         names.sort();
         names
+    }
+
+    /// Where libvirt keeps the state of TPMs.
+    pub(crate) fn tpm_states(&self) -> PathBuf {
+        self.folder.join("root/swtpm")
     }
 
     pub(crate) fn sockets(&self) -> usize {

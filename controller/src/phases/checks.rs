@@ -6,7 +6,7 @@
 
 mod between;
 
-use drover_proto::agent::v1::{GuestFacts, HostFacts, LibvirtState};
+use drover_proto::agent::v1::{Blocker, GuestFacts, HostFacts, LibvirtState};
 use drover_proto::failure::{Failure, Reason};
 use drover_proto::ids::HostId;
 use drover_proto::v1::{Check, CheckResult, Compression, MigrationPolicy};
@@ -42,10 +42,12 @@ const POST_COPY: &str = "post-copy";
 /// nobody can tell beforehand whether it is needed; without one both sides keep what they have.
 const HINTS: [&str; 5] = ["lock-manager", "boot-files", "space", "clock", "post-copy-repair"];
 
+const TPM: &str = "tpm";
+
 /// Checks of devices, in the order in which they are shown; the guest's ties name one of them.
 const DEVICES: [(&str, &str); 4] = [
     ("host-devices", "no device of the host is passed through"),
-    ("tpm", "none"),
+    (TPM, "none"),
     ("shared-folders", "none"),
     ("devices", "nothing else ties it to its host"),
 ];
@@ -225,11 +227,20 @@ fn devices(guest: &GuestFacts) -> Vec<Check> {
         let found = of(id);
         if found.is_empty() {
             passed(id, good)
+        } else if id == TPM && goes_along(guest) {
+            passed(id, format!("{found}: it goes along"))
         } else {
             failed(id, found, "detach it, or move the guest while it is shut off")
         }
     };
     DEVICES.into_iter().map(check).collect()
+}
+
+/// The state of its TPM: libvirt takes that of a guest that runs, the agents take it where it is off. An older agent does
+/// not tell which one can.
+fn goes_along(guest: &GuestFacts) -> bool {
+    let stays = |tie: &Blocker| tie.check_id == TPM && tie.holds_data;
+    !guest.tpm_state.is_empty() && !guest.ties.iter().any(stays)
 }
 
 fn snapshots(guest: &GuestFacts) -> Check {

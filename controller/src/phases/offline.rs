@@ -183,6 +183,12 @@ mod tests {
             ["tpm"],
             "an older agent's"
         );
+        let along = |holds_data| GuestFacts {
+            tpm_state: "/swtpm/tpm2-00.permall".to_owned(),
+            ..guest("tpm", "it has a TPM", holds_data)
+        };
+        assert_eq!(failing(&along(false)), [""; 0]);
+        assert_eq!(failing(&along(true)), ["tpm"], "another one of the host's");
     }
 
     #[test]

@@ -95,7 +95,7 @@ fn agent(cluster: &Cluster<'_>, host: &str, address: &str) -> String {
          controller = \"{controller}:{CONTROLLER_PORT}\"\n\
          state_dir = \"/var/lib/drover\"\n\
          run_dir = \"/run/drover\"\n\
-         storage_directories = [\"/srv/local\", \"/srv/shared\"]\n\
+         storage_directories = [\"/srv/local\", \"/srv/shared\", \"/var/lib/libvirt/swtpm\"]\n\
          block_devices = [\"/srv/devices\"]\n"
     ) + &tls(cluster, &format!("agent-{host}"))
 }

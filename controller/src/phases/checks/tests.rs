@@ -103,6 +103,23 @@ fn snapshots_block_jobs_and_devices_are_refused_one_by_one() {
 }
 
 #[test]
+fn a_tpm_whose_state_goes_along_is_no_obstacle() {
+    let with = |state: &str, holds_data| GuestFacts {
+        tpm_state: state.to_owned(),
+        ties: vec![Blocker {
+            check_id: "tpm".to_owned(),
+            what: "it has a TPM".to_owned(),
+            holds_data,
+        }],
+        ..guest()
+    };
+    assert!(acceptable(&of_guest(&with("/swtpm/state", false), Way::Live)));
+    for refused in [with("", false), with("/swtpm/state", true)] {
+        assert!(!acceptable(&of_guest(&refused, Way::Live)), "{refused:?}");
+    }
+}
+
+#[test]
 fn each_device_is_named() {
     let tie = |what: &str| Blocker {
         check_id: "host-devices".to_owned(),

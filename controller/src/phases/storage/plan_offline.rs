@@ -17,6 +17,8 @@ use crate::phases::checks::{failed, passed};
 
 /// In place of a disk's target, where a destination is asked for the path of UEFI variables.
 const VARIABLES: &str = "uefi-variables";
+/// The same, for the state of its TPM.
+const TPM: &str = "tpm-state";
 
 const COPY_REMEDY: &str =
     "put it on shared storage, or copy it: --copy-disks names it, or is left out; only image files are copied";
@@ -50,7 +52,7 @@ pub(super) fn candidates(guest: &GuestFacts, policy: &StoragePolicy) -> Vec<NewI
     };
     let can = |disk: &&DiskFacts| disk.source_type == "file" && may_copy(disk, policy) && is_plain(&disk.source);
     let disks = guest.disks.iter().filter(can);
-    let variables = Some(&guest.variables).filter(|path| is_plain(path));
+    let besides = besides(guest).into_iter().filter(|(_, _, path)| is_plain(path));
     let disks = disks.flat_map(|disk| {
         // All that the chain takes is said with the image on top.
         let top = image(&disk.target, &disk.source, disk.allocated_bytes);
@@ -58,7 +60,17 @@ pub(super) fn candidates(guest: &GuestFacts, policy: &StoragePolicy) -> Vec<NewI
         let layers = layers.map(|(at, path)| image(&beneath(&disk.target, at), path, 0));
         std::iter::once(top).chain(layers).collect::<Vec<_>>()
     });
-    disks.chain(variables.map(|path| image(VARIABLES, path, 0))).collect()
+    disks
+        .chain(besides.map(|(target, _, path)| image(target, path, 0)))
+        .collect()
+}
+
+/// What goes along beside its disks: in place of a target, in words, its path.
+fn besides(guest: &GuestFacts) -> [(&'static str, &'static str, &str); 2] {
+    [
+        (VARIABLES, "UEFI variables", &guest.variables),
+        (TPM, "the state of its TPM", &guest.tpm_state),
+    ]
 }
 
 /// In place of a target, for what a disk lies on.
@@ -252,10 +264,12 @@ fn path(taken: &[String], guest: &GuestFacts, rooms: &[ImageRoom]) -> Check {
         ));
         remedies.push(TAKEN_REMEDY);
     }
-    let variables = rooms.iter().find(|room| room.target == VARIABLES);
-    if let Some(room) = variables.filter(|room| !room.problem.is_empty()) {
-        found.push(format!("UEFI variables ({}): {}", guest.variables, room.problem));
-        remedies.push(&room.remedy);
+    for (target, what, path) in besides(guest) {
+        let room = rooms.iter().find(|room| room.target == target);
+        if let Some(room) = room.filter(|room| !room.problem.is_empty()) {
+            found.push(format!("{what} ({path}): {}", room.problem));
+            remedies.push(&room.remedy);
+        }
     }
     if found.is_empty() {
         return passed(PATH, "nothing is in the way at the destination");
@@ -280,8 +294,13 @@ fn copy(plans: &[DiskPlan], taken: &[String], guest: &GuestFacts, policy: &Stora
             )
         })
         .collect();
-    if !guest.variables_problem.is_empty() {
-        problems.push((guest.variables_problem.clone(), &guest.variables_remedy));
+    for (problem, remedy) in [
+        (&guest.variables_problem, &guest.variables_remedy),
+        (&guest.tpm_problem, &guest.tpm_remedy),
+    ] {
+        if !problem.is_empty() {
+            problems.push((problem.clone(), remedy));
+        }
     }
     if !problems.is_empty() {
         let mut remedies: Vec<&str> = problems.iter().map(|(_, remedy)| *remedy).collect();
@@ -290,16 +309,18 @@ fn copy(plans: &[DiskPlan], taken: &[String], guest: &GuestFacts, policy: &Stora
         return failed(COPY, found.join("; "), remedies.join("; "));
     }
     let copied = plans.iter().filter(|plan| plan.action() == DiskAction::CopyOffline);
-    let words: Vec<String> = copied
-        .map(|plan| {
-            let mib = plan.allocated_bytes.max(0).unsigned_abs().div_ceil(1 << 20);
-            let beneath = match plan.backing.len() {
-                0 => String::new(),
-                1 => " with a file beneath it".to_owned(),
-                files => format!(" with {files} files beneath it"),
-            };
-            format!("{} ({}){beneath}, {mib} MiB", plan.target, plan.source)
-        })
+    let words = copied.map(|plan| {
+        let mib = plan.allocated_bytes.max(0).unsigned_abs().div_ceil(1 << 20);
+        let beneath = match plan.backing.len() {
+            0 => String::new(),
+            1 => " with a file beneath it".to_owned(),
+            files => format!(" with {files} files beneath it"),
+        };
+        format!("{} ({}){beneath}, {mib} MiB", plan.target, plan.source)
+    });
+    let tpm = Some(&guest.tpm_state).filter(|path| !path.is_empty());
+    let words: Vec<String> = words
+        .chain(tpm.map(|path| format!("the state of its TPM ({path})")))
         .collect();
     passed(COPY, or_none(&words.join("; ")))
 }

@@ -192,6 +192,36 @@ fn variables_need_a_free_path_too() {
     assert_eq!(check(&found, COPY).result(), CheckResult::Failed);
 }
 
+#[test]
+fn the_state_of_a_tpm_is_told_and_needs_a_free_path_too() {
+    let guest = GuestFacts {
+        tpm_state: "/swtpm/u/tpm2/tpm2-00.permall".to_owned(),
+        ..GuestFacts::default()
+    };
+    assert_eq!(candidates(&guest, &StoragePolicy::default())[0].path, guest.tpm_state);
+    let found = planned(&guest, &StoragePolicy::default(), &[], &[room(TPM)]);
+    assert!(
+        check(&found, COPY).found.contains(&guest.tpm_state),
+        "{:?}",
+        check(&found, COPY)
+    );
+    assert!(found.order.copied_images.is_empty(), "it goes along in any case");
+    let there = ImageRoom {
+        problem: "there is something already".to_owned(),
+        remedy: "move it away".to_owned(),
+        ..room(TPM)
+    };
+    let found = planned(&guest, &StoragePolicy::default(), &[], &[there]);
+    assert_eq!(check(&found, PATH).result(), CheckResult::Failed);
+    assert!(check(&found, PATH).found.contains("TPM"), "{:?}", check(&found, PATH));
+    let denied = GuestFacts {
+        tpm_problem: "the agent may not use it".to_owned(),
+        ..guest
+    };
+    let found = planned(&denied, &StoragePolicy::default(), &[], &[room(TPM)]);
+    assert_eq!(check(&found, COPY).result(), CheckResult::Failed);
+}
+
 /// vda on two files, which the destination has or not.
 fn layered(middle: StorageProbeResult, base: StorageProbeResult, rooms: &[ImageRoom]) -> Planned {
     let chained = DiskFacts {
