@@ -98,7 +98,7 @@ fn a_guest_that_runs_is_shut_down_and_runs_on_at_the_destination() -> Result<()>
     let watch = lab.watch(&[&guest])?;
     let offline = ["migrate", "web", "--to", "host-b", "--offline"];
     expect(&cluster.drover(&offline)?, REFUSED, &["guest-state", "--shutdown"])?;
-    let moved = cluster.drover(&[&offline[..], &["--shutdown=1m"]].concat())?;
+    let moved = cluster.drover(&[&offline[..], &["--shutdown=5m"]].concat())?;
     expect(&moved, 0, &["web moved from host-a to host-b"])?;
     guest.wait_until_it_answers()?;
     cluster.check(&[Expected::Runs(&guest, "host-b")])?;
