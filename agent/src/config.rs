@@ -76,6 +76,8 @@ pub struct Config {
     /// Block devices, and folders of such, that copies may overwrite; empty: none.
     #[serde(default)]
     pub block_devices: Vec<PathBuf>,
+    /// How long the files of a guest that moved away shut off are kept, days; none: until somebody removes them.
+    pub keep_moved_days: Option<u32>,
     pub tls: TlsFiles,
     #[serde(default = "default_trust_domain")]
     pub trust_domain: TrustDomain,

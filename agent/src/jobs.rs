@@ -23,12 +23,14 @@ mod control;
 mod copies;
 mod deadline;
 mod definition;
+pub mod device_owners;
 pub mod ended;
 pub mod errors;
 pub mod fence;
 mod follow;
 pub mod hand_over;
 pub mod incoming;
+pub mod kept;
 mod offline_arrive;
 pub mod offline_begin;
 mod offline_coming;
@@ -127,6 +129,8 @@ pub struct Timing {
     pub hand_over: Duration,
     /// A probe file that nobody asks to have removed.
     pub probe: Duration,
+    /// What is kept of a guest that moved away shut off; none: for ever.
+    pub keep_moved: Option<Duration>,
 }
 
 impl Default for Timing {
@@ -137,6 +141,7 @@ impl Default for Timing {
             abort: Duration::from_secs(20),
             hand_over: Duration::from_secs(30),
             probe: Duration::from_secs(120),
+            keep_moved: None,
         }
     }
 }

@@ -98,7 +98,10 @@ async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
         unfit,
         ailment,
         boot_id: boot_id()?,
-        limits: Timing::default(),
+        limits: Timing {
+            keep_moved: keep_moved(config.keep_moved_days)?,
+            ..Timing::default()
+        },
         gate: Gate::default(),
     })
     .await?;
@@ -111,6 +114,17 @@ async fn run(config: Config, signals: &mut Signals) -> anyhow::Result<()> {
     agent.stop().await?;
     stop.cancel();
     Ok(())
+}
+
+/// The journal, which alone knows what was kept, forgets a migration after 30 days.
+fn keep_moved(days: Option<u32>) -> anyhow::Result<Option<Duration>> {
+    match days {
+        None => Ok(None),
+        Some(days @ 1..=29) => Ok(Some(Duration::from_secs(u64::from(days) * 24 * 3600))),
+        Some(days) => {
+            bail!("keep_moved_days: 1 to 29, not {days}; leave it out to keep what was moved until you remove it")
+        }
+    }
 }
 
 /// Two agents on the same journals would each believe that theirs is all that happens. Held until the process ends.

@@ -12,7 +12,7 @@ use drover_proto::ids::MigrationId;
 use crate::images::device;
 use crate::images::make::first_name;
 use crate::journal::{DestinationPart, DestinationState, Part, Record};
-use crate::offline::partial::partial_name;
+use crate::offline::arriving::partial_name;
 use crate::space;
 use crate::storage_directories::StorageDirectories;
 
@@ -73,11 +73,15 @@ impl Promised {
                 self.files.push(promise(first, &image.path, image.allocated));
             }
         }
-        let files = part.offline.iter().flat_map(|coming| &coming.files);
-        self.files.extend(files.map(|file| {
+        for file in part.offline.iter().flat_map(|coming| &coming.files) {
             let path = &file.spec.path;
-            promise(partial_name(path, migration), path, file.spec.allocated)
-        }));
+            if file.spec.block_device {
+                self.devices.push(path.clone());
+            } else {
+                let first = partial_name(path, migration);
+                self.files.push(promise(first, path, file.spec.allocated));
+            }
+        }
     }
 
     /// What of a folder's file system may be taken now, bytes; none where nobody can say.

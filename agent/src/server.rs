@@ -109,7 +109,7 @@ impl Agent {
         jobs.recover().await;
 
         let stop_background = CancellationToken::new();
-        tokio::spawn(Arc::clone(&jobs).notice_ends(stop_background.clone()));
+        look_after(&jobs, &stop_background);
         let facts = options
             .hypervisor
             .host()
@@ -172,6 +172,11 @@ impl Agent {
         let _ = tokio::time::timeout(LAST_CALLS, self.port.closed()).await;
         Ok(())
     }
+}
+
+fn look_after(jobs: &Arc<Jobs>, stop: &CancellationToken) {
+    tokio::spawn(Arc::clone(jobs).notice_ends(stop.clone()));
+    tokio::spawn(Arc::clone(jobs).remove_what_was_kept_long_enough(stop.clone()));
 }
 
 /// What an operator decided while this host was away is adopted before anything is served.

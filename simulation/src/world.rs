@@ -38,6 +38,7 @@ const TIMING: Timing = Timing {
     abort: Duration::from_secs(5),
     hand_over: Duration::from_secs(2),
     probe: Duration::from_secs(3),
+    keep_moved: None,
 };
 
 type Slot<T> = Mutex<Option<Arc<Process<T>>>>;

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use drover_tests::cluster::{Cluster, Expected, Run};
+use drover_tests::cluster::{Cluster, Expected, Process, Run};
 use drover_tests::{Disk, Guest, GuestSpec, Host, Lab, LoopDevice, wait_until};
 
 /// Refused by a check before anything was touched.
 const REFUSED: i32 = 3;
+
+/// All is prepared, and nothing was sent yet.
+const SENDING: &str = "source.sending";
 
 const RAW: &str = "/srv/local/data.raw";
 const QCOW2: &str = "/srv/local/web.qcow2";
@@ -167,6 +170,14 @@ fn what_stands_in_the_way_is_told_and_the_guest_stays() -> Result<()> {
     b.run("touch", &[RAW])?;
     expect(&cluster.drover(&offline)?, REFUSED, &["storage-path", RAW])?;
     b.run("rm", &[RAW])?;
+    // Nothing can be written there.
+    b.run("mount", &["-t", "tmpfs", "-o", "ro,mode=0777", "drover", "/srv/local"])?;
+    expect(
+        &cluster.drover(&offline)?,
+        REFUSED,
+        &["storage-copy", "may not use /srv/local"],
+    )?;
+    b.run("umount", &["/srv/local"])?;
     // Somebody has the image open for writing.
     let nbd = [
         "-c",
@@ -209,7 +220,7 @@ fn what_stands_in_the_way_is_told_and_the_guest_stays() -> Result<()> {
 #[test]
 fn what_comes_in_the_way_meanwhile_leaves_the_guest_where_it_was() -> Result<()> {
     let (lab, guest) = scene()?;
-    let cluster = Cluster::start(&lab)?;
+    let cluster = Cluster::start_with_fault_points(&lab)?;
     let (a, b) = (lab.host("host-a"), lab.host("host-b"));
     let offline = ["migrate", "web", "--to", "host-b", "--offline"];
     // A disk that would lie elsewhere.
@@ -221,6 +232,19 @@ fn what_comes_in_the_way_meanwhile_leaves_the_guest_where_it_was() -> Result<()>
     a.virsh(&["managedsave", "web"])?;
     expect(&cluster.drover(&offline)?, REFUSED, &["saved on this host"])?;
     a.virsh(&["managedsave-remove", "web"])?;
+    // It gets another definition: what was sent is not all of it any more, and nothing is asked again and again.
+    let agent = Process::Agent("host-a".to_owned());
+    cluster.arm(&agent, SENDING)?;
+    let id = cluster.begin_with(&guest, "host-b", &["--offline"])?.id().to_string();
+    cluster.wait_for_point(&agent, SENDING)?;
+    a.virsh(&["desc", "web", "--config", "--title", "changed"])?;
+    cluster.release()?;
+    let end = cluster.wait_for_rest(&id)?;
+    ensure!(end.state() == "FAILED" && end.reason() == "GUEST_BUSY", "{}", end.0);
+    ensure!(
+        b.run("ls", &["-A", "/srv/local"])?.stdout.trim().is_empty(),
+        "something is left"
+    );
     // Room that the check still sees, and that somebody else takes meanwhile.
     b.run(
         "mount",
@@ -231,7 +255,9 @@ fn what_comes_in_the_way_meanwhile_leaves_the_guest_where_it_was() -> Result<()>
         .id()
         .to_string();
     cluster.wait_for(&id, "to copy", |now| {
-        now.0["progress"]["disk_sent_bytes"].as_u64() > Some(1 << 20)
+        let each = now.0["progress"]["disks"].as_array();
+        let told = each.is_some_and(|each| each.iter().any(|disk| disk["disk"] == RAW));
+        told && now.0["progress"]["disk_sent_bytes"].as_u64() > Some(1 << 20)
     })?;
     b.run("sh", &["-c", "cat /dev/zero >/srv/local/others 2>/dev/null; true"])?;
     let end = cluster.wait_for_rest(&id)?;

@@ -72,13 +72,15 @@ pub async fn make(
 /// In place of making one: the device that QEMU will overwrite, looked at as it is now.
 pub async fn look_at_device(image: &NewImage, allowed: &StorageDirectories) -> Result<(), Failure> {
     let (image, allowed) = (image.clone(), allowed.clone());
-    blocking(move || match device::fit(&image, allowed.devices()) {
-        Ok(_) => Ok(()),
-        Err(unfit) => {
-            let message = format!("{} cannot be copied: {unfit}", image.target);
-            Err(Failure::new(Reason::ChecksFailed, message).with_remedy(unfit.remedy()))
-        }
-    })
+    blocking(
+        move || match device::fit(&image.path, image.virtual_size, allowed.devices()) {
+            Ok(_) => Ok(()),
+            Err(unfit) => {
+                let message = format!("{} cannot be copied: {unfit}", image.target);
+                Err(Failure::new(Reason::ChecksFailed, message).with_remedy(unfit.remedy()))
+            }
+        },
+    )
     .await
 }
 

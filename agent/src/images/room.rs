@@ -36,7 +36,7 @@ pub fn look(image: &NewImage, allowed: &StorageDirectories, promised: &Promised)
 }
 
 fn on_device(image: &NewImage, allowed: &StorageDirectories, promised: &Promised) -> Room {
-    let found = device::fit(image, allowed.devices());
+    let found = device::fit(&image.path, image.virtual_size, allowed.devices());
     let number = found.as_ref().map_or(0, |fit| fit.number);
     let problem = match &found {
         Err(unfit) => Some((unfit.to_string(), unfit.remedy().to_owned())),

@@ -20,7 +20,7 @@ use super::{Jobs, errors};
 use crate::hypervisor::Cookie;
 use crate::journal::{Arrival, Coming, DestinationPart, DestinationState, FinishStep, OpenPage, Record, Step};
 use crate::offline::calls::FileCall;
-use crate::offline::{FileError, partial};
+use crate::offline::{FileError, arriving};
 use crate::storage_directories::StorageDirectories;
 
 impl Jobs {
@@ -99,11 +99,15 @@ impl Jobs {
         let migration = record.migration;
         for file in coming.files.clone() {
             let path = file.spec.path.clone();
-            let work = move |allowed: &StorageDirectories| partial::put_in_place(allowed, &file, migration);
+            let work = move |allowed: &StorageDirectories| arriving::put_in_place(allowed, &file, migration);
             match self.with_file(FileCall::Name, path, work).await {
                 Ok(()) => {}
                 Err(
-                    error @ (FileError::Exists(_) | FileError::Absent(_) | FileError::Link(_) | FileError::Outside(_)),
+                    error @ (FileError::Exists(_)
+                    | FileError::Absent(_)
+                    | FileError::Link(_)
+                    | FileError::Outside(_)
+                    | FileError::Device(_)),
                 ) => return Ok(Some(error.to_string())),
                 Err(error) => return Err(Failure::new(Reason::LibvirtUnavailable, error.to_string())),
             }

@@ -167,6 +167,7 @@ impl Jobs {
             optional: false,
             shareable: false,
             is_beneath: false,
+            is_device: file.spec.block_device,
         });
         let shared = leaving.shared.iter().map(|path| Wanted {
             path: path.clone(),
@@ -176,6 +177,7 @@ impl Jobs {
             optional: false,
             shareable: false,
             is_beneath: false,
+            is_device: false,
         });
         let (handle, files, _) = self.hold_images(copied.chain(shared).collect()).await?;
         let same = |now: &LeavingFile, then: &LeavingFile| now.spec.size == then.spec.size;
@@ -303,7 +305,12 @@ fn hold_all(allowed: &StorageDirectories, wanted: &[Wanted]) -> Result<Held, Fil
             }
             continue;
         }
-        match Image::hold(allowed, &one.path, &one.format, users(one.stays), &known) {
+        let image = if one.is_device {
+            Image::hold_device(allowed, &one.path)
+        } else {
+            Image::hold(allowed, &one.path, &one.format, users(one.stays), &known)
+        };
+        match image {
             Ok(image) => {
                 held.files.push(LeavingFile {
                     spec: image.spec.clone(),

@@ -32,6 +32,16 @@ pub(super) fn qcow2(definition: &str, files: &[FileSpec]) -> Result<Vec<PathBuf>
     Ok(found.map(|disk| PathBuf::from(disk.source)).collect())
 }
 
+/// Those that the definition has as block devices overwrite the ones at their paths.
+pub(super) fn mark_devices(definition: &str, mut files: Vec<FileSpec>) -> Result<Vec<FileSpec>, Failure> {
+    let disks = disks(definition)?;
+    for file in &mut files {
+        let is_it = |disk: &Disk| disk.source_type == "block" && Path::new(&disk.source) == file.path;
+        file.block_device = disks.iter().any(is_it);
+    }
+    Ok(files)
+}
+
 fn comes(files: &[FileSpec], disk: &Disk) -> bool {
     files.iter().any(|file| file.path == Path::new(&disk.source))
 }
@@ -58,6 +68,7 @@ mod tests {
             size: 1,
             allocated: 1,
             mode: 0o600,
+            block_device: false,
         }
     }
 
@@ -70,5 +81,17 @@ mod tests {
         let refused = refuse_layers(GUEST, &shared_too).unwrap_err();
         assert!(refused.message.contains("/shared/base.qcow2"), "{}", refused.message);
         assert!(qcow2("<domain", &files).is_err());
+    }
+
+    #[test]
+    fn what_the_definition_has_as_a_device_is_one() {
+        let with_device = GUEST.replace(
+            "</devices>",
+            "<disk type='block'><source dev='/dev/vg/d'/><target dev='vdd'/></disk></devices>",
+        );
+        let marked = mark_devices(&with_device, vec![file("/images/b.raw"), file("/dev/vg/d")]).unwrap();
+        let devices: Vec<bool> = marked.iter().map(|file| file.block_device).collect();
+        assert_eq!(devices, [false, true]);
+        assert!(mark_devices("<domain", Vec::new()).is_err());
     }
 }

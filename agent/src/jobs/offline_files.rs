@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use drover_proto::failure::{Failure, Reason};
 
+use super::copies::fit_to_copy;
 use crate::guest_xml::{self, Blocker, Disk, GuestShape, Needs, TPM};
 use crate::offline::chain::Layer;
 use crate::offline::image_lock::Others;
@@ -36,6 +37,7 @@ pub(super) struct Wanted {
     pub(super) shareable: bool,
     /// No disk of the guest, but what one lies on.
     pub(super) is_beneath: bool,
+    pub(super) is_device: bool,
 }
 
 /// What lies beneath each image that is copied, nearest first.
@@ -81,7 +83,10 @@ fn refuse_bound_tpm(ties: &[Blocker]) -> Result<(), Failure> {
 
 /// Paths and formats of the images that are copied.
 pub(super) fn copied(definition: &str, order: &OfflineOrder) -> Result<Vec<(PathBuf, String)>, Failure> {
-    let disks = read(definition)?.disks.into_iter();
+    let disks = read(definition)?
+        .disks
+        .into_iter()
+        .filter(|disk| disk.source_type == "file");
     let images = disks.map(|disk| (PathBuf::from(&disk.source), disk.image_format().to_owned()));
     Ok(images.filter(|(path, _)| order.images.contains(path)).collect())
 }
@@ -102,18 +107,25 @@ pub(super) fn wanted(definition: &str, order: &OfflineOrder, chains: &Chains) ->
         } else {
             refuse_new(&disk, order)?;
         }
-        if disk.source.is_empty() || disk.source_type != "file" || all.iter().any(|known| known.path == path) {
+        let is_device = disk.source_type == "block";
+        if is_device && copied {
+            fit_to_copy(&disk).map_err(|why| Failure::new(Reason::ChecksFailed, format!("{}: {why}", disk.target)))?;
+        }
+        // A device that both hosts have has no lock that they would share.
+        let is_held = disk.source_type == "file" || (is_device && copied);
+        if disk.source.is_empty() || !is_held || all.iter().any(|known| known.path == path) {
             continue;
         }
         let layers = chains.get(&path).filter(|_| copied);
         all.push(Wanted {
             format: disk.image_format().to_owned(),
             path,
-            stays: disk.read_only,
+            stays: disk.read_only || is_device,
             copied,
             optional: false,
             shareable: disk.shareable || disk.read_only,
             is_beneath: false,
+            is_device,
         });
         for layer in layers.into_iter().flatten() {
             refuse_new_layer(layer, order)?;
@@ -146,6 +158,7 @@ fn besides(path: PathBuf, optional: bool) -> Wanted {
         optional,
         shareable: false,
         is_beneath: false,
+        is_device: false,
     }
 }
 
@@ -159,6 +172,7 @@ fn beneath(layer: &Layer) -> Wanted {
         optional: false,
         shareable: false,
         is_beneath: true,
+        is_device: false,
     }
 }
 
@@ -297,6 +311,17 @@ mod tests {
             "an image comes before what it lies on"
         );
         keep_their_paths(&all, GUEST).unwrap();
+    }
+
+    #[test]
+    fn a_device_that_is_copied_stays_as_it_is() {
+        let mut order = order(&["/iso/c.iso"]);
+        order.images.push("/dev/vg/b".into());
+        let all = wanted(GUEST, &order, &Chains::new()).unwrap();
+        let device = all.iter().find(|one| one.path == Path::new("/dev/vg/b")).unwrap();
+        assert!(device.is_device && device.copied && device.stays);
+        let images = copied(GUEST, &order).unwrap();
+        assert_eq!(images.len(), 1, "nothing lies beneath a device: {images:?}");
     }
 
     #[test]

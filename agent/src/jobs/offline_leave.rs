@@ -13,17 +13,19 @@ use std::sync::Arc;
 
 use drover_proto::failure::{Failure, Reason};
 
+use super::kept::moved_suffix;
 use super::offline_files::users;
-use super::outgoing::OutgoingJob;
+use super::outgoing::{OutgoingJob, PerformOutcome};
 use super::progress::Action;
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::GuestFacts;
+use crate::images::device::Unfit;
 use crate::journal::{Decision, Leaving, LeavingFile, OpenPage, Record, SourcePart, SourceState, Step, Verdict};
 use crate::offline::calls::FileCall;
 use crate::offline::image::{Image, Mark};
 use crate::offline::image_lock::{self, Others};
 use crate::offline::loops;
-use crate::offline::outgoing::OfflineOutgoing;
+use crate::offline::outgoing::{OfflineOutgoing, Since};
 use crate::offline::{FileError, folders};
 use crate::storage_directories::StorageDirectories;
 
@@ -40,7 +42,7 @@ impl Jobs {
         let now = match part.state.hand_over(tombstoned, record.decision)? {
             Step::Already => Arc::clone(&record),
             Step::Write(state) => {
-                let marks = self.still_what_was_sent(&record, job).await?;
+                let marks = self.marks_of_what_was_sent(&record, job).await?;
                 page.change(|record| write_sent(record, state, &marks)).await?
             }
         };
@@ -78,10 +80,26 @@ impl Jobs {
         Ok(now)
     }
 
-    /// Before HandedOver: what the images are, where neither they nor the guest were used while they were sent.
+    /// Before HandedOver: what the images are. Where they, or the guest, are not what was sent, they never will be again:
+    /// that is no hand-over to be repeated but a copy that failed.
+    async fn marks_of_what_was_sent(&self, record: &Record, job: Option<&OutgoingJob>) -> Result<Vec<Mark>, Failure> {
+        let marks = self.still_what_was_sent(record, job).await;
+        if let (Err(failure), Some(job)) = (&marks, job)
+            && failure.reason == Reason::GuestBusy
+        {
+            job.change_course(|course| course.outcome = Some(PerformOutcome::Failed));
+        }
+        marks
+    }
+
+    /// What the images are, where neither they nor the guest were used while they were sent.
     async fn still_what_was_sent(&self, record: &Record, job: Option<&OutgoingJob>) -> Result<Vec<Mark>, Failure> {
         let (part, leaving) = offline_part(record)?;
-        let busy = |why: &str| Failure::new(Reason::GuestBusy, format!("{why} while the guest's files were sent"));
+        let busy = |why: &str| {
+            let message = format!("{why} while the guest's files were sent: it stays as it is");
+            Failure::new(Reason::GuestBusy, message)
+                .with_remedy("see who uses the guest or its images, then move it again")
+        };
         let held = job.and_then(|job| job.offline()).filter(|offline| offline.is_held());
         let not_held = || Failure::new(Reason::MigrationState, "the images are not held any more");
         let offline = held.ok_or_else(not_held)?;
@@ -91,8 +109,10 @@ impl Jobs {
         if let Some(how) = unlike_begun(&guest, part, leaving) {
             return Err(busy(how));
         }
-        let marks = blocking(move || offline.as_sent()).await?;
-        marks.ok_or_else(|| busy("one of its images was changed"))
+        match blocking(move || offline.as_sent()).await? {
+            Since::Same(marks) => Ok(marks),
+            Since::Changed(path) => Err(busy(&format!("{} was changed", path.display()))),
+        }
     }
 
     /// What was sent is older than what is here: it is written down that it must not be used.
@@ -225,8 +245,9 @@ impl Jobs {
             }
             job.let_go();
         }
-        self.start_again(record, leaving).await?;
         self.sockets.remove(record.migration).await?;
+        // Last of all: a repeat after something that failed would start it again, and its user may have shut it down.
+        self.start_again(record, leaving).await?;
         page.change(|record| {
             record.decision = Decision::Settled(Verdict::NeverRan);
             // Before it was handed over only its user can have removed it.
@@ -254,7 +275,7 @@ impl Jobs {
         let (migration, delete) = (record.migration, leaving.delete_source);
         for file in leaving.files.iter().filter(|file| !file.stays).cloned() {
             let path = file.spec.path.clone();
-            let suffix = format!(".moved-{migration}");
+            let suffix = moved_suffix(migration);
             let work = move |allowed: &StorageDirectories| put_away(allowed, &file, &suffix, delete);
             if let Err(error) = self.with_file(FileCall::PutAway, path.clone(), work).await {
                 let path = path.to_string_lossy();
@@ -320,9 +341,15 @@ fn hold_again(allowed: &StorageDirectories, files: &[LeavingFile]) -> Result<Aga
     let mut held = Vec::new();
     let known: Vec<_> = files.iter().map(|file| file.spec.path.clone()).collect();
     for file in files {
-        let image = match Image::hold(allowed, &file.spec.path, &file.format, users(file.stays), &known) {
+        let image = if file.spec.block_device {
+            Image::hold_device(allowed, &file.spec.path)
+        } else {
+            Image::hold(allowed, &file.spec.path, &file.format, users(file.stays), &known)
+        };
+        let image = match image {
             Ok(image) => image,
             Err(FileError::InUse(_) | FileError::Loop { .. }) => return Ok(Again::Used),
+            Err(FileError::Device(Unfit::InUse(_) | Unfit::NotBlock(_) | Unfit::Blank(_))) => return Ok(Again::Used),
             Err(FileError::Absent(_)) => return Ok(Again::Gone),
             Err(other) => return Err(other),
         };

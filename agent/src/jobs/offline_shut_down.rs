@@ -64,9 +64,12 @@ impl Jobs {
             }
             if shut_down.is_over() {
                 let limit = duration_text(shut_down.within);
-                let message = format!("the guest did not shut down within {limit}: it runs on");
-                let remedy =
-                    "see why it does not heed its power button or guest agent; shut it down yourself, or move it live";
+                let message = format!(
+                    "the guest did not shut down within {limit}: it runs on. It was told to, and if it does so later it \
+                     stays off"
+                );
+                let remedy = "see why it does not heed its power button or guest agent, and start it where it went off; \
+                              shut it down yourself, or move it live";
                 return Err(Failure::new(Reason::GuestBusy, message).with_remedy(remedy));
             }
             if !asked {

@@ -18,11 +18,11 @@ use super::{Jobs, errors, lock, offline_coming};
 use crate::hypervisor::{Cookie, GuestFacts};
 use crate::images::Identity;
 use crate::journal::{Coming, DestinationPart, DestinationState, OpenPage};
+use crate::offline::arriving::Names;
 use crate::offline::calls::FileCall;
-use crate::offline::partial::Names;
 use crate::offline::receive::Expected;
 use crate::offline::sink::{Begins, FileSink, Verified};
-use crate::offline::{FileError, FileSpec, partial};
+use crate::offline::{FileError, FileSpec, arriving};
 use crate::storage_directories::StorageDirectories;
 use crate::tunnel::Registration;
 
@@ -33,7 +33,7 @@ impl Jobs {
     /// Before anything is written down: names that are free, directories that may be used, space.
     pub(super) async fn refuse_files(&self, migration: MigrationId, coming: &Coming) -> Result<(), Failure> {
         let (allowed, files, promised) = (self.storage.clone(), coming.files.clone(), self.promised(migration));
-        let check = move || partial::check_room(&allowed, &files, migration, &promised);
+        let check = move || arriving::check_room(&allowed, &files, migration, &promised);
         let checked = tokio::task::spawn_blocking(check).await;
         let checked = checked.map_err(|error| Failure::internal(format!("a check broke off: {error}")))?;
         checked.map_err(|error| Failure::from(error).at_host(self.host.clone()))
@@ -194,7 +194,7 @@ impl Jobs {
             |error: FileError| Failure::new(Reason::ResourceExhausted, error.to_string()).at_host(self.host.clone());
         for file in coming.files.clone() {
             let path = file.spec.path.clone();
-            let work = move |allowed: &StorageDirectories| partial::remove(allowed, &file, migration, names);
+            let work = move |allowed: &StorageDirectories| arriving::remove(allowed, &file, migration, names);
             self.with_file(FileCall::Remove, path, work).await.map_err(failed)?;
         }
         Ok(())

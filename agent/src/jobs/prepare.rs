@@ -57,7 +57,7 @@ impl Jobs {
     pub async fn prepare_incoming(
         self: &Arc<Self>,
         fence: Fence,
-        order: PrepareOrder,
+        mut order: PrepareOrder,
     ) -> Result<PrepareAnswer, Failure> {
         let Reference {
             migration,
@@ -88,7 +88,9 @@ impl Jobs {
         match &order.offline {
             // No memory comes, and no disk beside the files.
             Some(files) if order.images.is_empty() => {
-                offline_coming::refuse_layers(order.inactive_xml.as_deref().unwrap_or_default(), files)?;
+                let definition = order.inactive_xml.as_deref().unwrap_or_default();
+                offline_coming::refuse_layers(definition, files)?;
+                order.offline = Some(offline_coming::mark_devices(definition, files.clone())?);
             }
             Some(_) => {
                 return Err(Failure::invalid(
@@ -123,6 +125,14 @@ impl Jobs {
             };
             room = Some(taken.map_err(busy)?);
         }
+        let of_files = files
+            .into_iter()
+            .flat_map(|coming| &coming.files)
+            .map(|file| &file.spec);
+        let of_files = of_files.filter(|spec| spec.block_device).map(|spec| spec.path.clone());
+        let of_images = images.iter().map(|made| &made.image).filter(|image| image.block_device);
+        let devices = of_files.chain(of_images.map(|image| image.path.clone())).collect();
+        self.refuse_devices_of_guests(devices).await?;
         if let Some(coming) = files {
             self.refuse_files(record.migration, coming).await?;
         }

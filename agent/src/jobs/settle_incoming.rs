@@ -176,12 +176,13 @@ impl Jobs {
             if part.autostart_before && part.inactive_xml.is_some() && found.is_some() {
                 self.autostart(&record).await?;
             }
-            if starts && found.is_some_and(|guest| !guest.state.is_active()) {
-                self.hypervisor.start(record.guest).await.map_err(errors::unsure)?;
-                tracing::info!(migration_id = %record.migration, "the guest is started here");
-            }
         }
         self.sockets.remove(record.migration).await?;
+        // Last of all: a repeat after something that failed would start it again, and its user may have shut it down.
+        if starts && found.is_some_and(|guest| !guest.state.is_active()) {
+            self.hypervisor.start(record.guest).await.map_err(errors::unsure)?;
+            tracing::info!(migration_id = %record.migration, "the guest is started here");
+        }
         page.change(|record| {
             record.decision = Decision::Settled(Verdict::Ran);
             record.guest_ended |= ended;

@@ -7,6 +7,7 @@ use drover_proto::overrides::Overrides;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Part, Record};
+use super::state::{Decision, Verdict};
 use super::store::JournalError;
 use crate::hypervisor::Cookie;
 
@@ -74,7 +75,8 @@ pub(super) fn encode(record: &Record, room: usize) -> Result<Vec<u8>, JournalErr
 }
 
 /// A closed record without what nobody needs any more.
-pub(super) fn encode_closed(record: &mut Record) -> Result<Vec<u8>, JournalError> {
+pub(super) fn encode_closed(record: &mut Record, room: usize) -> Result<Vec<u8>, JournalError> {
+    let ran = record.decision == Decision::Settled(Verdict::Ran);
     record.calls.clear();
     if let Some(tombstone) = &mut record.tombstone {
         tombstone.reason.truncate(tombstone.reason.floor_char_boundary(256));
@@ -87,8 +89,10 @@ pub(super) fn encode_closed(record: &mut Record) -> Result<Vec<u8>, JournalError
             part.delivery = None;
             if let Some(leaving) = &mut part.offline {
                 leaving.original_xml = None;
-                leaving.files.clear();
                 leaving.shared.clear();
+                // What was kept under another name may go later.
+                let kept = !leaving.delete_source && ran;
+                leaving.files.retain(|file| kept && !file.stays);
             }
             // Whatever was to be removed is removed before it is closed.
             part.copied.clear();
@@ -104,6 +108,14 @@ pub(super) fn encode_closed(record: &mut Record) -> Result<Vec<u8>, JournalError
                 arrival.cookie = Cookie::default();
             }
         }
+    }
+    let payload = to_bytes(record)?;
+    if payload.len() <= room {
+        return Ok(payload);
+    }
+    // So many that they stay until somebody removes them.
+    if let Some(leaving) = record.source_mut().and_then(|part| part.offline.as_mut()) {
+        leaving.files.clear();
     }
     to_bytes(record)
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::images::Identity;
 use crate::offline::FileSpec;
+use crate::offline::arriving::Arriving;
 use crate::offline::image::Mark;
-use crate::offline::partial::Arriving;
 
 /// A guest that leaves shut off.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

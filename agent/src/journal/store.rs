@@ -196,7 +196,7 @@ impl OpenPage {
         self.change(|record| record.closed = Some(now)).await?;
         let Some(current) = self.record() else { return Ok(()) };
         let mut small = Record::clone(&current);
-        let payload = encode_closed(&mut small)?;
+        let payload = encode_closed(&mut small, room(CLOSED_SLOT_SIZE))?;
         let path = self.page.path.clone();
         *self.file = None;
         // It is closed already; only the space is not given back where this fails.

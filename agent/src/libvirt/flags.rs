@@ -152,6 +152,24 @@ mod tests {
     }
 
     #[test]
+    fn only_a_guest_that_may_be_slowed_down_waits_for_its_writes() {
+        let waits = |copied: &[&str], auto_converge| {
+            let names = copied.iter().map(|&name| name.to_owned()).collect();
+            let copied = CopiedDisks::new(names);
+            let flags = MigrateFlags {
+                copied,
+                auto_converge,
+                ..PLAIN
+            };
+            let on = |side| has(&flags, side, virt_sys::VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES);
+            assert_eq!(on(Side::Source), on(Side::Destination), "both sides agree");
+            on(Side::Source)
+        };
+        assert!(waits(&["vdb"], true));
+        assert!(!waits(&["vdb"], false) && !waits(&[], true));
+    }
+
+    #[test]
     fn the_number_of_connections_goes_with_multifd_only() {
         assert!(migrate_params(&PLAIN).unwrap().values().is_empty());
         let parallel = MigrateFlags { parallel: 4, ..PLAIN };

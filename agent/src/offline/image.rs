@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::image_lock::{self, Others};
 use super::places::Place;
 use super::{FileError, FileSpec, chain, loops};
-use crate::images::Identity;
+use crate::images::{Identity, device};
 use crate::storage_directories::StorageDirectories;
 
 /// Permissions of an image: never those of others.
@@ -29,7 +29,7 @@ pub struct Image {
 pub struct Mark {
     identity: Identity,
     size: u64,
-    /// Seconds and nanoseconds.
+    /// Seconds and nanoseconds; of a block device what was written to it.
     modified: (i64, i64),
 }
 
@@ -53,8 +53,23 @@ impl Image {
             size: found.len(),
             allocated: found.blocks().saturating_mul(512),
             mode: found.mode() & MODE,
+            block_device: false,
         };
         let identity = Identity::of_open(&file).map_err(error)?;
+        Ok(Self { file, spec, identity })
+    }
+
+    /// The same of a block device, which nobody else uses meanwhile.
+    pub fn hold_device(allowed: &StorageDirectories, path: &Path) -> Result<Self, FileError> {
+        let (file, size) = device::take(path, allowed.devices(), true)?;
+        let spec = FileSpec {
+            path: path.to_owned(),
+            size,
+            allocated: size,
+            mode: MODE,
+            block_device: true,
+        };
+        let identity = Identity::of_open(&file).map_err(|source| FileError::io(path, source))?;
         Ok(Self { file, spec, identity })
     }
 
@@ -67,10 +82,16 @@ impl Image {
 impl Mark {
     pub fn of(file: &File) -> io::Result<Self> {
         let found = file.metadata()?;
+        // Times of a device tell nothing of its content.
+        let modified = if found.file_type().is_block_device() {
+            (device::written(file)?, 0)
+        } else {
+            (found.mtime(), found.mtime_nsec())
+        };
         Ok(Self {
             identity: Identity::from_metadata(&found),
             size: found.len(),
-            modified: (found.mtime(), found.mtime_nsec()),
+            modified,
         })
     }
 }

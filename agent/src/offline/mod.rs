@@ -9,11 +9,13 @@
 //!
 //! Promises: a file is copied byte for byte, whatever is in it; nobody can write to it meanwhile; what is said to be
 //! verified was read back after it had reached the disk; nothing outside of the allowed directories is touched, and
-//! nothing that was there before is overwritten. Who may start the guest is the journal's business (`jobs/`).
+//! nothing that was there before is overwritten but a blank block device that is listed. Who may start the guest is the journal's business (`jobs/`).
 
+pub mod arriving;
 pub mod blocks;
 pub mod calls;
 pub mod chain;
+pub mod ends;
 pub mod folders;
 pub mod image;
 pub mod image_lock;
@@ -38,6 +40,8 @@ use std::path::PathBuf;
 use drover_proto::failure::{Failure, Reason};
 use serde::{Deserialize, Serialize};
 
+use crate::images::device::Unfit;
+
 /// What is hashed, sent and repeated at once, in bytes.
 pub const BLOCK: usize = 1 << 20;
 
@@ -54,6 +58,9 @@ pub struct FileSpec {
     /// Bytes that it takes on the source's disk.
     pub allocated: u64,
     pub mode: u32,
+    /// A block device: at the destination the one at its path is overwritten.
+    #[serde(default)]
+    pub block_device: bool,
 }
 
 /// Why a file cannot be held, read, written or put in its place.
@@ -83,6 +90,10 @@ pub enum FileError {
     Space { path: PathBuf, needed: u64, free: u64 },
     #[error("the agent may not use {path}: {source}", path = path.display())]
     Denied { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Device(Unfit),
+    #[error("another migration copies onto {path} already", path = .0.display())]
+    Promised(PathBuf),
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -116,7 +127,25 @@ impl FileError {
             }
             Self::Space { .. } => "make room, or choose another destination",
             Self::Denied { .. } => "give the agent's user the right to it; docs/operating.md tells which it needs",
+            Self::Device(unfit) => unfit.remedy(),
+            Self::Promised(_) => "wait for it, or name another device",
             Self::Io { .. } => "see the system log of that host",
+        }
+    }
+}
+
+impl From<Unfit> for FileError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Io { path, source } => Self::io(path, source),
+            other @ (Unfit::NotListed(_)
+            | Unfit::NotBlock(_)
+            | Unfit::InUse(_)
+            | Unfit::ReadOnly(_)
+            | Unfit::Size { .. }
+            | Unfit::NotBlank(_)
+            | Unfit::Blank(_)
+            | Unfit::NotCounted(_)) => Self::Device(other),
         }
     }
 }
@@ -124,7 +153,7 @@ impl FileError {
 impl From<FileError> for Failure {
     fn from(error: FileError) -> Self {
         let reason = match &error {
-            FileError::InUse(_) | FileError::Loop { .. } => Reason::GuestBusy,
+            FileError::InUse(_) | FileError::Loop { .. } | FileError::Device(Unfit::InUse(_)) => Reason::GuestBusy,
             FileError::Space { .. } => Reason::NoSpace,
             FileError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Reason::NoSpace,
             FileError::Path(_)
@@ -136,6 +165,8 @@ impl From<FileError> for Failure {
             | FileError::Changed(_)
             | FileError::Chain { .. }
             | FileError::Denied { .. }
+            | FileError::Device(_)
+            | FileError::Promised(_)
             | FileError::Io { .. } => Reason::StorageUnusable,
         };
         Self::new(reason, error.to_string()).with_remedy(error.remedy())

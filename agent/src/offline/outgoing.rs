@@ -4,6 +4,7 @@
 //! connection that is cut is made again. Dropping it lets go of the images.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A block that is damaged again and again is no accident of the network.
 const MOST_REPEATS: u32 = 5;
+/// An image that changes again and again while it is sent is used by somebody.
+const MOST_CHANGES: u32 = 2;
 
 /// What the destination or the disk says, and no other try changes.
 pub const NO_SPACE: &str = "NO_SPACE";
@@ -43,6 +46,14 @@ pub struct OfflineOutgoing {
     started: OnceLock<Instant>,
     cut: CancellationToken,
     gate: Gate,
+}
+
+/// What became of the images since they began to be sent.
+#[derive(Debug)]
+pub enum Since {
+    Same(Vec<Mark>),
+    /// The first one that was written to.
+    Changed(PathBuf),
 }
 
 /// Everything that keeps others from starting the guest.
@@ -85,10 +96,25 @@ impl OfflineOutgoing {
         self.images().iter().map(|image| image.mark()).collect()
     }
 
-    /// What they are now, where they are still what was sent. Blocks for a moment.
-    pub fn as_sent(&self) -> std::result::Result<Option<Vec<Mark>>, FileError> {
-        let now = self.marks()?;
-        Ok((*lock(&self.sent) == now).then_some(now))
+    /// Whether they are still what was sent. Blocks for a moment.
+    pub fn as_sent(&self) -> std::result::Result<Since, FileError> {
+        let (now, sent) = (self.marks()?, lock(&self.sent).clone());
+        let changed = now.iter().enumerate().position(|(at, mark)| sent.get(at) != Some(mark));
+        let changed = changed.or((now.len() != sent.len()).then_some(now.len()));
+        let path = |at: usize| self.files().get(at).map(|file| file.path.clone()).unwrap_or_default();
+        Ok(changed.map_or(Since::Same(now), |at| Since::Changed(path(at))))
+    }
+
+    /// Whether somebody whom no lock keeps away wrote to an image while it was sent, and what differs may be sent as well.
+    fn may_send_again(&self, changes: u32) -> std::result::Result<Option<PathBuf>, FileError> {
+        match self.as_sent()? {
+            Since::Same(_) => Ok(None),
+            // At the destination a device that is known by its ends is not written to any more.
+            Since::Changed(_) if changes >= MOST_CHANGES || self.files().iter().any(|file| file.block_device) => {
+                Ok(None)
+            }
+            Since::Changed(path) => Ok(Some(path)),
+        }
     }
 
     /// Where to; the first word counts.
@@ -133,14 +159,20 @@ impl OfflineOutgoing {
                 "nobody has said where the guest goes",
             ));
         };
-        let (mut pause, mut repeats, mut patience) = (FIRST_PAUSE, 0, Patience::default());
+        let (mut pause, mut repeats, mut changes, mut patience) = (FIRST_PAUSE, 0, 0, Patience::default());
         self.progress.begin(images);
         loop {
             let began = Instant::now();
             *lock(&self.sent) = self.marks()?;
             let why = match carrier.deliver_files().await {
                 Ok(stream) => match send(stream, images, pace, &self.progress).await {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => match self.may_send_again(changes)? {
+                        None => return Ok(()),
+                        Some(path) => {
+                            changes += 1;
+                            format!("{} was changed while it was sent", path.display())
+                        }
+                    },
                     Err(SendError::Refused { again: true, why, .. }) if repeats < MOST_REPEATS => {
                         repeats += 1;
                         why

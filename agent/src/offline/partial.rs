@@ -1,27 +1,30 @@
-//! A file at its destination, before it has its name: made, filled block by block, verified, put in its place, removed.
-//! All functions block.
+//! A file at its destination, before it has its name (`arriving`): made, filled block by block, verified. A block device
+//! is only filled and verified; what it is known by comes last (`ends`). All functions block.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use drover_proto::ids::MigrationId;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
-use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
+use super::arriving::places;
 use super::blocks::{Hash, Whole, count, is_zero, length};
 use super::chain::Layer;
+use super::ends::{Ends, EndsError};
 use super::places::Place;
 use super::stripes::{go_on, hashes};
 use super::uncached::Uncached;
 use super::{BLOCK, FileError, FileSpec, chain, folders};
 use crate::images::Identity;
-use crate::promised::{Promised, least_left};
+use crate::images::device::{self, Unfit};
+use crate::promised::least_left;
 use crate::storage_directories::StorageDirectories;
 
 /// So many blocks a writer writes before it looks again how much room is left.
@@ -30,19 +33,11 @@ const LOOK_EVERY: u32 = 4;
 /// What is all zeros within a block stays a hole in pieces of this size.
 const PIECE: usize = 4096;
 
-/// A file that arrives, as the journal has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Arriving {
-    pub spec: FileSpec,
-    /// Of what was made for it here: under its own name only that one is ours.
-    pub identity: Option<Identity>,
-}
-
 /// An open file that is being filled.
 #[derive(Debug)]
 pub struct Partial {
     file: File,
-    place: Place,
+    onto: Onto,
     spec: FileSpec,
     /// Of each block that is there; none where the file was made now.
     pub known: Option<Vec<Hash>>,
@@ -61,73 +56,12 @@ pub struct Writer<'a> {
     unwatched: u32,
 }
 
-/// Where a file lies until it is whole.
-pub fn partial_name(path: &Path, migration: MigrationId) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix(migration));
-    PathBuf::from(name)
-}
-
-fn suffix(migration: MigrationId) -> String {
-    format!(".drover-partial-{migration}")
-}
-
-fn places(allowed: &StorageDirectories, path: &Path, migration: MigrationId) -> Result<(Place, Place), FileError> {
-    let place = allowed.find(path)?;
-    let partial = place.beside(&suffix(migration))?;
-    Ok((place, partial))
-}
-
-/// Refuses what could not be received: a name that is taken, a directory that may not be written to, too little space
-/// beside what others were promised.
-pub fn check_room(
-    allowed: &StorageDirectories,
-    files: &[Arriving],
-    migration: MigrationId,
-    promised: &Promised,
-) -> Result<(), FileError> {
-    let mut needs: Vec<(u64, u64, Place)> = Vec::new();
-    for Arriving { spec, .. } in files {
-        let (place, there) = match folders::missing(allowed, &spec.path)? {
-            // Nothing can be there yet; what its folder is made in counts.
-            Some(folder) => {
-                folder.may_change()?;
-                (folder, 0)
-            }
-            None => free_place(allowed, &spec.path, migration)?,
-        };
-        let (device, needed) = (place.device()?, spec.allocated.saturating_sub(there));
-        match needs.iter_mut().find(|(known, _, _)| *known == device) {
-            Some((_, sum, _)) => *sum += needed,
-            None => needs.push((device, needed, place)),
-        }
-    }
-    for (_, needed, place) in needs {
-        let path = place.path().to_owned();
-        let folder = allowed.real(path.parent().unwrap_or(&path)).into_owned();
-        let free = promised.free(&folder, allowed).map_or_else(|| place.free(), Ok)?;
-        if free < needed {
-            return Err(FileError::Space { path, needed, free });
-        }
-    }
-    Ok(())
-}
-
-/// Where nothing has its name, and bytes of it that are there already.
-fn free_place(allowed: &StorageDirectories, path: &Path, migration: MigrationId) -> Result<(Place, u64), FileError> {
-    let (place, partial) = places(allowed, path, migration)?;
-    place.may_change()?;
-    if place.look()?.is_some() {
-        return Err(FileError::Exists(path.to_owned()));
-    }
-    let there = match partial.look()? {
-        Some(_) => partial
-            .open_to_read()?
-            .metadata()
-            .map_or(0, |found| found.blocks() * 512),
-        None => 0,
-    };
-    Ok((place, there))
+#[derive(Debug)]
+enum Onto {
+    /// A new file, until it is whole.
+    File(Place),
+    /// It has its name already.
+    Device(Mutex<Ends>),
 }
 
 impl Partial {
@@ -140,6 +74,9 @@ impl Partial {
         over: &CancellationToken,
         turn: OwnedMutexGuard<()>,
     ) -> Result<Self, FileError> {
+        if spec.block_device {
+            return Self::on_device(allowed, spec, over, turn);
+        }
         folders::make(allowed, &spec.path)?;
         let (_, place) = places(allowed, &spec.path, migration)?;
         let error = |source| FileError::io(place.path(), source);
@@ -168,12 +105,61 @@ impl Partial {
         };
         Ok(Self {
             file,
-            place,
+            onto: Onto::File(place),
             spec: spec.clone(),
             known,
             over: over.clone(),
             _turn: turn,
         })
+    }
+
+    /// What was there before is no hole: all of it is read, and whatever differs is written.
+    fn on_device(
+        allowed: &StorageDirectories,
+        spec: &FileSpec,
+        over: &CancellationToken,
+        turn: OwnedMutexGuard<()>,
+    ) -> Result<Self, FileError> {
+        let (file, blank) = device::open_to_overwrite(&spec.path, spec.size, allowed.devices())?;
+        let known = hashes(&file, spec.size, over).map_err(|source| FileError::io(&spec.path, source))?;
+        Ok(Self {
+            file,
+            onto: Onto::Device(Mutex::new(Ends::new(spec.size, blank))),
+            spec: spec.clone(),
+            known: Some(known),
+            over: over.clone(),
+            _turn: turn,
+        })
+    }
+
+    fn error(&self, source: io::Error) -> FileError {
+        match &self.onto {
+            Onto::File(place) => FileError::io(place.path(), source),
+            Onto::Device(_) => FileError::io(&self.spec.path, source),
+        }
+    }
+
+    /// Whether a block is kept back: it belongs to an end of a device.
+    fn keep(&self, block: u64, bytes: Option<&[u8]>) -> Result<bool, FileError> {
+        match &self.onto {
+            Onto::File(_) => Ok(false),
+            Onto::Device(ends) => {
+                let mut ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
+                ends.keep(block, bytes)
+                    .map_err(|error| known_device(&self.spec.path, error))
+            }
+        }
+    }
+
+    /// All has come.
+    pub fn complete(&self) -> Result<(), FileError> {
+        match &self.onto {
+            Onto::File(_) => Ok(()),
+            Onto::Device(ends) => {
+                let written = ends.lock().unwrap_or_else(PoisonError::into_inner).write(&self.file);
+                written.map_err(|error| known_device(&self.spec.path, error))
+            }
+        }
     }
 
     /// Several may write at once, each other blocks.
@@ -204,7 +190,7 @@ impl Partial {
 
     /// Waits until all of it has reached the disk, then reads it again from there.
     pub fn verify(&self) -> Result<(Hash, Identity), FileError> {
-        let error = |source| FileError::io(self.place.path(), source);
+        let error = |source| self.error(source);
         let began = Instant::now();
         self.file.sync_all().map_err(error)?;
         let flushed = began.elapsed();
@@ -218,7 +204,7 @@ impl Partial {
         }
         let identity = Identity::of_open(&self.file).map_err(error)?;
         let (flush_ms, read_back_ms) = (flushed.as_millis(), (began.elapsed() - flushed).as_millis());
-        let path = self.place.path().display();
+        let path = self.spec.path.display();
         tracing::info!(%path, flush_ms, read_back_ms, "a file has reached the disk and was read back");
         Ok((whole.hash(), identity))
     }
@@ -228,20 +214,27 @@ impl Writer<'_> {
     /// Puts a block's bytes where they belong. What is zeros stays or becomes a hole.
     pub fn write(&mut self, block: u64, bytes: &[u8]) -> Result<(), FileError> {
         self.leave_room()?;
+        if self.partial.keep(block, Some(bytes))? {
+            return Ok(());
+        }
         let written = self.write_pieces(block, bytes);
-        written.map_err(|source| FileError::io(self.partial.place.path(), source))
+        written.map_err(|source| self.partial.error(source))
     }
 
     /// A block of zeros.
     pub fn clear(&self, block: u64) -> Result<(), FileError> {
+        if self.partial.keep(block, None)? {
+            return Ok(());
+        }
         let cleared = self.punch(block, self.partial.length(block));
-        cleared.map_err(|source| FileError::io(self.partial.place.path(), source))
+        cleared.map_err(|source| self.partial.error(source))
     }
 
     /// Stops before nothing is left for the guests that run here, whose images may grow.
     fn leave_room(&mut self) -> Result<(), FileError> {
-        let Partial { place, spec, over, .. } = self.partial;
-        go_on(over).map_err(|source| FileError::io(place.path(), source))?;
+        let Partial { onto, spec, over, .. } = self.partial;
+        go_on(over).map_err(|source| self.partial.error(source))?;
+        let Onto::File(place) = onto else { return Ok(()) };
         self.unwatched += 1;
         if self.unwatched <= LOOK_EVERY {
             return Ok(());
@@ -257,6 +250,9 @@ impl Writer<'_> {
 
     fn write_pieces(&mut self, block: u64, bytes: &[u8]) -> io::Result<()> {
         let start = block * BLOCK as u64;
+        if let Onto::Device(_) = self.partial.onto {
+            return self.file.write_all_at(bytes, start);
+        }
         if self.partial.known.is_some() {
             self.punch(block, bytes.len())?;
         }
@@ -294,55 +290,9 @@ impl Writer<'_> {
     }
 }
 
-/// Gives what was verified its name. A repeat finds it there.
-pub fn put_in_place(
-    allowed: &StorageDirectories,
-    arriving: &Arriving,
-    migration: MigrationId,
-) -> Result<(), FileError> {
-    let (place, partial) = places(allowed, &arriving.spec.path, migration)?;
-    let ours = &arriving.identity;
-    if ours.is_some() && place.look()? == *ours {
-        // Where a name is given by a link, the first one may be left.
-        if partial.look()? == *ours {
-            partial.remove()?;
-        }
-        return Ok(());
+fn known_device(path: &Path, error: EndsError) -> FileError {
+    match error {
+        EndsError::NotBlank => Unfit::NotBlank(path.to_owned()).into(),
+        EndsError::Io(source) => FileError::io(path, source),
     }
-    match partial.look()? {
-        Some(found) if Some(&found) == ours.as_ref() => partial.rename_to(&place),
-        Some(_) | None => Err(FileError::Absent(partial.path().to_owned())),
-    }
-}
-
-/// Under which names it may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Names {
-    /// Its own, too: it was never the guest's.
-    All,
-    /// Only the one that it has until it is whole.
-    Partial,
-}
-
-/// Removes what this migration made here. Absent is done.
-pub fn remove(
-    allowed: &StorageDirectories,
-    arriving: &Arriving,
-    migration: MigrationId,
-    names: Names,
-) -> Result<(), FileError> {
-    match places(allowed, &arriving.spec.path, migration) {
-        Ok((place, partial)) => {
-            partial.remove()?;
-            let is_ours = || arriving.identity.is_some() && place.look().ok().flatten() == arriving.identity;
-            if names == Names::All && is_ours() {
-                place.remove()?;
-            }
-        }
-        Err(FileError::Absent(_)) => {}
-        // Nothing can have been made where nothing may be.
-        Err(FileError::Outside(_) | FileError::Path(_) | FileError::Link(_)) => return Ok(()),
-        Err(other) => return Err(other),
-    }
-    folders::remove(allowed, &arriving.spec.path)
 }

@@ -137,17 +137,29 @@ impl Place {
             to,
             RenameFlags::RENAME_NOREPLACE,
         );
-        match renamed {
+        let both_names = match renamed {
             // A file system that cannot do that in one step: a link fails where something is there, too.
             Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
                 let linked = linkat(self.parent.as_fd(), from, other.parent.as_fd(), to, AtFlags::empty());
-                linked.map_err(|errno| other.error(errno))?;
-                self.remove()?;
+                linked.map(|()| true)
             }
+            renamed => renamed.map(|()| false),
+        };
+        match both_names {
+            Ok(false) => {}
+            Ok(true) => self.remove()?,
+            // Whoever linked it may have died before the first name was gone.
+            Err(Errno::EEXIST) if self.is_also(other)? => self.remove()?,
             Err(Errno::EEXIST) => return Err(FileError::Exists(other.path.clone())),
-            renamed => renamed.map_err(|errno| self.error(errno))?,
+            Err(errno) => return Err(self.error(errno)),
         }
         self.sync()
+    }
+
+    /// Whether both are names of one file.
+    fn is_also(&self, other: &Self) -> Result<bool, FileError> {
+        let here = self.look()?;
+        Ok(here.is_some() && here == other.look()?)
     }
 
     /// Absent is done.
@@ -231,5 +243,28 @@ impl Place {
 
     fn error(&self, errno: Errno) -> FileError {
         FileError::io(&self.path, errno.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_linked_by_a_former_try_loses_its_first_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let allowed = StorageDirectories::new(vec![folder.path().to_owned()]).unwrap();
+        let path = folder.path().join("a.raw");
+        std::fs::write(&path, b"mine").unwrap();
+        let place = allowed.find(&path).unwrap();
+        let moved = place.beside(".moved").unwrap();
+        std::fs::hard_link(&path, moved.path()).unwrap();
+        place.rename_to(&moved).unwrap();
+        assert!(!path.exists());
+        assert_eq!(std::fs::read(moved.path()).unwrap(), b"mine");
+        // What is another's stays.
+        std::fs::write(&path, b"new").unwrap();
+        assert!(matches!(place.rename_to(&moved), Err(FileError::Exists(_))));
+        assert_eq!(std::fs::read(moved.path()).unwrap(), b"mine");
     }
 }

@@ -23,6 +23,7 @@ use super::wire::{self, Frame, MOST_HASHES};
 use super::{FileError, FileSpec};
 use crate::gate::Gate;
 use crate::images::Identity;
+use crate::images::device::Unfit;
 use crate::storage_directories::StorageDirectories;
 
 /// Blocks that wait for the disk.
@@ -71,6 +72,8 @@ impl ReceiveError {
             Self::Cut(_) => return None,
             Self::Damaged { .. } | Self::Unlike(_) | Self::Journal(_) => (true, false),
             Self::Protocol(_) => (false, false),
+            // Where it was let go of just now, the system looks at what is on it.
+            Self::File(FileError::Device(Unfit::InUse(_))) => (true, false),
             Self::File(FileError::Space { .. }) => (false, true),
             Self::File(FileError::Io { source, .. }) => (false, source.kind() == io::ErrorKind::StorageFull),
             Self::File(_) => (false, false),
@@ -190,10 +193,12 @@ where
         }
     };
     drop(came);
-    let partial = Arc::new(writing.await.map_err(io::Error::other)??);
+    let partial = writing.await.map_err(io::Error::other)??;
     let Some(whole) = whole else {
         return Err(ReceiveError::Protocol("the writer ended before its time"));
     };
+    let completed = busy(stream, move || partial.complete().map(|()| partial));
+    let partial = Arc::new(completed.await??);
     let verifying = Arc::clone(&partial);
     let (found, identity) = busy(stream, move || verifying.verify()).await??;
     if found != whole {
@@ -306,6 +311,7 @@ mod tests {
             size: 1,
             allocated: 1,
             mode: 0o600,
+            block_device: false,
         };
         let files = ["/a/base", "/a/top", "/a/middle"].map(file);
         let mut qcow2 = vec![PathBuf::from("/a/top")];

@@ -283,7 +283,8 @@ async fn send_blocks(
 fn read_blocks(image: &Image, known: &[Hash], ready: &mpsc::Sender<Ready>) -> io::Result<Hash> {
     let size = image.spec.size;
     let hashes = each_block(&image.file, size, |blocks, block| {
-        let (content, hash) = blocks.read(block)?;
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("block {block}: {error}"));
+        let (content, hash) = blocks.read(block).map_err(named)?;
         let there = usize::try_from(block).ok().and_then(|at| known.get(at));
         let data = match &content {
             Content::Zeros => 0,

@@ -10,9 +10,9 @@ use drover_proto::ids::MigrationId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::sync::CancellationToken;
 
+use super::arriving::{Arriving, Names, check_room, put_in_place, remove};
 use super::image::Image;
 use super::image_lock::Others;
-use super::partial::{Arriving, Names, check_room, put_in_place, remove};
 use super::receive::Expected;
 use super::send::{Progress, SendError, send};
 use super::sink::FileSink;
@@ -253,6 +253,20 @@ async fn what_was_verified_counts_no_more_once_it_is_written_to_again() {
     let serving = tokio::spawn(async move { sink.serve(far).await });
     near.shutdown().await.unwrap();
     assert!(serving.await.unwrap().is_err());
+    assert!(hosts.verified.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_block_that_cannot_be_read_ends_the_copy_and_is_named() {
+    let hosts = Hosts::new();
+    hosts.sparse();
+    let image = hosts.hold().unwrap();
+    let file = File::options().write(true).open(hosts.path("a", "disk.raw")).unwrap();
+    file.set_len(2 * BLOCK as u64 + 5).unwrap();
+    match hosts.copy(&image, &hosts.sink(&image), |_| true).await.0 {
+        Err(read @ SendError::Read { .. }) => assert!(read.to_string().contains("disk.raw: block 2"), "{read}"),
+        other => panic!("{other:?}"),
+    }
     assert!(hosts.verified.lock().unwrap().is_empty());
 }
 

@@ -6,12 +6,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use drover_proto::agent::v1 as agent;
-use drover_proto::failure::Failure;
+use drover_proto::failure::{Failure, Reason};
 
 use super::AgentServer;
 use super::inspect::blocking;
 use crate::guest_xml::{Backing, Disk, GuestShape, Needs};
 use crate::images::{Format, NewImage, device, room, shape};
+use crate::jobs::device_owners::{self, DeviceOwners};
 use crate::jobs::offline_files::{refuse_foreign_variables, refuse_shareable, users};
 use crate::jobs::{copy_takes, fit_to_copy};
 use crate::offline::chain::{self, Layer};
@@ -122,10 +123,17 @@ impl AgentServer {
         }
         let (images, storage) = (images_from("images", images)?, self.jobs.storage.clone());
         let promised = Promised::of(&self.jobs.journal.records(), None);
+        let owners = if images.iter().any(|image| image.block_device) {
+            self.jobs.device_owners().await?
+        } else {
+            DeviceOwners::default()
+        };
         blocking(move || {
             let look = |image: NewImage| {
                 let found = room::look(&image, &storage, &promised);
-                let (problem, remedy) = found.problem.unwrap_or_default();
+                let of_guest = owners.refuse(&image.path).err().filter(|_| image.block_device);
+                let of_guest = of_guest.map(|why| (why, device_owners::REMEDY.to_owned()));
+                let (problem, remedy) = of_guest.or(found.problem).unwrap_or_default();
                 agent::ImageRoom {
                     target: image.target,
                     problem,
@@ -201,6 +209,12 @@ pub(super) async fn add_offline_problems(
 }
 
 fn fit_to_leave(disk: &Disk, storage: &StorageDirectories) -> Result<(), Failure> {
+    if disk.source_type == "block" && !disk.source.is_empty() {
+        refuse_shareable(disk)?;
+        fit_to_copy(disk).map_err(|why| Failure::new(Reason::ChecksFailed, why))?;
+        let taken = device::take(Path::new(&disk.source), storage.devices(), false);
+        return taken.map(drop).map_err(|unfit| FileError::from(unfit).into());
+    }
     if disk.source_type != "file" || disk.source.is_empty() {
         return Ok(());
     }

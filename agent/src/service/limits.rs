@@ -87,6 +87,8 @@ pub(super) fn files(arrival: OfflineArrival) -> Result<Vec<FileSpec>, Failure> {
         size: file.size_bytes,
         allocated: file.allocated_bytes,
         mode: file.mode & 0o660,
+        // The definition says it.
+        block_device: false,
     };
     Ok(files.into_iter().map(file).collect())
 }

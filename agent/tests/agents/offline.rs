@@ -346,6 +346,11 @@ async fn what_libvirt_has_saved_or_defined_anew_meanwhile_is_not_left_behind() {
             .until(&scene.a, "the hand-over is refused", |status| status.error.is_some())
             .await;
         assert_eq!(journal_state(&status), JournalState::Sending);
+        assert_eq!(
+            status.perform_outcome(),
+            PerformOutcome::Failed,
+            "it is not asked for again"
+        );
         assert_eq!(defined(&scene), (true, false));
         scene.abort().await.unwrap();
         scene.revoke().await.unwrap();

@@ -211,19 +211,78 @@ async fn a_whole_copy_outlives_its_ticket() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_written_to_without_any_lock_is_noticed() {
+async fn an_image_that_is_written_to_without_any_lock_is_compared_and_sent_again() {
+    let scene = slow_scene().await;
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    // What is changed was sent before.
+    some_has_come(&scene).await;
+    change(&scene.a.image("one.raw"));
+    scene.until_state(&scene.b, JournalState::Ran).await;
+    scene.until_quiet(&scene.a).await;
+    assert_eq!(defined(&scene), (false, true));
+    scene.rest(Verdict::Ran).await;
+    let mut changed = content(2);
+    assert!(std::fs::read(scene.b.image("two.raw")).unwrap() == changed);
+    changed[..7].copy_from_slice(b"changed");
+    assert!(std::fs::read(scene.b.image("one.raw")).unwrap() == changed);
+}
+
+#[tokio::test]
+async fn an_image_that_is_written_to_again_and_again_is_not_handed_over() {
     let scene = slow_scene().await;
     let ready = scene.ready().await;
     scene.send(&ready).await.unwrap();
     some_has_come(&scene).await;
-    change(&scene.a.image("two.raw"));
-    scene
+    let over = CancellationToken::new();
+    let (image, ends) = (scene.a.image("one.raw"), over.clone());
+    // Each time the whole block is sent again, which takes two seconds.
+    let writer = std::thread::spawn(move || {
+        let image = std::fs::File::options().write(true).open(image).unwrap();
+        for number in 0_u64.. {
+            image.write_all_at(&number.to_le_bytes(), 0).unwrap();
+            if ends.is_cancelled() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        image.write_all_at(&content(2)[..8], 0).unwrap();
+    });
+    let status = scene
         .until(&scene.a, "the hand-over is refused", |status| status.error.is_some())
         .await;
-    assert_eq!(journal_state(&scene.status(&scene.a).await), JournalState::Sending);
+    over.cancel();
+    writer.join().unwrap();
+    assert_eq!(journal_state(&status), JournalState::Sending);
+    assert_eq!(
+        status.perform_outcome(),
+        PerformOutcome::Failed,
+        "asking again changes nothing"
+    );
+    let error = status.error.unwrap();
+    assert_eq!(error.reason, Reason::GuestBusy.name());
+    assert!(error.message.contains("one.raw"), "{}", error.message);
     scene.abort().await.unwrap();
     scene.revoke().await.unwrap();
     is_back(&scene, 2).await;
+}
+
+#[tokio::test]
+async fn what_was_kept_goes_when_its_time_is_over_and_nobody_has_used_it() {
+    let limits = Timing {
+        keep_moved: Some(Duration::ZERO),
+        ..Timing::default()
+    };
+    let mut scene = scene_with(1, limits).await;
+    let ready = scene.ready().await;
+    scene.send(&ready).await.unwrap();
+    has_moved(&scene, 1).await;
+    let moved = |name: &str| scene.a.image(&format!("{name}.moved-{}", scene.migration));
+    let (one, two) = (moved("one.raw"), moved("two.raw"));
+    change(&one);
+    scene.a.restart().await;
+    eventually("what nobody has used is gone", || !two.exists()).await;
+    assert!(one.exists(), "somebody has used it since");
 }
 
 #[tokio::test]

@@ -118,6 +118,7 @@ async fn one_that_does_not_heed_it_runs_on() {
     let life = scene.a.host.look(scene.guest).unwrap().incarnation;
     let refused = scene.begin().await.unwrap_err();
     assert_eq!(refused.reason, Reason::GuestBusy, "{}", refused.message);
+    assert!(refused.message.contains("later it stays off"), "{}", refused.message);
     scene.abort().await.unwrap();
     scene.settle_a(Verdict::NeverRan).await.unwrap();
     assert_eq!(scene.a.host.look(scene.guest).unwrap().incarnation, life);

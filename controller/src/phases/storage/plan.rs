@@ -50,7 +50,7 @@ pub(super) fn candidates(disks: &[DiskFacts], there: &[DiskFacts], policy: &Stor
     can.map(image).collect()
 }
 
-fn is_device(disk: &DiskFacts) -> bool {
+pub(super) fn is_device(disk: &DiskFacts) -> bool {
     disk.source_type == "block"
 }
 

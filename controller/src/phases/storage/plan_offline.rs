@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | proved to be the same on both hosts, or read-only with the same content | nothing | nothing |
 //! | an image file and all that it lies on, nothing at their paths there | copied, where they can be taken and there is room | refused |
+//! | a block device, one that is blank and may be overwritten at its path there | copied, where it is named itself | refused |
 //! | anything else | refused | refused |
 //!
 //! Both agents look once more when it begins: what they would refuse then is said here already.
@@ -15,6 +16,8 @@ use super::plan::{self, COPY};
 use super::proof::{PATH, Proved, SHARED, Said, prove_disk};
 use crate::phases::checks::{failed, passed};
 
+const ELSEWHERE: &str = "it is to be elsewhere at the destination, and only what keeps its path is copied";
+
 /// In place of a disk's target, where a destination is asked for the path of UEFI variables.
 const VARIABLES: &str = "uefi-variables";
 /// The same, for the state of its TPM.
@@ -25,6 +28,9 @@ const COPY_REMEDY: &str =
 
 const TAKEN_REMEDY: &str = "if it is the guest's own disk on shared storage, leave it and see why it could not be proved to be the same; if it \
      is a leftover, move it away";
+
+const BENEATH_REMEDY: &str = "leave that file: guests of the destination may lie on it, also where it has the same content. Flatten the disk \
+     while the guest is off (`qemu-img rebase -b ''`), or move the guest while it runs: --copy-disks copies all layers into one";
 
 const CHAIN_REMEDY: &str = "flatten it while the guest is off (`qemu-img convert`, or `qemu-img rebase -b ''`), or move the guest while it \
      runs: --copy-disks copies all layers into one; only a chain of image files of which the destination has none is copied as it is";
@@ -51,6 +57,15 @@ pub(super) fn candidates(guest: &GuestFacts, policy: &StoragePolicy) -> Vec<NewI
         ..NewImage::default()
     };
     let can = |disk: &&DiskFacts| disk.source_type == "file" && may_copy(disk, policy) && is_plain(&disk.source);
+    let devices = guest.disks.iter().filter(|disk| {
+        let is_named = plan::is_device(disk) && policy.copy_disks.contains(&disk.target);
+        is_named && is_plain(&disk.source) && disk.virtual_size_bytes > 0
+    });
+    let devices = devices.map(|disk| NewImage {
+        virtual_size_bytes: disk.virtual_size_bytes,
+        block_device: true,
+        ..image(&disk.target, &disk.source, disk.virtual_size_bytes)
+    });
     let disks = guest.disks.iter().filter(can);
     let besides = besides(guest).into_iter().filter(|(_, _, path)| is_plain(path));
     let disks = disks.flat_map(|disk| {
@@ -61,6 +76,7 @@ pub(super) fn candidates(guest: &GuestFacts, policy: &StoragePolicy) -> Vec<NewI
         std::iter::once(top).chain(layers).collect::<Vec<_>>()
     });
     disks
+        .chain(devices)
         .chain(besides.map(|(target, _, path)| image(target, path, 0)))
         .collect()
 }
@@ -94,6 +110,8 @@ enum Fate {
     Copied,
     /// Something is at its path there.
     Taken(String),
+    /// The same of what it lies on.
+    TakenBeneath(String),
     Refused {
         why: String,
         remedy: String,
@@ -114,8 +132,13 @@ pub(super) fn plan(
         let room = rooms.iter().find(|room| room.target == disk.target);
         let destination = plan::path_there(disk, there);
         let fate = fate(disk, &destination, policy, said, rooms);
-        if let Fate::Taken(why) = &fate {
-            taken.push(format!("{} ({}): {why}", disk.target, disk.source));
+        if let Fate::Taken(why) | Fate::TakenBeneath(why) = &fate {
+            let remedy = if matches!(fate, Fate::Taken(_)) {
+                TAKEN_REMEDY
+            } else {
+                BENEATH_REMEDY
+            };
+            taken.push((format!("{} ({}): {why}", disk.target, disk.source), remedy));
         }
         let shared = matches!(prove_disk(disk, said), Ok(Proved::Same)) && !disk.source.is_empty();
         let known = plan::described(disk, destination, shared);
@@ -143,6 +166,9 @@ fn fate(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, said: Said<
         Ok(Proved::Copy) => return Fate::Stays("read-only with the same content"),
         Err(why) => why,
     };
+    if plan::is_device(disk) {
+        return device(disk, destination, policy, &why, room);
+    }
     let result = said.results.iter().find(|result| result.image_path == disk.source);
     match result {
         _ if disk.source_type != "file" => refused(format!("not shared, and no image file: {why}"), COPY_REMEDY),
@@ -150,10 +176,7 @@ fn fate(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, said: Said<
             format!("both hosts have it, and not what it lies on: {why}"),
             CHAIN_REMEDY,
         ),
-        _ if destination != disk.source => refused(
-            "it is to be elsewhere at the destination, and only files that keep their path are copied".to_owned(),
-            "leave out --disk for it",
-        ),
+        _ if destination != disk.source => refused(ELSEWHERE.to_owned(), "leave out --disk for it"),
         _ if !may_copy(disk, policy) => refused(format!("not shared: {why}"), COPY_REMEDY),
         _ if !disk.offline_problem.is_empty() => refused(disk.offline_problem.clone(), &disk.offline_remedy),
         None => refused(format!("not shared: {why}"), COPY_REMEDY),
@@ -166,6 +189,29 @@ fn fate(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, said: Said<
             ),
             Some(_) | None => layers(disk, said, rooms),
         },
+    }
+}
+
+/// What is at its path there is overwritten: it has to be named itself.
+fn device(disk: &DiskFacts, destination: &str, policy: &StoragePolicy, why: &str, room: Option<&ImageRoom>) -> Fate {
+    let refused = |why: String, remedy: &str| Fate::Refused {
+        why,
+        remedy: remedy.to_owned(),
+    };
+    let named = policy.copy_disks.contains(&disk.target);
+    match room {
+        _ if !named => refused(
+            format!(
+                "not shared ({why}), and a block device at the destination is overwritten only where its disk is named"
+            ),
+            &format!("--copy-disks {}", disk.target),
+        ),
+        _ if destination != disk.source => refused(ELSEWHERE.to_owned(), "leave out --disk for it"),
+        _ if !disk.offline_problem.is_empty() => refused(disk.offline_problem.clone(), &disk.offline_remedy),
+        _ if !disk.copy_problem.is_empty() => refused(disk.copy_problem.clone(), COPY_REMEDY),
+        None => refused(format!("not shared: {why}"), COPY_REMEDY),
+        Some(room) if !room.problem.is_empty() => refused(room.problem.clone(), &room.remedy),
+        Some(_) => Fate::Copied,
     }
 }
 
@@ -183,7 +229,9 @@ fn layers(disk: &DiskFacts, said: Said<'_>, rooms: &[ImageRoom]) -> Fate {
         match said.results.iter().find(|result| result.image_path == *path) {
             None => return refused("it was not looked at", CHAIN_REMEDY),
             Some(result) if result.shared => return refused("both hosts have that", CHAIN_REMEDY),
-            Some(result) if result.present => return Fate::Taken(format!("{path}: {}", result.problem)),
+            Some(result) if result.present => {
+                return Fate::TakenBeneath(format!("it lies on {path}, {}", result.problem));
+            }
             Some(_) => {}
         }
         if let Some(room) = room.filter(|room| !room.problem.is_empty()) {
@@ -197,6 +245,10 @@ fn told(known: DiskPlan, fate: Fate, room: Option<&ImageRoom>) -> DiskPlan {
     let free = room.and_then(|room| room.free_bytes).unwrap_or(0);
     let (action, reason, remedy) = match fate {
         Fate::Stays(why) => (DiskAction::None, why.to_owned(), String::new()),
+        Fate::Copied if known.source_type == "block" => {
+            let why = "not shared; onto the block device there, which is overwritten";
+            (DiskAction::CopyOffline, why.to_owned(), String::new())
+        }
         Fate::Copied if known.backing.is_empty() => (DiskAction::CopyOffline, "not shared".to_owned(), String::new()),
         Fate::Copied => {
             let why = "not shared; copied with all that it lies on, which stays at the source as well";
@@ -205,6 +257,10 @@ fn told(known: DiskPlan, fate: Fate, room: Option<&ImageRoom>) -> DiskPlan {
         Fate::Taken(why) => {
             let why = format!("not proved to be shared ({why}), and the destination has a file there");
             (DiskAction::Refuse, why, TAKEN_REMEDY.to_owned())
+        }
+        Fate::TakenBeneath(why) => {
+            let why = format!("the destination has a file there, not proved to be the same: {why}");
+            (DiskAction::Refuse, why, BENEATH_REMEDY.to_owned())
         }
         Fate::Refused { why, remedy } => (DiskAction::Refuse, why, remedy),
     };
@@ -254,15 +310,17 @@ fn or_none(found: &str) -> String {
 }
 
 /// Whether nothing is where something is to come.
-fn path(taken: &[String], guest: &GuestFacts, rooms: &[ImageRoom]) -> Check {
+fn path(taken: &[(String, &'static str)], guest: &GuestFacts, rooms: &[ImageRoom]) -> Check {
     let mut found = Vec::new();
     let mut remedies = Vec::new();
     if !taken.is_empty() {
-        let taken = taken.join("; ");
+        let words: Vec<&str> = taken.iter().map(|(word, _)| word.as_str()).collect();
+        let words = words.join("; ");
         found.push(format!(
-            "not proved to be shared, and the destination has a file there: {taken}"
+            "not proved to be shared, and the destination has a file there: {words}"
         ));
-        remedies.push(TAKEN_REMEDY);
+        remedies.extend(taken.iter().map(|(_, remedy)| *remedy));
+        remedies.dedup();
     }
     for (target, what, path) in besides(guest) {
         let room = rooms.iter().find(|room| room.target == target);
@@ -278,11 +336,15 @@ fn path(taken: &[String], guest: &GuestFacts, rooms: &[ImageRoom]) -> Check {
 }
 
 /// Whether what has to be copied can be.
-fn copy(plans: &[DiskPlan], taken: &[String], guest: &GuestFacts, policy: &StoragePolicy) -> Check {
+fn copy(plans: &[DiskPlan], taken: &[(String, &'static str)], guest: &GuestFacts, policy: &StoragePolicy) -> Check {
     if let Some(unknown) = plan::unknown_disk(&guest.disks, policy) {
         return unknown;
     }
-    let is_taken = |plan: &DiskPlan| taken.iter().any(|word| word.starts_with(&format!("{} (", plan.target)));
+    let is_taken = |plan: &DiskPlan| {
+        taken
+            .iter()
+            .any(|(word, _)| word.starts_with(&format!("{} (", plan.target)))
+    };
     let refused = plans
         .iter()
         .filter(|plan| plan.action() == DiskAction::Refuse && !is_taken(plan));

@@ -122,6 +122,12 @@ fn what_an_agent_would_refuse_is_said_before() {
         ..disk("vda")
     };
     let found = one(block, looked_for("vda"), &[]);
+    assert!(check(&found, COPY).found.contains("only where its disk is named"));
+    let volume = DiskFacts {
+        source_type: "volume".to_owned(),
+        ..disk("vda")
+    };
+    let found = one(volume, looked_for("vda"), &[]);
     assert!(check(&found, COPY).found.contains("no image file"));
 }
 
@@ -276,6 +282,13 @@ fn a_chain_is_copied_whole_or_not_at_all() {
     };
     let found = layered(there, looked_for("base"), &[room("vda")]);
     assert!(check(&found, PATH).found.contains("/d/middle"), "{:?}", found.checks);
+    // Others may lie on it there: it is not to be moved away.
+    for remedy in [&check(&found, PATH).remedy, &found.plans[0].remedy] {
+        assert!(
+            remedy.contains("leave that file") && !remedy.contains("move it away"),
+            "{remedy}"
+        );
+    }
     let outside = ImageRoom {
         problem: "outside".to_owned(),
         ..room(&beneath("vda", 1))
@@ -344,4 +357,42 @@ fn a_chain_that_is_to_be_flattened_is_not_copied_offline() {
     assert_eq!(action(&["/d/base"], BackingChain::Flatten), refused);
     assert_eq!(action(&["/d/base"], BackingChain::Whole), copied);
     assert_eq!(action(&[], BackingChain::Flatten), copied, "it lies on nothing");
+}
+
+#[test]
+fn a_device_that_is_named_is_copied_onto_another_one() {
+    let guest = |problem: &str| GuestFacts {
+        disks: vec![DiskFacts {
+            source_type: "block".to_owned(),
+            virtual_size_bytes: 600,
+            offline_problem: problem.to_owned(),
+            ..disk("vda")
+        }],
+        ..GuestFacts::default()
+    };
+    let named = StoragePolicy {
+        copy_disks: vec!["vda".to_owned()],
+        ..StoragePolicy::default()
+    };
+    let asked = candidates(&guest(""), &named);
+    assert!(asked.len() == 1 && asked[0].block_device && asked[0].virtual_size_bytes == 600);
+    assert!(candidates(&guest(""), &StoragePolicy::default()).is_empty());
+    let action = |guest: &GuestFacts, policy: &StoragePolicy, rooms: &[ImageRoom]| {
+        planned(guest, policy, &[], rooms).plans[0].action()
+    };
+    assert_eq!(action(&guest(""), &named, &[room("vda")]), DiskAction::CopyOffline);
+    let order = planned(&guest(""), &named, &[], &[room("vda")]).order;
+    assert_eq!(order.copied_images, ["/d/vda"]);
+    let not_blank = ImageRoom {
+        problem: "there is something on it".to_owned(),
+        ..room("vda")
+    };
+    for refused in [
+        action(&guest(""), &StoragePolicy::default(), &[room("vda")]),
+        action(&guest(""), &named, &[]),
+        action(&guest(""), &named, &[not_blank]),
+        action(&guest("it is in use"), &named, &[room("vda")]),
+    ] {
+        assert_eq!(refused, DiskAction::Refuse);
+    }
 }
