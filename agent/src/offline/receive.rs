@@ -18,7 +18,7 @@ use super::calls::{FileCall, Stopped};
 use super::chain::Layer;
 use super::partial::{Partial, Writer};
 use super::send::{BUSY, SILENCE};
-use super::stripes::threads;
+use super::stripes::THREADS;
 use super::wire::{self, Frame, MOST_HASHES};
 use super::{FileError, FileSpec};
 use crate::gate::Gate;
@@ -256,7 +256,7 @@ fn write_blocks(partial: Partial, blocks: mpsc::Receiver<Frame>) -> Result<Parti
         written
     };
     thread::scope(|scope| {
-        let others: Vec<_> = (1..threads()).map(|_| scope.spawn(write)).collect();
+        let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(write)).collect();
         let panicked = |_| io::Error::other("a thread that writes has panicked");
         let first = write();
         let others = others.into_iter().map(|other| other.join().map_err(panicked)?);

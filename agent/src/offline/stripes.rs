@@ -14,13 +14,8 @@ use super::blocks::{Blocks, Hash, count};
 /// Blocks that a thread takes at once.
 const STRIPE: u64 = 32;
 
-/// So many threads at most work at one file: guests run on this host.
-const THREADS: usize = 4;
-
-/// How many threads work at one file.
-pub fn threads() -> usize {
-    thread::available_parallelism().map_or(1, usize::from).min(THREADS)
-}
+/// So many threads work at one file, whatever cores there are: each waits for its disk now and then.
+pub const THREADS: usize = 4;
 
 /// Does something with every block and gives the hashes of all, in order. Where it fails for one, no stripe is begun any
 /// more.
@@ -50,7 +45,7 @@ pub fn each_block(
         }
     };
     let mut stripes = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads()).map(|_| scope.spawn(until_none_is_left)).collect();
+        let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(until_none_is_left)).collect();
         let mut all = until_none_is_left()?;
         for other in others {
             all.extend(
