@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use drover_tests::cluster::{Cluster, Expected, Process, Run};
+use drover_tests::cluster::{Cluster, Expected, Process, expect};
 use drover_tests::{Disk, Guest, GuestSpec, Host, Lab, LoopDevice, wait_until};
 
 /// Refused by a check before anything was touched.
@@ -39,15 +39,6 @@ fn scene() -> Result<(Lab, Guest)> {
 fn sums(host: &Host) -> Result<Vec<String>> {
     let read = |path: &str| Ok(host.run("sha256sum", &[path])?.stdout.chars().take(64).collect());
     [RAW, QCOW2].into_iter().map(read).collect()
-}
-
-fn expect(run: &Run, code: i32, says: &[&str]) -> Result<()> {
-    let said = format!("{}{}", run.stdout, run.stderr);
-    ensure!(run.code == code, "exit code {} instead of {code}: {said}", run.code);
-    for word in says {
-        ensure!(said.contains(word), "it does not say {word:?}: {said}");
-    }
-    Ok(())
 }
 
 fn starts_at(cluster: &Cluster<'_>, guest: &Guest, host: &str) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What cannot or must not be done is refused, with a reason, and the guest does not notice.
 
 use anyhow::{Result, ensure};
-use drover_tests::cluster::{Cluster, Expected, Run};
+use drover_tests::cluster::{Cluster, Expected, expect};
 use drover_tests::{Disk, Guest, GuestSpec, Lab, Network, wait_until};
 use std::time::Duration;
 
@@ -13,15 +13,6 @@ fn lab_with(spec: &GuestSpec) -> Result<(Lab, Guest)> {
     let mut lab = Lab::builder().start()?;
     let guest = lab.start_guest("host-a", spec)?;
     Ok((lab, guest))
-}
-
-fn expect(run: &Run, code: i32, says: &[&str]) -> Result<()> {
-    let said = format!("{}{}", run.stdout, run.stderr);
-    ensure!(run.code == code, "exit code {} instead of {code}: {said}", run.code);
-    for word in says {
-        ensure!(said.contains(word), "it does not say {word:?}: {said}");
-    }
-    Ok(())
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use drover_tests::cluster::{Cluster, Expected, Run};
+use drover_tests::cluster::{Cluster, Expected, expect};
 use drover_tests::{Disk, Guest, GuestSpec, Host, Lab};
 
 /// Refused by a check before anything was touched.
@@ -73,15 +73,6 @@ fn key(host: &Host) -> Result<Vec<u8>> {
 
 fn is_in(key: &[u8], state: &Path) -> Result<bool> {
     Ok(std::fs::read(state)?.windows(key.len()).any(|bytes| bytes == key))
-}
-
-fn expect(run: &Run, code: i32, says: &[&str]) -> Result<()> {
-    let said = format!("{}{}", run.stdout, run.stderr);
-    ensure!(run.code == code, "exit code {} instead of {code}: {said}", run.code);
-    for word in says {
-        ensure!(said.contains(word), "it does not say {word:?}: {said}");
-    }
-    Ok(())
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{CONTROLLER_PORT, Cluster};
@@ -20,6 +20,16 @@ pub struct Run {
     pub stdout: String,
     pub stderr: String,
     pub wall: Duration,
+}
+
+/// Fails where it ended with another code, or does not say all of that.
+pub fn expect(run: &Run, code: i32, says: &[&str]) -> Result<()> {
+    let said = format!("{}{}", run.stdout, run.stderr);
+    ensure!(run.code == code, "exit code {} instead of {code}: {said}", run.code);
+    for word in says {
+        ensure!(said.contains(word), "it does not say {word:?}: {said}");
+    }
+    Ok(())
 }
 
 /// The record of a migration as `drover migration get -o json` prints it.

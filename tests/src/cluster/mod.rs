@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 
 use crate::{Daemon, Host, Lab, wait_until};
 
-pub use command_line::{Migration, Run};
+pub use command_line::{Migration, Run, expect};
 pub use invariants::Expected;
 pub use journals::Page;
 pub use points::Process;
