@@ -10,7 +10,6 @@ use drover_proto::v1::{Check, CheckResult};
 
 pub use post_copy::is_wanted as post_copy_wanted;
 pub use resources::{Presence, look};
-pub use versions::version;
 
 use crate::hypervisor::{CpuAnswer, GuestFacts, HostFacts};
 

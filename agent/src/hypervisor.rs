@@ -174,6 +174,9 @@ pub struct MigrateFlags {
     /// Disks that are copied while the guest runs; `None` where all are shared.
     #[serde(default)]
     pub copied: Option<CopiedDisks>,
+    /// Of these disks blocks of zeros are not sent as data.
+    #[serde(default)]
+    pub detect_zeroes: bool,
     /// All five calls are made once more, for a post-copy whose stream broke: both copies are there and stay, and what is
     /// missing is sent. Never in a journal.
     #[serde(default)]

@@ -16,6 +16,7 @@ use drover_proto::ids::HostId;
 use drover_proto::tls::Tls;
 use drover_proto::trace::TraceLayer;
 use drover_proto::v1::{Host, MigrationAddress};
+use drover_proto::versions::version;
 use drover_proto::{FILE_DESCRIPTOR_SET, MAX_DECODING_MESSAGE_BYTES, MAX_ENCODING_MESSAGE_BYTES};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -23,7 +24,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use uuid::Uuid;
 
-use crate::checks::version;
 use crate::gate::Gate;
 use crate::hypervisor::{HostFacts, Hypervisor};
 use crate::jobs::sockets::Sockets;

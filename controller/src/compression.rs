@@ -8,6 +8,7 @@
 
 use drover_proto::agent::v1::HostFacts;
 use drover_proto::v1::{ChosenCompression, Compression};
+use drover_proto::versions::version;
 
 use crate::links::Link;
 
@@ -89,11 +90,6 @@ fn chosen(compression: Compression, reason: String) -> ChosenCompression {
         compression: compression.into(),
         reason,
     }
-}
-
-/// As libvirt counts: `9.0.0`.
-fn version(number: u64) -> String {
-    format!("{}.{}.{}", number / 1_000_000, number / 1000 % 1000, number % 1000)
 }
 
 #[cfg(test)]

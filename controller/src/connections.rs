@@ -7,6 +7,7 @@
 //! Each is a thread of QEMU and a TLS stream of the agent, at both ends.
 
 use drover_proto::v1::{ChosenConnections, LinkKnowledge};
+use drover_proto::versions::release;
 
 use crate::links::Link;
 
@@ -96,11 +97,6 @@ fn how(known: LinkKnowledge) -> &'static str {
         LinkKnowledge::Limit => "limited as it is",
         LinkKnowledge::Unspecified => "as is said",
     }
-}
-
-/// Major and minor.
-fn release(version: u64) -> (u64, u64) {
-    (version / 1_000_000, version / 1000 % 1000)
 }
 
 #[cfg(test)]

@@ -32,3 +32,4 @@ pub mod telling;
 pub mod trace;
 pub mod verdict;
 pub mod view;
+pub mod zeroes;

@@ -24,6 +24,7 @@ mod tls_reload;
 pub mod trace;
 mod trace_layer;
 pub mod units;
+pub mod versions;
 
 #[cfg(test)]
 mod test_pki;

@@ -2,8 +2,8 @@
 
 use drover_proto::agent::v1::TransferPolicy;
 use drover_proto::v1::{Check, DeadlineAction};
+use drover_proto::versions::{release, version};
 
-use super::versions::{release, version};
 use super::{Candidate, failed, not_checked, passed};
 use crate::hypervisor::UserFaults;
 

@@ -1,18 +1,9 @@
 //! Versions of libvirt and QEMU: their known traps, and which side is older.
 
 use drover_proto::v1::Check;
+use drover_proto::versions::{release, version};
 
 use super::{Candidate, failed, not_checked, passed};
-
-/// As libvirt counts: `9.0.0`.
-pub fn version(number: u64) -> String {
-    format!("{}.{}.{}", number / 1_000_000, number / 1000 % 1000, number % 1000)
-}
-
-/// Major and minor of a version.
-pub(super) fn release(number: u64) -> (u64, u64) {
-    (number / 1_000_000, number / 1000 % 1000)
-}
 
 /// QEMU is made to accept guests of older ones; a newer one's guest it accepts where it knows its machine type, which is
 /// a check of its own. If it does not, the transfer fails and the guest stays where it is.

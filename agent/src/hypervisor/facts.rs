@@ -48,7 +48,16 @@ const LIBVIRT_WITH_ZSTD: u64 = 9_004_000;
 /// The first QEMU whose multifd does (commit 87dc6f5). One that was built without zstd says so in Prepare.
 const QEMU_WITH_ZSTD: u64 = 5_000_000;
 
+/// The first libvirt that looks for zeros in copied disks: `VIR_MIGRATE_PARAM_MIGRATE_DISKS_DETECT_ZEROES` (its NEWS of
+/// 10.9.0, "zero block detection for non-shared-storage migration"). Older ones refuse a parameter that they do not know.
+const LIBVIRT_THAT_DETECTS_ZEROES: u64 = 10_009_000;
+
 impl HostFacts {
+    /// Whether libvirt can be told not to send blocks of zeros of copied disks.
+    pub fn detects_zeroes(&self) -> bool {
+        self.libvirt_version >= LIBVIRT_THAT_DETECTS_ZEROES
+    }
+
     /// Whether memory can be sent from here, and received, compressed by zstd.
     pub fn knows_zstd(&self) -> bool {
         self.libvirt_version >= LIBVIRT_WITH_ZSTD && self.qemu_version >= QEMU_WITH_ZSTD

@@ -54,8 +54,8 @@ impl Shape {
         })
     }
 
-    /// What a copy that QEMU makes takes, in bytes: a raw one has no holes any more, and what was compressed is not, as
-    /// far as the header tells.
+    /// What a copy that QEMU makes takes at most, in bytes: a raw one may have no holes any more, and what was compressed
+    /// is not, as far as the header tells.
     pub fn copy_takes(&self) -> u64 {
         if self.is_plain {
             self.allocated

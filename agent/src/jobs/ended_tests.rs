@@ -33,6 +33,7 @@ fn source(state: SourceState, decision: Decision, closed: bool) -> Record {
             parallel: 0,
             zstd: false,
             copied: None,
+            detect_zeroes: false,
             resume: false,
         },
         copied: Vec::new(),

@@ -41,6 +41,10 @@ pub(super) fn migrate_params(flags: &MigrateFlags) -> Result<Params> {
     // Each disk is a parameter of the same name. Without any, libvirt would copy all, shared ones too.
     for target in flags.copied.iter().flat_map(CopiedDisks::targets) {
         params = params.text(virt_sys::VIR_MIGRATE_PARAM_MIGRATE_DISKS, target)?;
+        // The same names once more: libvirt refuses one that is not copied.
+        if flags.detect_zeroes {
+            params = params.text(virt_sys::VIR_MIGRATE_PARAM_MIGRATE_DISKS_DETECT_ZEROES, target)?;
+        }
     }
     // The flag VIR_MIGRATE_COMPRESSED is for the older kinds; a parameter that names this one suffices.
     if flags.zstd {
@@ -55,6 +59,7 @@ pub(super) fn migrate_params(flags: &MigrateFlags) -> Result<Params> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hypervisor::HostFacts;
 
     const PLAIN: MigrateFlags = MigrateFlags {
         persistent: false,
@@ -64,6 +69,7 @@ mod tests {
         parallel: 0,
         zstd: false,
         copied: None,
+        detect_zeroes: false,
         resume: false,
     };
 
@@ -126,6 +132,7 @@ mod tests {
             parallel: 4,
             zstd: false,
             copied: None,
+            detect_zeroes: false,
             resume: false,
         };
         let copying = virt_sys::VIR_MIGRATE_NON_SHARED_DISK | virt_sys::VIR_MIGRATE_NON_SHARED_INC;
@@ -149,6 +156,34 @@ mod tests {
             ["vdb", "vdc"]
         );
         assert!(migrate_params(&PLAIN).unwrap().all_texts("migrate_disks").is_empty());
+    }
+
+    #[test]
+    fn zeros_are_looked_for_in_exactly_what_is_copied_where_that_was_ordered() {
+        let names = ["vdb", "vdc"].map(str::to_owned).to_vec();
+        let looked_for = |libvirt_version, copied: Option<CopiedDisks>| {
+            let facts = HostFacts {
+                libvirt_version,
+                ..HostFacts::default()
+            };
+            let flags = MigrateFlags {
+                copied,
+                detect_zeroes: facts.detects_zeroes(),
+                ..PLAIN
+            };
+            let params = migrate_params(&flags).unwrap();
+            let names = params.all_texts("migrate_disks");
+            assert_eq!(names.len(), flags.copied.iter().flat_map(CopiedDisks::targets).count());
+            params.all_texts("migrate_disks_detect_zeroes")
+        };
+        let copied = || CopiedDisks::new(names.clone());
+        for new in [10_009_000, 12_002_000] {
+            assert_eq!(looked_for(new, copied()), ["vdb", "vdc"]);
+            assert!(looked_for(new, None).is_empty(), "nothing is copied");
+        }
+        for old in [9_000_000, 10_008_999] {
+            assert!(looked_for(old, copied()).is_empty());
+        }
     }
 
     #[test]

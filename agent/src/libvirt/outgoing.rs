@@ -333,6 +333,7 @@ mod tests {
             parallel: 2,
             zstd: false,
             copied: CopiedDisks::new(vec!["vdb".to_owned()]),
+            detect_zeroes: false,
             resume: false,
         };
         let request = PerformRequest {

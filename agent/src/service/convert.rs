@@ -128,6 +128,7 @@ pub(super) fn policy(part: &SourcePart) -> agent::TransferPolicy {
         deadline: limits.deadline.map(proto_duration),
         parallel_connections: flags.parallel,
         compression: if flags.zstd { Compression::Zstd.into() } else { 0 },
+        detect_zeroes: flags.detect_zeroes,
         auto_converge: flags.auto_converge,
         post_copy: flags.post_copy,
         storage_proved: flags.storage_proved,
@@ -229,6 +230,7 @@ pub(super) fn host_facts(facts: &HostFacts, space: Space) -> agent::HostFacts {
             .then_some(Compression::Zstd.into())
             .into_iter()
             .collect(),
+        detects_zeroes: facts.detects_zeroes(),
     }
 }
 

@@ -125,6 +125,7 @@ fn flags(policy: Option<&agent::TransferPolicy>, persistent: bool) -> MigrateFla
         parallel: policy.parallel_connections.max(u32::from(zstd)),
         zstd,
         copied: None,
+        detect_zeroes: policy.detect_zeroes,
         resume: false,
     }
 }

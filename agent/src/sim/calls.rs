@@ -101,7 +101,7 @@ impl Hypervisor for SimHost {
 
     async fn begin(&self, request: BeginRequest) -> Result<Box<dyn Outgoing>> {
         let begin = async {
-            self.lock().knows_compression(&request.flags)?;
+            self.lock().knows_parameters(&request.flags)?;
             let begun = if request.flags.resume {
                 self.lock().begin_repair(request.guest)?
             } else {

@@ -104,7 +104,7 @@ impl StreamBreaks {
 impl SimIncoming {
     /// A QEMU that waits, still, for its stream.
     pub(super) fn prepare(host: &SimHost, request: PrepareRequest) -> Result<Self> {
-        host.lock().knows_compression(&request.flags)?;
+        host.lock().knows_parameters(&request.flags)?;
         let resumes = request.flags.resume;
         let (images, (connection, spec, cut)) = if resumes {
             (Vec::new(), host.lock().prepare_repair(request.guest)?)

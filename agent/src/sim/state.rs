@@ -84,8 +84,13 @@ impl State {
         }
     }
 
-    /// As a libvirt that is too old for it.
-    pub(super) fn knows_compression(&self, flags: &MigrateFlags) -> Result<()> {
+    /// As a libvirt that is too old for what it is told.
+    pub(super) fn knows_parameters(&self, flags: &MigrateFlags) -> Result<()> {
+        if flags.detect_zeroes && flags.copied.is_some() && !self.facts.detects_zeroes() {
+            return Err(error::unsupported(
+                "parameter 'migrate_disks_detect_zeroes' not supported",
+            ));
+        }
         if flags.zstd && !self.facts.knows_zstd() {
             return Err(error::unsupported("Unsupported compression method 'zstd'"));
         }

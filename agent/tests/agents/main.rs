@@ -39,3 +39,4 @@ mod starting;
 mod still;
 mod undo;
 mod verdicts;
+mod zeroes;

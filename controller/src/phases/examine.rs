@@ -19,6 +19,7 @@ use super::checks::{self, Clock, Direction};
 use super::policy::{may_go_post_copy, of_policy};
 use super::{Way, overrides, storage};
 use crate::agents::Agent;
+use crate::zeroes;
 
 /// So many destinations at once.
 const AT_ONCE: usize = 16;
@@ -242,6 +243,7 @@ impl Source {
                 (Ok(answer), Ok(found)) => {
                     answer.checks.extend(found.checks);
                     answer.disks = found.disks;
+                    zeroes::tell(&mut answer.disks, &self.facts, &answer.facts);
                     answer.offline_plan = found.offline_plan;
                 }
                 (_, Err(failure)) => *answer = Err(failure),

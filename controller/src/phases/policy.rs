@@ -5,6 +5,7 @@ use drover_proto::failure::{Failure, Reason};
 use drover_proto::v1::{Compression, DeadlineAction, MigrationPolicy, Transport};
 
 use crate::store::Record;
+use crate::zeroes;
 
 /// What both agents are told, as the record says it now. `storage_proved` must be so: Validate has seen to it.
 pub fn transfer_policy(record: &Record) -> TransferPolicy {
@@ -15,6 +16,7 @@ pub fn transfer_policy(record: &Record) -> TransferPolicy {
         post_copy_now: record.details.post_copy_requested.is_some(),
         // Of two versions of a record the later one has the higher generation.
         revision: record.generation,
+        detect_zeroes: zeroes::are_looked_for(&record.details.disks),
         ..of_policy(&MigrationPolicy {
             parallel_connections: record
                 .details

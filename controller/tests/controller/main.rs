@@ -25,3 +25,4 @@ mod starting;
 mod waiting;
 mod watches;
 mod world;
+mod zeroes;

@@ -27,6 +27,7 @@ const FLAGS: MigrateFlags = MigrateFlags {
     parallel: 0,
     zstd: false,
     copied: None,
+    detect_zeroes: false,
     resume: false,
 };
 

@@ -207,8 +207,8 @@ pub(super) fn refuse_what_does_not_fit(plans: &mut [DiskPlan], rooms: &[ImageRoo
     }
 }
 
-/// Bytes that a copy takes at the destination; none where nothing is copied. One that QEMU makes of a raw image has no
-/// holes any more.
+/// Bytes that a copy takes at the destination; none where nothing is copied. One that QEMU makes of a raw image may have no
+/// holes any more: that depends on its version and on the definition (docs/operating.md).
 fn needs(plan: &DiskPlan) -> Option<i64> {
     match plan.action() {
         DiskAction::CopyLive if plan.format == "qcow2" => Some(plan.allocated_bytes),

@@ -73,6 +73,7 @@ impl Agent {
                 host_uuid: host,
                 libvirt_version,
                 compressions: knows_zstd.then_some(Compression::Zstd.into()).into_iter().collect(),
+                detects_zeroes: libvirt_version >= 10_009_000,
                 clock: Some(now()),
                 arch: "x86_64".to_owned(),
                 cpus: 16,
