@@ -11,6 +11,7 @@
 //! synchronous: waits are bounded, and say which log to read when they end badly.
 
 mod accelerator;
+mod bad_cable;
 pub mod bench;
 pub mod cluster;
 mod domain;
@@ -39,6 +40,7 @@ pub mod storage_bench;
 pub mod trace;
 pub mod watch;
 
+pub use bad_cable::BadCable;
 pub use domain::{Disk, GuestSpec};
 pub use guest::{Guest, GuestStatus, Load, Pattern};
 pub use host::{Daemon, Host};

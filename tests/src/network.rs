@@ -218,6 +218,23 @@ impl Link<'_> {
         self.node.run("nft", &[&rules]).map(|_| ())
     }
 
+    /// From now on connections of `peer` to a TCP port of this host come to another one of its ports; those that are there
+    /// stay as they are.
+    pub(crate) fn redirect(&self, peer: Ipv4Addr, port: u16, to: u16) -> Result<()> {
+        let rules = format!(
+            "table ip lab-redirect {{ chain in {{ type nat hook prerouting priority -100;
+             ip saddr {peer} tcp dport {port} redirect to :{to}; }}; }}"
+        );
+        self.node.run("nft", &[&rules]).map(|_| ())
+    }
+
+    /// Ends it.
+    pub(crate) fn redirect_no_more(&self) -> Result<()> {
+        self.node
+            .run("nft", &["delete", "table", "ip", "lab-redirect"])
+            .map(|_| ())
+    }
+
     /// Ends all separations of this host.
     pub fn join_again(&self) -> Result<()> {
         let _ = self.node.run("nft", &["delete", "table", "ip", "lab"]);
