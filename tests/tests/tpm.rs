@@ -86,6 +86,11 @@ fn a_tpm_goes_along_with_its_guest() -> Result<()> {
         "the key is not seen in the state"
     );
 
+    called_off(&cluster, &guest)?;
+    ensure!(
+        is_in(&key, &state(a, &guest))?,
+        "the state at the source is another one"
+    );
     let live = cluster.drover(&["migrate", "web", "--to", "host-b"])?;
     expect(&live, 0, &["web moved from host-a to host-b"])?;
     guest.verify()?;
@@ -115,6 +120,23 @@ fn a_tpm_goes_along_with_its_guest() -> Result<()> {
     );
     ensure!(made.matches("Starting vTPM manufacturing").count() == 1, "{made}");
     ensure!(!there.contains("manufacturing"), "{there}");
+    Ok(())
+}
+
+/// A move that somebody calls off while memory is sent: the guest stays with its TPM, nothing of it is at host-b.
+fn called_off(cluster: &Cluster<'_>, guest: &Guest) -> Result<()> {
+    let slow = cluster.begin_with(guest, "host-b", &["--bandwidth", "4MiB/s"])?;
+    let id = slow.id().to_string();
+    cluster.wait_for(&id, "to send memory", |now| {
+        now.0["progress"]["memory_sent_bytes"].as_u64() > Some(1 << 20)
+    })?;
+    ensure!(cluster.drover(&["migration", "cancel", &id])?.code == 0);
+    let end = cluster.wait_for_rest(&id)?;
+    ensure!(end.state() == "CANCELLED", "{}", end.0);
+    guest.verify()?;
+    cluster.check(&[Expected::Runs(guest, "host-a")])?;
+    let left = cluster.host("host-b").run("ls", &["-A", STATES])?.stdout;
+    ensure!(left.trim().is_empty(), "left at the destination: {left}");
     Ok(())
 }
 
