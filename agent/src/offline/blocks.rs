@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
@@ -20,18 +19,17 @@ const LEVEL: i32 = 1;
 
 /// What a block holds.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum Content<'a> {
     /// Nothing but zeros; perhaps a hole.
     Zeros,
-    Bytes(Vec<u8>),
+    Bytes(&'a [u8]),
 }
 
-/// Reads a file block by block, forwards.
+/// Reads a file block by block, forwards: what the disk has, whatever the page cache shows.
 #[derive(Debug)]
 pub struct Blocks<'a> {
     file: &'a File,
-    /// Past the page cache, where that is wanted.
-    uncached: Option<Uncached<'a>>,
+    uncached: Uncached<'a>,
     size: u64,
     /// Where the next data begin, as far as it was asked.
     data_from: u64,
@@ -80,7 +78,7 @@ impl<'a> Blocks<'a> {
         let last = count(size).saturating_sub(1);
         Self {
             file,
-            uncached: None,
+            uncached: Uncached::to_read(file, BLOCK),
             size,
             data_from: 0,
             zeros: hash(&zeros),
@@ -88,16 +86,8 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// What the disk has, whatever the page cache shows.
-    pub fn from_disk(file: &'a File, size: u64) -> Self {
-        Self {
-            uncached: Some(Uncached::to_read(file, BLOCK)),
-            ..Self::new(file, size)
-        }
-    }
-
     /// A block and its hash. Each block is asked for once, forwards.
-    pub fn read(&mut self, block: u64) -> io::Result<(Content, Hash)> {
+    pub fn read(&mut self, block: u64) -> io::Result<(Content<'_>, Hash)> {
         let (from, length) = (block * BLOCK as u64, length(self.size, block));
         let end = from + length as u64;
         if self.data_from < end && self.data_from <= from {
@@ -107,16 +97,11 @@ impl<'a> Blocks<'a> {
         if self.data_from >= end {
             return Ok((Content::Zeros, zeros));
         }
-        let mut bytes = vec![0; length];
-        match &mut self.uncached {
-            Some(uncached) => uncached.read_exact_at(&mut bytes, from)?,
-            None => self.file.read_exact_at(&mut bytes, from)?,
-        }
-        if is_zero(&bytes) {
+        let bytes = self.uncached.read(length, from)?;
+        if is_zero(bytes) {
             return Ok((Content::Zeros, zeros));
         }
-        let hash = hash(&bytes);
-        Ok((Content::Bytes(bytes), hash))
+        Ok((Content::Bytes(bytes), hash(bytes)))
     }
 
     /// Where data begin at or after this; the end of the file where there are none.
@@ -137,28 +122,40 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
-/// Packed, where that saves an eighth or more.
-pub fn pack(bytes: &[u8]) -> Option<Vec<u8>> {
-    let pays = |packed: &[u8], whole: usize| packed.len() <= whole - whole / 8;
-    let sample = &bytes[..bytes.len().min(SAMPLE)];
-    let first = zstd::bulk::compress(sample, LEVEL).ok()?;
-    if !pays(&first, sample.len()) {
-        return None;
+/// Packs block after block.
+pub struct Packer(zstd::bulk::Compressor<'static>);
+
+impl Packer {
+    /// Fails for want of memory.
+    pub fn new() -> io::Result<Self> {
+        zstd::bulk::Compressor::new(LEVEL).map(Self)
     }
-    if sample.len() == bytes.len() {
-        return Some(first);
+
+    /// True: `packed` holds the bytes, packed, and that saves an eighth or more. It grows no larger than it is.
+    pub fn pack(&mut self, bytes: &[u8], packed: &mut Vec<u8>) -> bool {
+        let mut pays = |bytes: &[u8]| match self.0.compress_to_buffer(bytes, packed) {
+            Ok(length) => length <= bytes.len() - bytes.len() / 8,
+            // It has no room for so much.
+            Err(_) => false,
+        };
+        let sample = &bytes[..bytes.len().min(SAMPLE)];
+        pays(sample) && (sample.len() == bytes.len() || pays(bytes))
     }
-    let packed = zstd::bulk::compress(bytes, LEVEL).ok()?;
-    pays(&packed, bytes.len()).then_some(packed)
 }
 
-/// The bytes again; an error where they are not so many.
-pub fn unpack(packed: &[u8], length: usize) -> io::Result<Vec<u8>> {
-    zstd::bulk::decompress(packed, length)
+/// The bytes again; an error where they are not as many as there is room for.
+pub fn unpack(packed: &[u8], bytes: &mut [u8]) -> io::Result<()> {
+    if zstd::bulk::decompress_to_buffer(packed, bytes)? == bytes.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     #[test]
@@ -169,16 +166,14 @@ mod tests {
         file.write_all_at(b"x", BLOCK as u64 + 5).unwrap();
         file.write_all_at(b"end", size - 3).unwrap();
         let mut blocks = Blocks::new(&file, size);
-        let mut read = |block| blocks.read(block).unwrap();
         assert_eq!(count(size), 4);
-        let (first, zeros) = read(0);
-        assert_eq!((first, zeros), (Content::Zeros, hash(&vec![0; BLOCK])));
-        let (Content::Bytes(second), hashed) = read(1) else {
+        assert_eq!(blocks.read(0).unwrap(), (Content::Zeros, hash(&vec![0; BLOCK])));
+        let (Content::Bytes(second), hashed) = blocks.read(1).unwrap() else {
             panic!("data")
         };
-        assert_eq!((second[5], hashed), (b'x', hash(&second)));
-        assert_eq!(read(2).0, Content::Zeros);
-        let (Content::Bytes(last), _) = read(3) else {
+        assert_eq!((second[5], hashed), (b'x', hash(second)));
+        assert_eq!(blocks.read(2).unwrap().0, Content::Zeros);
+        let (Content::Bytes(last), _) = blocks.read(3).unwrap() else {
             panic!("data")
         };
         assert_eq!(last.len(), 100);
@@ -187,13 +182,24 @@ mod tests {
 
     #[test]
     fn only_what_gets_smaller_is_packed() {
-        let text = b"the same again and again ".repeat(BLOCK / 25);
-        let packed = pack(&text).unwrap();
-        assert!(packed.len() < text.len() / 8);
-        assert_eq!(unpack(&packed, text.len()).unwrap(), text);
-        assert!(unpack(&packed, text.len() - 1).is_err());
+        let (mut packer, mut packed) = (Packer::new().unwrap(), Vec::with_capacity(BLOCK));
         let noise: Vec<u8> = (0..BLOCK / 32).flat_map(|n| hash(&n.to_le_bytes())).collect();
-        assert_eq!(pack(&noise), None);
+        assert!(!packer.pack(&noise, &mut packed));
+        let text = b"the same again and again ".repeat(BLOCK / 25);
+        for text in [&text[..], &text[..100], &text[..SAMPLE]] {
+            assert!(packer.pack(text, &mut packed));
+            assert!(packed.len() < text.len() / 2);
+            let mut again = vec![0; text.len()];
+            unpack(&packed, &mut again).unwrap();
+            assert_eq!(again, text);
+            assert!(unpack(&packed, &mut again[1..]).is_err(), "too many");
+            assert!(unpack(&packed, &mut vec![0; text.len() + 1]).is_err(), "too few");
+        }
+        let mixed = [&text[..SAMPLE], &noise[..BLOCK - SAMPLE]].concat();
+        assert!(
+            !packer.pack(&mixed, &mut packed),
+            "its beginning was better than the rest"
+        );
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod places;
 pub mod receive;
 pub mod send;
 pub mod sink;
+pub mod spare;
 pub mod stripes;
 pub mod uncached;
 pub mod wire;

@@ -211,13 +211,18 @@ impl Partial {
 }
 
 impl Writer<'_> {
-    /// Puts a block's bytes where they belong. What is zeros stays or becomes a hole.
-    pub fn write(&mut self, block: u64, bytes: &[u8]) -> Result<(), FileError> {
+    /// Where the bytes of this block are put before they are written.
+    pub fn memory(&mut self, block: u64) -> &mut [u8] {
+        self.file.memory(self.partial.length(block))
+    }
+
+    /// Puts what is in the memory where it belongs. What is zeros stays or becomes a hole.
+    pub fn write(&mut self, block: u64) -> Result<(), FileError> {
         self.leave_room()?;
-        if self.partial.keep(block, Some(bytes))? {
+        if self.partial.keep(block, Some(self.memory(block)))? {
             return Ok(());
         }
-        let written = self.write_pieces(block, bytes);
+        let written = self.write_pieces(block);
         written.map_err(|source| self.partial.error(source))
     }
 
@@ -248,27 +253,28 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn write_pieces(&mut self, block: u64, bytes: &[u8]) -> io::Result<()> {
-        let start = block * BLOCK as u64;
+    fn write_pieces(&mut self, block: u64) -> io::Result<()> {
+        let (start, length) = (block * BLOCK as u64, self.partial.length(block));
         if let Onto::Device(_) = self.partial.onto {
-            return self.file.write_all_at(bytes, start);
+            return self.file.write(0..length, start);
         }
         if self.partial.known.is_some() {
-            self.punch(block, bytes.len())?;
+            self.punch(block, length)?;
         }
         let mut at = 0;
-        while at < bytes.len() {
-            let zero = |at: usize| is_zero(&bytes[at..bytes.len().min(at + PIECE)]);
+        while at < length {
+            let bytes = self.file.memory(length);
+            let zero = |at: usize| is_zero(&bytes[at..length.min(at + PIECE)]);
             if zero(at) {
                 at += PIECE;
                 continue;
             }
             let mut end = at + PIECE;
-            while end < bytes.len() && !zero(end) {
+            while end < length && !zero(end) {
                 end += PIECE;
             }
-            let end = end.min(bytes.len());
-            self.file.write_all_at(&bytes[at..end], start + at as u64)?;
+            let end = end.min(length);
+            self.file.write(at..end, start + at as u64)?;
             at = end;
         }
         Ok(())

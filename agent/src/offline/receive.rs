@@ -13,11 +13,12 @@ use tokio::sync::mpsc;
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::blocks::{Hash, hash, unpack};
+use super::blocks::{hash, unpack};
 use super::calls::{FileCall, Stopped};
 use super::chain::Layer;
 use super::partial::{Partial, Writer};
 use super::send::{BUSY, SILENCE};
+use super::spare::Spare;
 use super::stripes::THREADS;
 use super::wire::{self, Frame, MOST_HASHES};
 use super::{FileError, FileSpec};
@@ -83,9 +84,9 @@ impl ReceiveError {
     }
 }
 
-async fn next(stream: &mut (impl AsyncRead + Unpin)) -> Result<Frame, ReceiveError> {
+async fn next(stream: &mut (impl AsyncRead + Unpin), spare: &Spare) -> Result<Frame, ReceiveError> {
     loop {
-        let heard = timeout(SILENCE, wire::read(stream)).await;
+        let heard = timeout(SILENCE, wire::read_into(stream, spare)).await;
         match heard.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
             Some(Frame::Busy) => {}
             Some(frame) => return Ok(frame),
@@ -127,8 +128,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let (mut received, mut qcow2) = (Vec::new(), expected.qcow2.clone());
+    let spare = Arc::new(Spare::default());
     loop {
-        let frame = next(stream).await?;
+        let frame = next(stream, &spare).await?;
         if frame == Frame::Done && received.len() == expected.files.len() {
             return Ok(received);
         }
@@ -144,7 +146,7 @@ where
             Stopped::Refused => FileError::io(&spec.path, stopped.into()).into(),
             Stopped::Lost => ReceiveError::Cut(stopped.into()),
         };
-        let receive = receive_file(stream, expected, received.len(), &mut qcow2);
+        let receive = receive_file(stream, expected, received.len(), &mut qcow2, &spare);
         received.push(FileCall::Receive.through(&expected.gate, stopped, receive).await?);
     }
 }
@@ -155,6 +157,7 @@ async fn receive_file<S>(
     expected: &Expected,
     at: usize,
     qcow2: &mut Vec<PathBuf>,
+    spare: &Arc<Spare>,
 ) -> Result<Identity, ReceiveError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -181,9 +184,10 @@ where
     wire::write(stream, &Frame::Known(Vec::new())).await?;
 
     let (came, blocks) = mpsc::channel(AHEAD);
-    let writing = tokio::task::spawn_blocking(move || write_blocks(partial, blocks));
+    let used = Arc::clone(spare);
+    let writing = tokio::task::spawn_blocking(move || write_blocks(partial, blocks, &used));
     let whole = loop {
-        let frame = next(stream).await?;
+        let frame = next(stream, spare).await?;
         if let Frame::End { whole } = frame {
             break Some(whole);
         }
@@ -233,7 +237,7 @@ fn may_lie_on(layer: &Layer, files: &[FileSpec], at: usize, qcow2: &mut Vec<Path
 }
 
 /// Until the sender is gone, by several threads: blocks come in any order. Blocks.
-fn write_blocks(partial: Partial, blocks: mpsc::Receiver<Frame>) -> Result<Partial, ReceiveError> {
+fn write_blocks(partial: Partial, blocks: mpsc::Receiver<Frame>, spare: &Spare) -> Result<Partial, ReceiveError> {
     let (blocks, failed) = (Mutex::new(blocks), AtomicBool::new(false));
     let write = || {
         let mut writer = partial.writer();
@@ -244,9 +248,10 @@ fn write_blocks(partial: Partial, blocks: mpsc::Receiver<Frame>) -> Result<Parti
             }
             let next = lock(&blocks).blocking_recv();
             let Some(frame) = next else { break Ok(()) };
-            if let Err(error) = write_block(&partial, &mut writer, frame) {
+            if let Err(error) = write_block(&partial, &mut writer, &frame) {
                 break Err(error);
             }
+            spare.give(frame.into_bytes());
         };
         if written.is_err() {
             failed.store(true, Ordering::Relaxed);
@@ -269,12 +274,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write_block(partial: &Partial, writer: &mut Writer<'_>, frame: Frame) -> Result<(), ReceiveError> {
-    let (block, announced, bytes) = match frame {
-        Frame::Zeros { block } if block < partial.blocks() => return Ok(writer.clear(block)?),
-        Frame::Bytes { block, hash, bytes } => (block, hash, Some(bytes)),
-        Frame::Packed { block, hash, bytes } => (block, hash, unpack(&bytes, partial.length(block)).ok()),
-        Frame::Zeros { .. } => return Err(ReceiveError::Protocol("a block that the file does not have")),
+fn write_block(partial: &Partial, writer: &mut Writer<'_>, frame: &Frame) -> Result<(), ReceiveError> {
+    let beyond = Err(ReceiveError::Protocol("a block that the file does not have"));
+    let (block, announced, bytes, is_packed) = match frame {
+        Frame::Zeros { block } if *block < partial.blocks() => return Ok(writer.clear(*block)?),
+        Frame::Bytes { block, hash, bytes } => (*block, hash, bytes, false),
+        Frame::Packed { block, hash, bytes } => (*block, hash, bytes, true),
+        Frame::Zeros { .. } => return beyond,
         Frame::File { .. }
         | Frame::Known(_)
         | Frame::End { .. }
@@ -284,20 +290,24 @@ fn write_block(partial: &Partial, writer: &mut Writer<'_>, frame: Frame) -> Resu
         | Frame::Busy
         | Frame::Refused { .. } => return Err(ReceiveError::Protocol("a frame out of order")),
     };
-    let length = partial.length(block);
-    let intact = |bytes: &Vec<u8>| bytes.len() == length && is(bytes, &announced);
     if block >= partial.blocks() {
-        return Err(ReceiveError::Protocol("a block that the file does not have"));
+        return beyond;
     }
-    let Some(bytes) = bytes.filter(intact) else {
+    let memory = writer.memory(block);
+    let filled = if is_packed {
+        unpack(bytes, memory).is_ok()
+    } else {
+        let fits = bytes.len() == memory.len();
+        if fits {
+            memory.copy_from_slice(bytes);
+        }
+        fits
+    };
+    if !filled || hash(memory) != *announced {
         let path = partial.path().to_owned();
         return Err(ReceiveError::Damaged { path, block });
-    };
-    Ok(writer.write(block, &bytes)?)
-}
-
-fn is(bytes: &[u8], announced: &Hash) -> bool {
-    hash(bytes) == *announced
+    }
+    Ok(writer.write(block)?)
 }
 
 #[cfg(test)]

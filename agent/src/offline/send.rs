@@ -12,8 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::blocks::{Content, Hash, Whole, count, pack};
+use super::blocks::{Blocks, Content, Hash, Packer, Whole, count};
 use super::image::Image;
+use super::spare::Spare;
 use super::stripes::each_block;
 use super::wire::{self, Frame};
 use crate::hypervisor::DiskCopy;
@@ -243,8 +244,9 @@ async fn send_blocks(
     progress: &Progress,
 ) -> Result<Hash, SendError> {
     let (read, mut ready) = mpsc::channel(AHEAD);
-    let source = Arc::clone(image);
-    let reading = tokio::task::spawn_blocking(move || read_blocks(&source, &known, &read));
+    let (source, spare) = (Arc::clone(image), Arc::new(Spare::default()));
+    let used = Arc::clone(&spare);
+    let reading = tokio::task::spawn_blocking(move || read_blocks(&source, &known, &read, &used));
     loop {
         tokio::select! {
             biased;
@@ -258,9 +260,9 @@ async fn send_blocks(
             block = timeout(BUSY, ready.recv()) => match block {
                 Ok(Some(Ready { frame, data })) => {
                     if let Some(frame) = frame {
-                        let wire = frame.encode();
-                        pace.take(wire.len()).await;
-                        write_wire(output, &wire, progress).await?;
+                        pace.take(frame.length()).await;
+                        write(output, &frame, progress).await?;
+                        spare.give(frame.into_bytes());
                     }
                     progress.done(at, data);
                 }
@@ -280,48 +282,49 @@ async fn send_blocks(
 }
 
 /// Until the file's end, or until nobody wants more; in stripes, so not in order. Blocks.
-fn read_blocks(image: &Image, known: &[Hash], ready: &mpsc::Sender<Ready>) -> io::Result<Hash> {
+fn read_blocks(image: &Image, known: &[Hash], ready: &mpsc::Sender<Ready>, spare: &Spare) -> io::Result<Hash> {
     let size = image.spec.size;
-    let hashes = each_block(&image.file, size, |blocks, block| {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("block {block}: {error}"));
-        let (content, hash) = blocks.read(block).map_err(named)?;
-        let there = usize::try_from(block).ok().and_then(|at| known.get(at));
-        let data = match &content {
-            Content::Zeros => 0,
-            Content::Bytes(bytes) => bytes.len() as u64,
-        };
-        let frame = match content {
-            _ if there == Some(&hash) => None,
-            // A new file is a hole as yet.
-            Content::Zeros if there.is_none() => None,
-            Content::Zeros => Some(Frame::Zeros { block }),
-            Content::Bytes(bytes) => Some(match pack(&bytes) {
-                Some(bytes) => Frame::Packed { block, hash, bytes },
-                None => Frame::Bytes { block, hash, bytes },
-            }),
-        };
-        if ready.blocking_send(Ready { frame, data }).is_err() {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        Ok(hash)
+    let hashes = each_block(&image.file, size, || {
+        let mut packer = Packer::new()?;
+        Ok(move |blocks: &mut Blocks<'_>, block: u64| {
+            let named = |error: io::Error| io::Error::new(error.kind(), format!("block {block}: {error}"));
+            let (content, hash) = blocks.read(block).map_err(named)?;
+            let there = usize::try_from(block).ok().and_then(|at| known.get(at));
+            let data = match content {
+                Content::Zeros => 0,
+                Content::Bytes(bytes) => bytes.len() as u64,
+            };
+            let frame = match content {
+                _ if there == Some(&hash) => None,
+                // A new file is a hole as yet.
+                Content::Zeros if there.is_none() => None,
+                Content::Zeros => Some(Frame::Zeros { block }),
+                Content::Bytes(bytes) => Some(frame_of(block, hash, bytes, &mut packer, spare)),
+            };
+            if ready.blocking_send(Ready { frame, data }).is_err() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            Ok(hash)
+        })
     })?;
     let mut whole = Whole::new(size);
     hashes.iter().for_each(|hash| whole.add(hash));
     Ok(whole.hash())
 }
 
-async fn write(output: &mut (impl AsyncWrite + Unpin), frame: &Frame, progress: &Progress) -> Result<(), SendError> {
-    write_wire(output, &frame.encode(), progress).await
+fn frame_of(block: u64, hash: Hash, content: &[u8], packer: &mut Packer, spare: &Spare) -> Frame {
+    let mut bytes = spare.take();
+    if packer.pack(content, &mut bytes) {
+        return Frame::Packed { block, hash, bytes };
+    }
+    bytes.clear();
+    bytes.extend_from_slice(content);
+    Frame::Bytes { block, hash, bytes }
 }
 
-async fn write_wire(output: &mut (impl AsyncWrite + Unpin), wire: &[u8], progress: &Progress) -> Result<(), SendError> {
-    use tokio::io::AsyncWriteExt;
-    let sent = async {
-        output.write_all(wire).await?;
-        output.flush().await
-    };
-    match timeout(SILENCE, sent).await {
-        Ok(Ok(())) => progress.sent(wire.len()),
+async fn write(output: &mut (impl AsyncWrite + Unpin), frame: &Frame, progress: &Progress) -> Result<(), SendError> {
+    match timeout(SILENCE, wire::write(output, frame)).await {
+        Ok(Ok(bytes)) => progress.sent(bytes),
         Ok(Err(error)) => return Err(SendError::Cut(error)),
         Err(_) => return Err(SendError::Cut(io::ErrorKind::TimedOut.into())),
     }

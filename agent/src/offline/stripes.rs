@@ -18,24 +18,22 @@ const STRIPE: u64 = 32;
 pub const THREADS: usize = 4;
 
 /// Does something with every block and gives the hashes of all, in order. Where it fails for one, no stripe is begun any
-/// more.
-pub fn each_block(
-    file: &File,
-    size: u64,
-    work: impl Fn(&mut Blocks<'_>, u64) -> io::Result<Hash> + Sync,
-) -> io::Result<Vec<Hash>> {
+/// more. `worker` is asked once in each thread, for what works there.
+pub fn each_block<W>(file: &File, size: u64, worker: impl Fn() -> io::Result<W> + Sync) -> io::Result<Vec<Hash>>
+where
+    W: FnMut(&mut Blocks<'_>, u64) -> io::Result<Hash>,
+{
     let next = AtomicU64::new(0);
-    let stripe = |blocks: &mut Blocks<'_>, range: Range<u64>| -> io::Result<Vec<Hash>> {
-        range.map(|block| work(blocks, block)).collect()
-    };
     let until_none_is_left = || {
-        let (mut blocks, mut done) = (Blocks::from_disk(file, size), Vec::new());
+        let (mut blocks, mut done, mut work) = (Blocks::new(file, size), Vec::new(), worker()?);
+        let mut stripe =
+            |range: Range<u64>| -> io::Result<Vec<Hash>> { range.map(|block| work(&mut blocks, block)).collect() };
         loop {
             let first = next.fetch_add(1, Ordering::Relaxed).saturating_mul(STRIPE);
             if first >= count(size) {
                 return Ok(done);
             }
-            match stripe(&mut blocks, first..count(size).min(first + STRIPE)) {
+            match stripe(first..count(size).min(first + STRIPE)) {
                 Ok(hashes) => done.push((first, hashes)),
                 Err(error) => {
                     next.store(count(size), Ordering::Relaxed);
@@ -62,10 +60,11 @@ pub fn each_block(
 
 /// The hashes of all blocks, in order. Ends early, with an error, when nobody wants them any more.
 pub fn hashes(file: &File, size: u64, over: &CancellationToken) -> io::Result<Vec<Hash>> {
-    each_block(file, size, |blocks, block| {
+    let hash = |blocks: &mut Blocks<'_>, block: u64| {
         go_on(over)?;
         Ok(blocks.read(block)?.1)
-    })
+    };
+    each_block(file, size, || Ok(hash))
 }
 
 /// Reading a large file takes its time: whoever undoes the migration does not wait for it.

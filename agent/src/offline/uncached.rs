@@ -6,13 +6,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 /// What O_DIRECT wants offsets, lengths and memory to be multiples of: no disk's logical block is larger (open(2)).
 const PAGE: usize = 4096;
 
-/// Reads and writes begin at multiples of a page.
+/// A file, and memory that it is read into and written from.
 #[derive(Debug)]
 pub struct Uncached<'a> {
     file: &'a File,
@@ -24,7 +25,7 @@ pub struct Uncached<'a> {
 }
 
 impl<'a> Uncached<'a> {
-    /// At most so many bytes are read or written at once.
+    /// At most so many bytes are read at once.
     pub fn to_read(file: &'a File, most: usize) -> Self {
         Self::new(file, most, false)
     }
@@ -38,31 +39,25 @@ impl<'a> Uncached<'a> {
         let same = format!("/proc/self/fd/{}", file.as_raw_fd());
         let mut options = OpenOptions::new();
         options.read(true).write(writes).custom_flags(libc::O_DIRECT);
-        let mut memory = Vec::new();
-        let mut from = 0;
-        let mut direct = options.open(same).ok();
-        if direct.is_some() {
-            memory = vec![0; most.next_multiple_of(PAGE) + PAGE];
-            from = memory.as_ptr().align_offset(PAGE);
-            direct = direct.filter(|_| from < PAGE);
-        }
+        let memory = vec![0; most.next_multiple_of(PAGE) + PAGE];
+        let from = memory.as_ptr().align_offset(PAGE);
+        let is_aligned = from < PAGE;
         Self {
             file,
-            direct,
+            direct: options.open(same).ok().filter(|_| is_aligned),
             memory,
-            from,
+            from: if is_aligned { from } else { 0 },
         }
     }
 
-    pub fn read_exact_at(&mut self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+    /// So many bytes of the file, at most as many as was said.
+    pub fn read(&mut self, length: usize, at: u64) -> io::Result<&[u8]> {
+        let pages = &mut self.memory[self.from..][..length.next_multiple_of(PAGE)];
         let mut got = 0;
-        let whole = bytes.len().next_multiple_of(PAGE);
-        let room = self.memory.len().saturating_sub(self.from);
-        if let Some(direct) = self.direct.as_ref().filter(|_| is_page(at) && whole <= room) {
-            let pages = &mut self.memory[self.from..self.from + whole];
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_page(at)) {
             let mut unfit = false;
             // The end of a file need not fill a page.
-            while got < bytes.len() && got.is_multiple_of(PAGE) && !unfit {
+            while got < length && got.is_multiple_of(PAGE) && !unfit {
                 match direct.read_at(&mut pages[got..], at + got as u64) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(read) => got += read,
@@ -71,23 +66,28 @@ impl<'a> Uncached<'a> {
                     Err(error) => return Err(error),
                 }
             }
-            got = got.min(bytes.len());
-            bytes[..got].copy_from_slice(&pages[..got]);
+            got = got.min(length);
             if unfit {
                 self.direct = None;
             }
         }
-        self.file.read_exact_at(&mut bytes[got..], at + got as u64)
+        self.file.read_exact_at(&mut pages[got..length], at + got as u64)?;
+        Ok(&pages[..length])
     }
 
-    pub fn write_all_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
-        let mut done = 0;
+    /// Where so many bytes are put that are to be written, at most as many as was said.
+    pub fn memory(&mut self, length: usize) -> &mut [u8] {
+        &mut self.memory[self.from..][..length]
+    }
+
+    /// Writes a part of the memory to this place of the file.
+    pub fn write(&mut self, part: Range<usize>, at: u64) -> io::Result<()> {
+        let begins_a_page = is_page(at) && is_page(part.start as u64);
+        let bytes = &self.memory[self.from..][part];
         let whole = bytes.len() - bytes.len() % PAGE;
-        let room = self.memory.len().saturating_sub(self.from);
-        if let Some(direct) = self.direct.as_ref().filter(|_| is_page(at) && whole <= room) {
-            let pages = &mut self.memory[self.from..self.from + whole];
-            pages.copy_from_slice(&bytes[..whole]);
-            match direct.write_all_at(pages, at) {
+        let mut done = 0;
+        if let Some(direct) = self.direct.as_ref().filter(|_| begins_a_page) {
+            match direct.write_all_at(&bytes[..whole], at) {
                 Ok(()) => done = whole,
                 Err(error) if is_unfit(&error) => self.direct = None,
                 Err(error) => return Err(error),
@@ -115,33 +115,44 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let most = 3 * PAGE + 100;
         let bytes: Vec<u8> = (0..most).map(|at| (at % 251) as u8).collect();
-        Uncached::to_write(&file, most)
-            .write_all_at(&bytes, PAGE as u64)
-            .unwrap();
+        let mut writer = Uncached::to_write(&file, most);
+        writer.memory(most).copy_from_slice(&bytes);
+        writer.write(0..most, PAGE as u64).unwrap();
         assert_eq!(file.metadata().unwrap().len(), (PAGE + most) as u64);
         for length in [1, PAGE - 1, PAGE, 2 * PAGE + 7, most] {
-            let mut read = vec![0; length];
-            Uncached::to_read(&file, most)
-                .read_exact_at(&mut read, PAGE as u64)
-                .unwrap();
-            assert!(read == bytes[..length], "{length}");
+            let mut reader = Uncached::to_read(&file, most);
+            assert!(
+                reader.read(length, PAGE as u64).unwrap() == &bytes[..length],
+                "{length}"
+            );
         }
-        let beyond = Uncached::to_read(&file, most).read_exact_at(&mut vec![0; most], 2 * PAGE as u64);
+        let mut reader = Uncached::to_read(&file, most);
+        let beyond = reader.read(most, 2 * PAGE as u64);
         assert_eq!(beyond.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_part_is_written_wherever_it_begins() {
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Uncached::to_write(&file, 3 * PAGE);
+        writer.memory(3 * PAGE).fill(7);
+        for (part, at) in [(PAGE..2 * PAGE, 0), (5..PAGE, 2 * PAGE), (0..9, 4 * PAGE + 1)] {
+            let length = part.len();
+            writer.write(part, at as u64).unwrap();
+            let mut read = vec![0; length];
+            file.read_exact_at(&mut read, at as u64).unwrap();
+            assert!(read.iter().all(|byte| *byte == 7), "{at}");
+        }
     }
 
     #[test]
     fn it_goes_through_the_cache_where_it_has_to() {
         let file = tempfile::tempfile().unwrap();
-        let mut through_cache = Uncached::to_write(&file, PAGE);
+        let mut through_cache = Uncached::to_write(&file, 2 * PAGE);
         through_cache.direct = None;
-        through_cache.write_all_at(&[7; PAGE + 5], 3).unwrap();
-        let mut read = vec![0; PAGE + 5];
-        Uncached::to_read(&file, PAGE).read_exact_at(&mut read, 3).unwrap();
-        assert_eq!(
-            read,
-            [7; PAGE + 5],
-            "no page begins there, and it is longer than was said"
-        );
+        through_cache.memory(PAGE + 5).fill(7);
+        through_cache.write(0..PAGE + 5, 3).unwrap();
+        through_cache.memory(PAGE + 5).fill(0);
+        assert_eq!(through_cache.read(PAGE + 5, 3).unwrap(), [7; PAGE + 5]);
     }
 }

@@ -11,10 +11,19 @@
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::bytes::{Buf, BufMut};
 
 use super::BLOCK;
 use super::blocks::Hash;
+use super::spare::Spare;
 
+const BYTES: u8 = 2;
+const PACKED: u8 = 3;
+
+/// Kind and length.
+const HEAD: usize = 5;
+/// What goes before a block's bytes: its number and its hash.
+const BEFORE: usize = 40;
 /// A block and what goes with it.
 const LONGEST: usize = BLOCK + 64;
 /// Hashes in one frame.
@@ -66,63 +75,96 @@ fn bad(what: &str) -> io::Error {
 }
 
 impl Frame {
-    /// As it goes over the wire.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::new();
+    /// As it goes over the wire: what comes first, and after it the bytes of a block, from where they are.
+    pub fn encode(&self) -> (Vec<u8>, &[u8]) {
+        let mut head = vec![0; HEAD];
+        let mut bytes: &[u8] = &[];
         let kind = match self {
             Self::File { index, size } => {
-                body.extend_from_slice(&index.to_be_bytes());
-                body.extend_from_slice(&size.to_be_bytes());
+                head.extend_from_slice(&index.to_be_bytes());
+                head.extend_from_slice(&size.to_be_bytes());
                 1
             }
-            Self::Bytes { block, hash, bytes } | Self::Packed { block, hash, bytes } => {
-                body.reserve(40 + bytes.len());
-                body.extend_from_slice(&block.to_be_bytes());
-                body.extend_from_slice(hash);
-                body.extend_from_slice(bytes);
-                if matches!(self, Self::Bytes { .. }) { 2 } else { 3 }
+            Self::Bytes {
+                block,
+                hash,
+                bytes: all,
+            }
+            | Self::Packed {
+                block,
+                hash,
+                bytes: all,
+            } => {
+                head.extend_from_slice(&block.to_be_bytes());
+                head.extend_from_slice(hash);
+                bytes = all;
+                if matches!(self, Self::Bytes { .. }) {
+                    BYTES
+                } else {
+                    PACKED
+                }
             }
             Self::Zeros { block } => {
-                body.extend_from_slice(&block.to_be_bytes());
+                head.extend_from_slice(&block.to_be_bytes());
                 4
             }
             Self::End { whole } => {
-                body.extend_from_slice(whole);
+                head.extend_from_slice(whole);
                 5
             }
             Self::Done => 6,
             Self::Busy => 7,
             Self::Known(hashes) => {
-                body = hashes.concat();
+                head.extend_from_slice(hashes.as_flattened());
                 16
             }
             Self::Verified => 17,
             Self::AllVerified => 18,
             Self::Refused { again, space, why } => {
-                body.push(u8::from(*again) | u8::from(*space) << 1);
-                body.extend_from_slice(why.as_bytes());
+                head.push(u8::from(*again) | u8::from(*space) << 1);
+                head.extend_from_slice(why.as_bytes());
                 19
             }
         };
-        let mut wire = Vec::with_capacity(5 + body.len());
-        wire.push(kind);
-        wire.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes());
-        wire.append(&mut body);
-        wire
+        let length = u32::try_from(head.len() - HEAD + bytes.len()).unwrap_or(u32::MAX);
+        head[0] = kind;
+        head[1..HEAD].copy_from_slice(&length.to_be_bytes());
+        (head, bytes)
     }
 
-    /// Reads a frame's body.
-    pub fn decode(kind: u8, body: &[u8]) -> io::Result<Self> {
+    /// Bytes on the wire.
+    pub fn length(&self) -> usize {
+        let (head, bytes) = self.encode();
+        head.len() + bytes.len()
+    }
+
+    /// The memory of a block's bytes; of any other frame nothing.
+    pub fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Bytes { bytes, .. } | Self::Packed { bytes, .. } => bytes,
+            Self::File { .. }
+            | Self::Known(_)
+            | Self::Zeros { .. }
+            | Self::End { .. }
+            | Self::Verified
+            | Self::Done
+            | Self::AllVerified
+            | Self::Busy
+            | Self::Refused { .. } => Vec::new(),
+        }
+    }
+
+    /// Reads a frame's body, of which the bytes of a block are apart.
+    pub fn decode(kind: u8, body: &[u8], bytes: Vec<u8>) -> io::Result<Self> {
         let mut rest = body;
         let frame = match kind {
             1 => Self::File {
                 index: u32::from_be_bytes(take(&mut rest)?),
                 size: u64::from_be_bytes(take(&mut rest)?),
             },
-            2 | 3 => {
+            BYTES | PACKED => {
                 let (block, hash) = (u64::from_be_bytes(take(&mut rest)?), take(&mut rest)?);
-                let bytes = std::mem::take(&mut rest).to_vec();
-                if kind == 2 {
+                if kind == BYTES {
                     Self::Bytes { block, hash, bytes }
                 } else {
                     Self::Packed { block, hash, bytes }
@@ -174,7 +216,12 @@ fn take<const N: usize>(rest: &mut &[u8]) -> io::Result<[u8; N]> {
 
 /// The next frame; none at the announced end.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
-    let mut head = [0; 5];
+    read_into(stream, &Spare::default()).await
+}
+
+/// The same; a block's bytes are read into spare memory.
+pub async fn read_into(stream: &mut (impl AsyncRead + Unpin), spare: &Spare) -> io::Result<Option<Frame>> {
+    let mut head = [0; HEAD];
     if stream.read(&mut head[..1]).await? == 0 {
         return Ok(None);
     }
@@ -184,17 +231,28 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Fr
     if length > LONGEST {
         return Err(bad("a frame that is too long"));
     }
-    let mut body = vec![0; length];
+    let has_bytes = kind == BYTES || kind == PACKED;
+    let mut body = vec![0; if has_bytes { length.min(BEFORE) } else { length }];
     stream.read_exact(&mut body).await?;
-    Frame::decode(kind, &body).map(Some)
+    let mut bytes = Vec::new();
+    if length > body.len() {
+        bytes = spare.take();
+        let mut room = (&mut bytes).limit(length - body.len());
+        while room.has_remaining_mut() {
+            if stream.read_buf(&mut room).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+    Frame::decode(kind, &body, bytes).map(Some)
 }
 
 /// Sends one frame; gives how many bytes that were.
 pub async fn write(stream: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> io::Result<usize> {
-    let wire = frame.encode();
-    stream.write_all(&wire).await?;
+    let (head, bytes) = frame.encode();
+    stream.write_all_buf(&mut Buf::chain(head.as_slice(), bytes)).await?;
     stream.flush().await?;
-    Ok(wire.len())
+    Ok(head.len() + bytes.len())
 }
 
 #[cfg(test)]
@@ -232,7 +290,11 @@ mod tests {
                 why: "no".to_owned(),
             },
         ];
-        let wire: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
+        let wire = |frame: &Frame| {
+            let (head, bytes) = frame.encode();
+            [&head, bytes].concat()
+        };
+        let wire: Vec<u8> = frames.iter().flat_map(wire).collect();
         let mut stream = wire.as_slice();
         for frame in frames {
             assert_eq!(read(&mut stream).await.unwrap(), Some(frame));
@@ -243,11 +305,13 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_frame_is_refused() {
         let long = [&[2][..], &u32::MAX.to_be_bytes()].concat();
-        let cases: [&[u8]; 5] = [
+        let cases: [&[u8]; 7] = [
             &[99, 0, 0, 0, 0],
             &[4, 0, 0, 0, 1, 0],
             &[6, 0, 0, 0, 1, 0],
             &[2, 0, 0],
+            &[2, 0, 0, 0, 3, 1, 2, 3],
+            &[&[3, 0, 0, 0, 50][..], &[1; 49]].concat(),
             &long,
         ];
         for wire in cases {
