@@ -116,7 +116,10 @@ fn the_loop_does_again_what_it_did() {
         auto_converge: true,
         ..as_recorded()
     };
-    // POST_COPY was recorded when the loop still went by QEMU's dirty rate, and went over in round 7.
+    let over = Policy {
+        post_copy: true,
+        ..as_recorded()
+    };
     for (text, policy) in [
         (IDLE, slowed),
         (QUARTER, slowed),
@@ -124,6 +127,7 @@ fn the_loop_does_again_what_it_did() {
         (ONE_AND_A_HALF, slowed),
         (HOT_SET, slowed),
         (ALONE, as_recorded()),
+        (POST_COPY, over),
     ] {
         let (mut control, mut given) = (Control::default(), at_first(&policy));
         for Told { round, given: then } in recorded(text) {

@@ -1,7 +1,8 @@
 //! Source: the limits in force while memory is sent, and how they get there: bandwidth into the tunnel, the blackout's
 //! limit into QEMU, deadlines and wishes to whoever waits for them.
 //!
-//! Promise: what was ordered last is what QEMU has; a step of the agent's own never overtakes an order.
+//! Promise: what was ordered last is what QEMU has; a step of the agent's own never overtakes an order. A guest that is
+//! slowed down may be asleep when it is stopped: QEMU has the limit of the blackout without that.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::control::{Act, Control, Policy, Round, at_first};
 use super::progress::Action;
+use super::throttle::asleep;
 use crate::hypervisor::{self, JobStats, MigrateFlags, Outgoing};
 use crate::journal::Limits;
 use crate::tunnel::Pace;
@@ -34,6 +36,8 @@ struct Given {
     control: Control,
     round: u64,
     max_downtime: Duration,
+    /// By how many percent the guest is slowed down, as it was seen last.
+    throttle: u32,
     /// Two calls may have come in another order: what QEMU has is one of them.
     unsure: bool,
 }
@@ -53,10 +57,36 @@ pub(super) fn longest_blackout(limits: &Limits) -> Duration {
     limits.max_downtime.unwrap_or(LIMIT)
 }
 
+impl Given {
+    /// QEMU has slowed the guest down further since it was told.
+    fn taken_back(&self, longest: Duration) -> Option<Action> {
+        if self.max_downtime <= longest {
+            return None;
+        }
+        let (throttle, asleep) = (self.throttle, duration_text(asleep(self.throttle)));
+        let why = format!(
+            "slowed down by {throttle} % the guest sleeps for {asleep} at a time, which belongs to its blackout"
+        );
+        Some(Action::now(Action::MAX_DOWNTIME, duration_text(longest), why))
+    }
+}
+
+/// What QEMU may use of the longest blackout, in whole milliseconds. Half of it in any case: with nothing no guest ever
+/// arrives.
+fn without_sleep(limit: Duration, throttle: u32) -> Duration {
+    let rest = millis(limit.saturating_sub(asleep(throttle)).max(limit / 2));
+    Duration::from_millis(rest.max(1))
+}
+
 /// What the control loop may do.
-fn policy(limits: &Limits, flags: Option<&MigrateFlags>) -> Policy {
+fn policy(limits: &Limits, given: &Given) -> Policy {
+    let (flags, limit) = (given.flags.as_ref(), longest_blackout(limits));
     Policy {
-        limit: longest_blackout(limits),
+        limit: if limits.whole_downtime {
+            limit
+        } else {
+            without_sleep(limit, given.throttle)
+        },
         whole: limits.whole_downtime,
         deadline: limits.deadline,
         post_copy: flags.is_some_and(|flags| flags.post_copy) && limits.post_copy_early,
@@ -87,7 +117,7 @@ impl Steering {
         let mut given = self.given.lock().await;
         self.publish(limits);
         given.flags = Some(flags);
-        given.max_downtime = at_first(&policy(&limits, given.flags.as_ref()));
+        given.max_downtime = at_first(&policy(&limits, &given));
         given.max_downtime
     }
 
@@ -105,7 +135,7 @@ impl Steering {
     pub(super) async fn adjust(&self, limits: Limits, handle: &dyn Outgoing) -> hypervisor::Result<()> {
         let mut given = self.given.lock().await;
         self.publish(limits);
-        let policy = policy(&limits, given.flags.as_ref());
+        let policy = policy(&limits, &given);
         let now = if policy.whole {
             policy.limit
         } else {
@@ -130,18 +160,19 @@ impl Steering {
         handle: &dyn Outgoing,
     ) -> hypervisor::Result<Option<Action>> {
         let mut given = self.given.lock().await;
-        given.round = number;
-        let policy = policy(&self.limits(), given.flags.as_ref());
-        let so_far = given.max_downtime;
-        if given.unsure {
+        (given.round, given.throttle) = (number, stats.throttle);
+        let policy = policy(&self.limits(), &given);
+        let so_far = given.max_downtime.min(policy.limit);
+        let taken_back = given.taken_back(so_far);
+        if given.unsure || taken_back.is_some() {
             // An order that is repeated is not a decision of this agent.
             handle.set_max_downtime(so_far).await?;
-            given.unsure = false;
+            (given.max_downtime, given.unsure) = (so_far, false);
         }
         let round = Round::observed(number, stats, at);
         note(&round, so_far);
         let Some(decision) = given.control.observe(round, &policy, so_far) else {
-            return Ok(None);
+            return Ok(taken_back);
         };
         match decision.act {
             Act::MaxDowntime(longest) => {
@@ -159,7 +190,7 @@ impl Steering {
                     wish.get_or_insert(decision.reason);
                     news
                 });
-                Ok(None)
+                Ok(taken_back)
             }
         }
     }
@@ -183,4 +214,53 @@ fn note(round: &Round, given: Duration) {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_sleeps_is_a_part_of_its_blackout() {
+        let left = |limit, throttle| without_sleep(Duration::from_millis(limit), throttle).as_micros();
+        assert_eq!(left(500, 0), 500_000);
+        assert_eq!(left(500, 90), 410_000);
+        assert_eq!(left(500, 65), 481_000);
+        assert_eq!(left(500, 96), 260_000);
+        assert_eq!(left(500, 99), 250_000, "half of it stays");
+        assert_eq!(
+            (left(1, 0), left(1, 99)),
+            (1000, 1000),
+            "0 is no limit that QEMU could keep"
+        );
+    }
+
+    #[test]
+    fn a_guest_that_is_slowed_down_further_gets_less_and_is_told_why() {
+        let limits = Limits {
+            max_downtime: Some(Duration::from_millis(500)),
+            ..Limits::default()
+        };
+        let given = |throttle, limits: &Limits| {
+            let given = Given {
+                max_downtime: Duration::from_millis(500),
+                throttle,
+                ..Given::default()
+            };
+            given.taken_back(policy(limits, &given).limit)
+        };
+        assert_eq!(given(0, &limits), None);
+        let less = given(96, &limits).unwrap();
+        assert_eq!(less.value, "260 ms");
+        assert!(
+            less.reason.contains("96 %") && less.reason.contains("240 ms"),
+            "{less:?}"
+        );
+        // What an operator orders on the way is not judged.
+        let whole = Limits {
+            whole_downtime: true,
+            ..limits
+        };
+        assert_eq!(given(96, &whole), None);
+    }
 }

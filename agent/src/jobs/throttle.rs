@@ -78,6 +78,12 @@ pub(super) fn bearable(blackout: Duration) -> u32 {
     u32::try_from(percent).unwrap_or(99).min(99)
 }
 
+/// For so long a vCPU that is slowed down by so many percent sleeps at a time.
+pub(super) fn asleep(percent: u32) -> Duration {
+    let percent = percent.min(99);
+    SLICE * percent / (100 - percent)
+}
+
 /// By how many steps so many percent are gone.
 fn steps(situation: &Situation, percent: u32) -> u32 {
     let steps = percent.div_ceil(LARGEST);
@@ -149,6 +155,15 @@ mod tests {
             ..writing(1000, 100)
         };
         assert_eq!(both(&short), (83, 5), "beyond it by the smallest steps");
+    }
+
+    #[test]
+    fn what_is_felt_lasts_as_long_as_it_sleeps() {
+        let millis = |percent| asleep(percent).as_millis();
+        assert_eq!([0, 50, 90, 96, 99, 100].map(millis), [0, 10, 90, 240, 990, 990]);
+        for blackout in [100, 200, 500, 3000].map(Duration::from_millis) {
+            assert!(2 * asleep(bearable(blackout)) <= blackout);
+        }
     }
 
     #[test]
