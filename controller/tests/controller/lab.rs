@@ -1,6 +1,7 @@
 //! A controller with two agents, and a user who asks it: everything between them is real gRPC and mTLS.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use drover_controller::config::Config;
 use drover_controller::policy::PolicyDefaults;
@@ -23,6 +24,9 @@ use tonic::transport::Channel;
 use super::agent::{self, Agent, registration};
 use super::pki::Pki;
 use super::world::{GUEST, World, until};
+
+/// Closing it takes milliseconds.
+const CLOSED: Duration = Duration::from_secs(80);
 
 pub(crate) struct Lab {
     pub(crate) world: World,
@@ -216,7 +220,7 @@ impl Lab {
 
     /// The store as it is, put aside. The controller must not run.
     pub(crate) fn back_up(&self) {
-        assert!(self.controller.is_none());
+        self.wait_until_closed();
         let folder = self.folder.path();
         for part in ["", "-wal"] {
             let _ = std::fs::copy(
@@ -228,9 +232,8 @@ impl Lab {
 
     /// The store is again what was put aside.
     pub(crate) fn restore(&self) {
-        assert!(self.controller.is_none());
+        self.wait_until_closed();
         let folder = self.folder.path();
-        // Whoever was killed may still have the old files open: they are not written to.
         for part in ["", "-wal", "-shm"] {
             let _ = std::fs::remove_file(folder.join(format!("drover.db{part}")));
         }
@@ -239,6 +242,23 @@ impl Lab {
                 folder.join(format!("backup.db{part}")),
                 folder.join(format!("drover.db{part}")),
             );
+        }
+    }
+
+    /// Waits until nobody in this process has the store open any more: whoever closes it last removes its log by name,
+    /// also where that is another file by then. The controller must not run.
+    fn wait_until_closed(&self) {
+        assert!(self.controller.is_none());
+        let store = self.folder.path().join(self.file).display().to_string();
+        let is_open = || {
+            let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            let mut files = open.filter_map(|file| std::fs::read_link(file.path()).ok());
+            files.any(|file| file.display().to_string().starts_with(&store))
+        };
+        let begun = Instant::now();
+        while is_open() {
+            assert!(begun.elapsed() < CLOSED, "{store} stays open");
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
