@@ -4,36 +4,37 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use drover_controller::saga::Position;
+use drover_agent::sim::Call;
+use drover_controller::saga::{Phase, Position};
 use drover_controller::state::WaitReason;
 use drover_controller::store::{Record, Store};
 use drover_proto::channel::channel;
 use drover_proto::identity::Identity;
 use drover_proto::ids::MigrationId;
-use drover_proto::time::proto_duration;
 use drover_proto::v1::migration_service_client::MigrationServiceClient;
-use drover_proto::v1::{
-    CancelMigrationRequest, CreateMigrationRequest, DestinationOverrides, DiskOverride, Migration, MigrationMode,
-    MigrationPolicy, RetryMigrationRequest, StoragePolicy,
-};
+use drover_proto::v1::{CancelMigrationRequest, CreateMigrationRequest, Migration, RetryMigrationRequest};
 use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::invariants::{self, Rest};
 use super::pki::Pki;
-use super::plan::{Event, Plan, Scenario, Way};
+use super::plan::{Event, Plan, Scenario};
 use super::point::{Point, Site};
+use super::wish;
 use super::world::World;
 
 /// Longer than any case takes in which everything comes back, also on a busy machine. Shorter than the 90 seconds after
 /// which the controller gives up a call: one that is never answered is not to go unnoticed.
-const PATIENCE: Duration = Duration::from_secs(85);
+pub(super) const PATIENCE: Duration = Duration::from_secs(85);
 
 /// Between two looks.
 const TICK: Duration = Duration::from_millis(10);
 
 /// A migration that only a person can decide waits; so long it is watched whether it does not change its mind.
 const WAITS_FOR_A_PERSON: Duration = Duration::from_millis(1500);
+
+/// Between two orders of an operator who was not heard.
+const ASKED_AGAIN: Duration = Duration::from_millis(200);
 
 /// How a case went.
 #[derive(Debug)]
@@ -111,6 +112,7 @@ async fn to_rest(world: &Arc<World>, scenario: Scenario) -> Rest {
     let Some(id) = create(world, scenario, until).await else {
         return Rest::NotCreated;
     };
+    let mut adjusted = scenario != Scenario::Adjust;
     let mut asked_for_a_person: Option<Instant> = None;
     let mut retries = 0;
     loop {
@@ -125,6 +127,9 @@ async fn to_rest(world: &Arc<World>, scenario: Scenario) -> Rest {
         if let Position::Stuck(_) = record.position {
             world.director.all_is_back().await;
             retries += u32::from(retry(world, id).await);
+        }
+        if !adjusted && is_on_its_way(world, &record) {
+            adjusted = adjust(world, id).await;
         }
         let needs_a_person = waits_for(&record, WaitReason::ResolveNeeded);
         if !needs_a_person {
@@ -141,6 +146,11 @@ async fn to_rest(world: &Arc<World>, scenario: Scenario) -> Rest {
     }
 }
 
+/// Memory was sent once, and is sent again.
+fn is_on_its_way(world: &World, record: &Record) -> bool {
+    record.position == Position::At(Phase::Transfer) && world.director.has_seen(Call::Sending.name())
+}
+
 fn waits_for(record: &Record, reason: WaitReason) -> bool {
     let waiting = record.details.waiting_for.as_ref();
     waiting.is_some_and(|waiting| waiting.reason == reason.name())
@@ -152,8 +162,8 @@ async fn create(world: &Arc<World>, scenario: Scenario, until: Instant) -> Optio
         migration: Some(Migration {
             guest_uuid: world.guest_id().to_string(),
             destination_host: format!("hosts/{}", Site::Destination.host()),
-            policy: policy(scenario),
-            destination_overrides: scenario.copies().then(|| elsewhere(world)),
+            policy: wish::policy(scenario),
+            destination_overrides: scenario.copies().then(|| wish::elsewhere(world)),
             ..Migration::default()
         }),
         request_id: Uuid::new_v4().to_string(),
@@ -169,57 +179,6 @@ async fn create(world: &Arc<World>, scenario: Scenario, until: Instant) -> Optio
         tokio::time::sleep(TICK).await;
     }
     None
-}
-
-fn policy(scenario: Scenario) -> Option<MigrationPolicy> {
-    match scenario.way() {
-        Way::Live => None,
-        Way::Copying => Some(copying()),
-        // In a repair its pages are still on their way when the stream breaks.
-        Way::GoingOver if scenario == Scenario::Repair => Some(going_over(1 << 20)),
-        Way::GoingOver => Some(going_over(8 << 20)),
-        Way::Offline | Way::ShutDown => Some(offline(scenario.shuts_down())),
-    }
-}
-
-/// So slow that it does not converge, and that its pages take a moment to follow.
-fn going_over(bandwidth: i64) -> MigrationPolicy {
-    MigrationPolicy {
-        allow_post_copy: Some(true),
-        bandwidth_limit_bytes_per_second: bandwidth,
-        max_downtime: Some(proto_duration(Duration::from_millis(1))),
-        ..MigrationPolicy::default()
-    }
-}
-
-fn copying() -> MigrationPolicy {
-    MigrationPolicy {
-        storage: Some(StoragePolicy {
-            copy_disks: vec!["vdb".to_owned()],
-            delete_source: true,
-            ..StoragePolicy::default()
-        }),
-        ..MigrationPolicy::default()
-    }
-}
-
-fn offline(shuts_down: bool) -> MigrationPolicy {
-    let mut policy = MigrationPolicy {
-        shutdown_timeout: shuts_down.then(|| proto_duration(PATIENCE)),
-        ..MigrationPolicy::default()
-    };
-    policy.set_mode(MigrationMode::Offline);
-    policy
-}
-
-fn elsewhere(world: &World) -> DestinationOverrides {
-    DestinationOverrides {
-        disks: vec![DiskOverride {
-            target: "vdb".to_owned(),
-            source: world.folder.local_there(),
-        }],
-        ..DestinationOverrides::default()
-    }
 }
 
 /// A user's way to the controller, while it is up.
@@ -240,6 +199,19 @@ pub async fn cancel(world: &World) {
         let etag = String::new();
         // A refusal says that it was too late.
         let _ = client.cancel_migration(CancelMigrationRequest { name, etag }).await;
+    }
+}
+
+/// An operator lets it have more. Gives whether that was heard; else it is said again.
+async fn adjust(world: &World, id: MigrationId) -> bool {
+    let Some(mut client) = client(world) else { return false };
+    match client.adjust_migration(wish::more(id)).await {
+        Ok(_) => true,
+        Err(status) => {
+            tracing::info!("not adjusted: {status}");
+            tokio::time::sleep(ASKED_AGAIN).await;
+            false
+        }
     }
 }
 

@@ -112,6 +112,11 @@ impl Director {
         self.notes().seen.clone()
     }
 
+    /// Whether such a call was made since it was armed, at either host.
+    pub fn has_seen(&self, call: &str) -> bool {
+        self.notes().seen.iter().any(|point| point.call == call)
+    }
+
     /// Nothing happens any more.
     pub fn go_home(&self) {
         let mut notes = self.notes();

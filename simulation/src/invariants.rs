@@ -252,6 +252,10 @@ fn at_home(world: &World, plan: &Plan, home: Site) -> Vec<String> {
         | Scenario::Finish
         | Scenario::PostCopy
         | Scenario::Repair
+        | Scenario::Raise
+        | Scenario::Adjust
+        | Scenario::PauseAtDeadline
+        | Scenario::AbortAtDeadline
         | Scenario::MoveShutDown
         | Scenario::UndoShutDown => GuestState::Running,
         Scenario::MoveOffline | Scenario::UndoOffline => GuestState::ShutOff,

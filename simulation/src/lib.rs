@@ -13,6 +13,7 @@
 //! [`plan`] says what goes wrong, [`case`] runs one such world to its rest, [`invariants`] says what must be true then.
 
 pub mod case;
+pub mod deeds;
 pub mod director;
 pub mod fault;
 pub mod folder;
@@ -27,4 +28,5 @@ pub mod point;
 pub mod process;
 pub mod random;
 pub mod runner;
+mod wish;
 pub mod world;

@@ -5,16 +5,19 @@
 
 use std::collections::BTreeSet;
 
+use drover_agent::sim::Call;
+use drover_controller::saga::Phase;
 use drover_proto::v1::MigrationState;
 
 use super::case::{self, Outcome};
+use super::deeds;
 use super::fault::Fault;
 use super::invariants::Rest;
 use super::plan::{Event, Plan, Scenario};
 use super::point::{Moment, NO_PHASE, Point, every_call};
 use super::runner;
 
-/// The points of one scenario that no earlier one has passed.
+/// The points of one scenario that are its own.
 #[derive(Debug)]
 pub struct Row {
     pub scenario: Scenario,
@@ -22,20 +25,7 @@ pub struct Row {
 }
 
 /// Calls that no scenario is sure to reach, and who looks at them instead.
-pub const UNMET: [(&str, &str); 8] = [
-    (
-        "/drover.agent.v1.AgentService/SampleGuest",
-        "reads only, for estimates: in a check, or where a policy has a deadline: agents::checks, controller::estimates",
-    ),
-    (
-        "/drover.agent.v1.PeerService/MeasureLink",
-        "reads only, as SampleGuest, where no migration has used the link: agents::checks",
-    ),
-    ("libvirt.sample", "as SampleGuest"),
-    (
-        "/drover.agent.v1.AgentService/AdjustOutgoing",
-        "only when somebody changes a policy on the way: agents::policy, agents::every_call, controller::adjust",
-    ),
+pub const UNMET: [(&str, &str); 2] = [
     (
         "/drover.agent.v1.AgentService/ListGuests",
         "reads only, where a request does not say which host has the guest: controller::api",
@@ -44,14 +34,6 @@ pub const UNMET: [(&str, &str); 8] = [
         "/drover.agent.v1.AgentService/FinishIncoming",
         "only where the agents stay cut for longer than the controller waits, which a loaded machine may miss: \
          controller::faults",
-    ),
-    (
-        "libvirt.suspend",
-        "only where somebody else resumes a guest that was handed over: agents::crashes",
-    ),
-    (
-        "libvirt.set-limits",
-        "only in a transfer whose rounds do not shrink, or when it is adjusted: sim::tests, control_tests, agents::policy",
     ),
 ];
 
@@ -101,10 +83,68 @@ fn went_its_way(scenario: Scenario, outcome: &Outcome) -> bool {
         | Scenario::MoveOffline
         | Scenario::PostCopy
         | Scenario::Repair
+        | Scenario::Raise
+        | Scenario::Adjust
+        | Scenario::PauseAtDeadline
         | Scenario::MoveShutDown => MigrationState::Succeeded,
+        Scenario::AbortAtDeadline => MigrationState::Failed,
     };
-    let ended = matches!(&outcome.rest, Some(Rest::Ended { record, .. }) if record.state == meant);
-    ended && outcome.fired.len() == scenario.events().len()
+    let Some(Rest::Ended { record, .. }) = &outcome.rest else {
+        return false;
+    };
+    // What stays where it is has not felt anything of it.
+    let unharmed = scenario != Scenario::AbortAtDeadline || outcome.standstill.is_zero();
+    record.state == meant
+        && outcome.fired.len() == scenario.events().len()
+        && unharmed
+        && deeds::missing(scenario, &record.details.actions).is_empty()
+}
+
+/// The call by which a scenario becomes another one than those before it: what it passes afterwards is its own, also
+/// where others have passed it before.
+fn turn(scenario: Scenario) -> Option<Call> {
+    match scenario {
+        Scenario::PostCopy => Some(Call::StartPostCopy),
+        Scenario::PauseAtDeadline => Some(Call::Suspend),
+        Scenario::AbortAtDeadline => Some(Call::Abort),
+        Scenario::Move
+        | Scenario::MovePaused
+        | Scenario::MoveTransient
+        | Scenario::Undo
+        | Scenario::HandOver
+        | Scenario::Finish
+        | Scenario::MoveOffline
+        | Scenario::UndoOffline
+        | Scenario::Repair
+        | Scenario::MoveShutDown
+        | Scenario::UndoShutDown
+        | Scenario::Raise
+        | Scenario::Adjust => None,
+    }
+}
+
+/// Where it is decided where the guest will be. What comes after is the same for all.
+fn is_open(point: &Point) -> bool {
+    let open = [Phase::Transfer, Phase::Abort, Phase::Discard];
+    open.iter().any(|phase| phase.name() == point.phase)
+}
+
+/// What a scenario passes and no earlier one has passed, or not so. `known` is what was passed by guests that run, and by
+/// those that are shut off, for whom the same call does something else.
+fn fresh(scenario: Scenario, points: Vec<Point>, depth: Depth, known: &mut BTreeSet<(bool, Point)>) -> Vec<Point> {
+    let turn = turn(scenario);
+    let (mut turned, mut fresh) = (false, BTreeSet::new());
+    for point in points {
+        turned |= turn.is_some_and(|call| call.name() == point.call);
+        if point.phase == NO_PHASE || (depth == Depth::First && point.nth > 0) {
+            continue;
+        }
+        let news = known.insert((scenario.is_offline(), point.clone()));
+        if news || (turned && is_open(&point)) {
+            fresh.insert(point);
+        }
+    }
+    fresh.into_iter().collect()
 }
 
 /// Runs every scenario undisturbed and notes what it passes. Fails where one does not go its way, or does not come to
@@ -113,17 +153,8 @@ pub async fn record(depth: Depth) -> Result<Vec<Row>, String> {
     let (mut known, mut rows) = (BTreeSet::new(), Vec::new());
     for scenario in Scenario::ALL {
         let outcome = undisturbed(scenario).await?;
-        let fresh: BTreeSet<_> = outcome
-            .points
-            .into_iter()
-            .filter(|point| point.phase != NO_PHASE && (depth == Depth::Every || point.nth == 0))
-            // The same call does something else for a guest that is shut off.
-            .filter(|point| known.insert((scenario.is_offline(), point.clone())))
-            .collect();
-        rows.push(Row {
-            scenario,
-            points: fresh.into_iter().collect(),
-        });
+        let points = fresh(scenario, outcome.points, depth, &mut known);
+        rows.push(Row { scenario, points });
     }
     Ok(rows)
 }

@@ -80,10 +80,18 @@ pub enum Scenario {
     MoveShutDown,
     /// The same, cancelled when one of its files has come: it is started where it was.
     UndoShutDown,
+    /// The rounds of a busy guest do not shrink: its agent lets QEMU have more of the blackout.
+    Raise,
+    /// An operator allows a busy guest more while it is sent.
+    Adjust,
+    /// A busy guest is stopped at its deadline, and the rest is sent.
+    PauseAtDeadline,
+    /// A busy guest stays where it is when its deadline is over.
+    AbortAtDeadline,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Move,
         Self::MovePaused,
         Self::MoveTransient,
@@ -96,6 +104,10 @@ impl Scenario {
         Self::Repair,
         Self::MoveShutDown,
         Self::UndoShutDown,
+        Self::Raise,
+        Self::Adjust,
+        Self::PauseAtDeadline,
+        Self::AbortAtDeadline,
     ];
 }
 
@@ -130,6 +142,8 @@ pub enum Way {
     Copying,
     /// Memory; the guest runs at the destination before all of it is there.
     GoingOver,
+    /// Memory, of a guest that writes faster than it is sent, before.
+    Busy,
     /// The files of a guest that is shut off.
     Offline,
     /// The same, of a guest that ran before and is to run wherever it ends.
@@ -142,6 +156,7 @@ impl Scenario {
             Self::MoveTransient => Way::Live,
             Self::Move | Self::MovePaused | Self::Undo | Self::HandOver | Self::Finish => Way::Copying,
             Self::PostCopy | Self::Repair => Way::GoingOver,
+            Self::Raise | Self::Adjust | Self::PauseAtDeadline | Self::AbortAtDeadline => Way::Busy,
             Self::MoveOffline | Self::UndoOffline => Way::Offline,
             Self::MoveShutDown | Self::UndoShutDown => Way::ShutDown,
         }
@@ -153,6 +168,11 @@ impl Scenario {
 
     pub fn goes_over(self) -> bool {
         self.way() == Way::GoingOver
+    }
+
+    /// Whether the guest writes faster than anything can be sent.
+    pub fn is_busy(self) -> bool {
+        matches!(self.way(), Way::GoingOver | Way::Busy)
     }
 
     /// Whether its files go with the guest.
@@ -191,6 +211,10 @@ impl Scenario {
             | Self::MoveTransient
             | Self::MoveOffline
             | Self::MoveShutDown
+            | Self::Raise
+            | Self::Adjust
+            | Self::PauseAtDeadline
+            | Self::AbortAtDeadline
             | Self::PostCopy => Vec::new(),
             Self::UndoOffline | Self::UndoShutDown => vec![Event {
                 when: after_first_file(),

@@ -81,7 +81,7 @@ impl World {
         let folder = Folder::new(scenario)?;
         let guest = SimGuest {
             memory_mib: 1,
-            dirty_mib_per_second: if scenario.goes_over() { 1000 } else { 0 },
+            dirty_mib_per_second: if scenario.is_busy() { 1000 } else { 0 },
             persistent: scenario != Scenario::MoveTransient,
             autostart: scenario != Scenario::MoveTransient,
             paused: scenario == Scenario::MovePaused,

@@ -14,6 +14,7 @@ use drover_simulation::plan::{Event, Plan, Scenario};
 use drover_simulation::point::{Moment, Point, Site};
 use drover_simulation::random::schedule;
 use drover_simulation::runner::{self, Tally};
+use tokio::sync::OnceCell;
 
 /// Of pairs, in `make test`.
 const PAIRS: usize = 300;
@@ -48,9 +49,16 @@ fn listen() {
     }
 }
 
-async fn rows(depth: Depth) -> Vec<Row> {
+/// Recorded once for all tests of this process.
+async fn rows(depth: Depth) -> &'static [Row] {
+    static FIRST: OnceCell<Vec<Row>> = OnceCell::const_new();
+    static EVERY: OnceCell<Vec<Row>> = OnceCell::const_new();
     listen();
-    record(depth).await.unwrap()
+    let rows = match depth {
+        Depth::First => &FIRST,
+        Depth::Every => &EVERY,
+    };
+    rows.get_or_init(|| async { record(depth).await.unwrap() }).await
 }
 
 fn judge(what: &str, tally: &Tally) {
@@ -69,13 +77,13 @@ fn judge(what: &str, tally: &Tally) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_is_met_by_a_scenario_or_listed() {
     let rows = rows(Depth::First).await;
-    assert_eq!(unmet(&rows), Vec::<String>::new(), "not met and not listed");
+    assert_eq!(unmet(rows), Vec::<String>::new(), "not met and not listed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_single_fault() {
     let depth = if all() { Depth::Every } else { Depth::First };
-    let mut plans = singles(&rows(depth).await);
+    let mut plans = singles(rows(depth).await);
     plans.retain(is_asked_for);
     let tally = runner::run(plans).await;
     judge("single faults", &tally);
@@ -143,7 +151,7 @@ async fn a_copy_that_dies_between_the_switch_and_the_hand_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pairs_of_faults() {
-    let pairs = Pairs::new(&rows(Depth::First).await);
+    let pairs = Pairs::new(rows(Depth::First).await);
     if !all() {
         return judge("pairs", &runner::run(pairs.sample(PAIRS, seed())).await);
     }
@@ -163,7 +171,7 @@ async fn pairs_of_faults() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_two_faults() {
     let count = if all() { MORE_ANY_PAIRS } else { ANY_PAIRS };
-    let pairs = Pairs::of_any(&rows(Depth::First).await);
+    let pairs = Pairs::of_any(rows(Depth::First).await);
     println!("{count} of {} pairs of any faults", pairs.count());
     judge("any two faults", &runner::run(pairs.sample(count, seed())).await);
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Jobs;
 use super::outgoing::OutgoingJob;
-use super::progress::Action;
+use super::progress::{Action, Deed};
 use crate::journal::{AtDeadline, Limits};
 
 /// What libvirt did not do is asked for again after this time.
@@ -115,7 +115,7 @@ impl Deadline {
     async fn abort(&self, deadline: Duration) {
         let why = expired(deadline);
         self.job.expire();
-        self.job.act(Action::now(Action::ABORT, "", why));
+        self.job.act(Action::now(Deed::Abort, "", why));
         while !self.sent.is_cancelled() {
             if let Err(error) = self.jobs.abort_once(&self.job).await {
                 tracing::warn!(migration_id = %self.job.migration, %error, "the transfer cannot be stopped at its deadline");
@@ -128,7 +128,7 @@ impl Deadline {
     async fn pause(&self, why: Why) -> bool {
         match self.jobs.pause_to_finish(&self.job).await {
             Ok(true) => {
-                self.note(Action::PAUSE_AND_FINISH, why);
+                self.note(Deed::PauseAndFinish, why);
                 true
             }
             // It stands still already.
@@ -144,7 +144,7 @@ impl Deadline {
     async fn post_copy(&self, why: Why) -> bool {
         match self.jobs.switch_to_post_copy(&self.job).await {
             Ok(true) => {
-                self.note(Action::POST_COPY, why);
+                self.note(Deed::PostCopy, why);
                 true
             }
             // It stands still, and arrives by itself; or it was undone meanwhile.
@@ -157,13 +157,13 @@ impl Deadline {
     }
 
     /// What somebody asked for is in the controller's record already.
-    fn note(&self, action: &'static str, why: Why) {
+    fn note(&self, deed: Deed, why: Why) {
         let reason = match why {
             Why::Asked => return,
             Why::Expired(deadline) => expired(deadline),
             Why::DoesNotConverge(reason) => reason,
         };
-        self.job.act(Action::now(action, "", reason));
+        self.job.act(Action::now(deed, "", reason));
     }
 }
 

@@ -16,7 +16,7 @@ use drover_proto::failure::{Failure, Reason};
 use super::kept::moved_suffix;
 use super::offline_files::users;
 use super::outgoing::{OutgoingJob, PerformOutcome};
-use super::progress::Action;
+use super::progress::{Action, Deed};
 use super::{Jobs, Seen, errors};
 use crate::hypervisor::GuestFacts;
 use crate::images::device::Unfit;
@@ -290,7 +290,7 @@ impl Jobs {
         tracing::error!(migration_id = %record.migration, path, "{why}");
         let job = self.outgoing_job(record.migration);
         let job = job.unwrap_or_else(|| self.adopt(record));
-        job.act(Action::now(Action::FILE_STAYS, path, why));
+        job.act(Action::now(Deed::FileStays, path, why));
     }
 }
 

@@ -259,9 +259,9 @@ impl OutgoingJob {
     /// What this agent did is kept, told to those who watch, and noted in the trace.
     pub fn act(&self, action: Action) {
         let Action {
-            name, value, reason, ..
+            deed, value, reason, ..
         } = &action;
-        tracing::info!(migration_id = %self.migration, action = name, value, "{reason}");
+        tracing::info!(migration_id = %self.migration, action = deed.name(), value, "{reason}");
         let mut seen = lock(&self.seen);
         if seen.actions.len() < MOST_ACTIONS {
             seen.actions.push(action.clone());

@@ -87,26 +87,71 @@ pub struct Iteration {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Action {
     pub time: SystemTime,
-    pub name: &'static str,
+    pub deed: Deed,
     /// The new value with its unit, for people.
     pub value: String,
     /// With the numbers behind it, for people.
     pub reason: String,
 }
 
-impl Action {
-    pub const MAX_DOWNTIME: &'static str = "max-downtime";
-    pub const AUTO_CONVERGE: &'static str = "auto-converge";
-    pub const PAUSE_AND_FINISH: &'static str = "pause-and-finish";
-    pub const POST_COPY: &'static str = "post-copy";
-    pub const ABORT: &'static str = "abort";
+/// What an agent does by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// QEMU may use more of the blackout.
+    MaxDowntime,
+    /// QEMU slows the guest down.
+    AutoConverge,
+    /// The guest is stopped, and the rest is sent.
+    PauseAndFinish,
+    /// The guest goes over before all its memory has.
+    PostCopy,
+    /// The transfer is given up.
+    Abort,
     /// A file of the source stays, though its guest has moved.
-    pub const FILE_STAYS: &'static str = "file-stays";
+    FileStays,
+}
 
-    pub fn now(name: &'static str, value: impl Into<String>, reason: impl Into<String>) -> Self {
+impl Deed {
+    /// Every one. A test below proves that none is missing.
+    pub const ALL: [Self; 6] = [
+        Self::MaxDowntime,
+        Self::AutoConverge,
+        Self::PauseAndFinish,
+        Self::PostCopy,
+        Self::Abort,
+        Self::FileStays,
+    ];
+
+    /// The word in records, streams and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MaxDowntime => "max-downtime",
+            Self::AutoConverge => "auto-converge",
+            Self::PauseAndFinish => "pause-and-finish",
+            Self::PostCopy => "post-copy",
+            Self::Abort => "abort",
+            Self::FileStays => "file-stays",
+        }
+    }
+
+    #[cfg(test)]
+    fn place(self) -> usize {
+        match self {
+            Self::MaxDowntime => 0,
+            Self::AutoConverge => 1,
+            Self::PauseAndFinish => 2,
+            Self::PostCopy => 3,
+            Self::Abort => 4,
+            Self::FileStays => 5,
+        }
+    }
+}
+
+impl Action {
+    pub fn now(deed: Deed, value: impl Into<String>, reason: impl Into<String>) -> Self {
         Self {
             time: SystemTime::now(),
-            name,
+            deed,
             value: value.into(),
             reason: reason.into(),
         }
@@ -159,6 +204,14 @@ pub fn blackout(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A new deed does not compile before it has a place, and its place is in the list.
+    #[test]
+    fn every_deed_is_in_the_list() {
+        for (place, deed) in Deed::ALL.into_iter().enumerate() {
+            assert_eq!(deed.place(), place, "{deed:?}");
+        }
+    }
 
     #[test]
     fn the_blackout_is_the_sum_of_its_parts() {

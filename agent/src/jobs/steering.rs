@@ -10,7 +10,7 @@ use drover_proto::units::duration_text;
 use tokio::sync::{Mutex, watch};
 
 use super::control::{Act, Control, Policy, Round, at_first};
-use super::progress::Action;
+use super::progress::{Action, Deed};
 use super::throttle::asleep;
 use crate::hypervisor::{self, JobStats, MigrateFlags, Outgoing};
 use crate::journal::Limits;
@@ -67,7 +67,7 @@ impl Given {
         let why = format!(
             "slowed down by {throttle} % the guest sleeps for {asleep} at a time, which belongs to its blackout"
         );
-        Some(Action::now(Action::MAX_DOWNTIME, duration_text(longest), why))
+        Some(Action::now(Deed::MaxDowntime, duration_text(longest), why))
     }
 }
 
@@ -179,7 +179,7 @@ impl Steering {
                 handle.set_max_downtime(longest).await?;
                 given.max_downtime = longest;
                 Ok(Some(Action::now(
-                    Action::MAX_DOWNTIME,
+                    Deed::MaxDowntime,
                     duration_text(longest),
                     decision.reason,
                 )))

@@ -12,7 +12,7 @@ use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::outgoing::{OutgoingJob, TransferStep};
-use super::progress::{Action, Iteration, Progress, Stage};
+use super::progress::{Action, Deed, Iteration, Progress, Stage};
 use crate::hypervisor::{GuestEvent, Happened, JobStats};
 
 /// How often the job is asked how far it is.
@@ -49,7 +49,7 @@ impl Watching {
                 }
                 _ = tick.tick() => self.progress(&mut throttle).await,
                 event = events.recv() => match event {
-                    Ok(event) if event.guest == self.job.guest => self.event(&event, &mut round).await,
+                    Ok(event) if event.guest == self.job.guest => self.event(&event, &mut round, &mut throttle).await,
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => break,
                 },
@@ -58,7 +58,7 @@ impl Watching {
         self.end_round(&mut round, Instant::now());
     }
 
-    async fn event(&self, event: &GuestEvent, round: &mut Option<Round>) {
+    async fn event(&self, event: &GuestEvent, round: &mut Option<Round>, throttle: &mut u32) {
         match event.what {
             Happened::Suspended { .. } => {
                 self.job.saw_stop(event.instant);
@@ -67,7 +67,7 @@ impl Watching {
             Happened::Iteration(number) => {
                 self.job.saw_round(number);
                 self.end_round(round, event.instant);
-                *round = Some(self.begin_round(number, event).await);
+                *round = Some(self.begin_round(number, event, throttle).await);
             }
             Happened::Resumed => self.job.saw_run(),
             Happened::Started | Happened::Stopped(_) | Happened::JobCompleted(_) | Happened::Changed => {}
@@ -84,9 +84,14 @@ impl Watching {
         }
     }
 
-    async fn begin_round(&self, number: u64, event: &GuestEvent) -> Round {
+    async fn begin_round(&self, number: u64, event: &GuestEvent, throttle: &mut u32) -> Round {
         let span = tracing::info_span!("iteration", drover.iteration = number, drover.memory.remaining = Empty);
-        let stats = self.stats().await.unwrap_or_default();
+        let stats = self.stats().await;
+        // QEMU takes its steps where rounds begin: one in the last half second of a transfer is seen here only.
+        if let Some(stats) = &stats {
+            self.see_throttle(stats, throttle);
+        }
+        let stats = stats.unwrap_or_default();
         self.control(number, &stats).await;
         span.record("drover.memory.remaining", stats.memory_remaining);
         span.set_attribute(
@@ -127,21 +132,27 @@ impl Watching {
         }
     }
 
+    /// QEMU does it by itself; that it was let is this agent's deed.
+    fn see_throttle(&self, stats: &JobStats, throttle: &mut u32) {
+        if stats.throttle == *throttle {
+            return;
+        }
+        *throttle = stats.throttle;
+        let why = format!(
+            "QEMU slows the guest down so that it is sent faster than it writes: {} MiB remain, it writes {} MiB/s, {} \
+             MiB/s are sent",
+            stats.memory_remaining >> 20,
+            stats.dirty_rate >> 20,
+            stats.bandwidth >> 20
+        );
+        self.job
+            .act(Action::now(Deed::AutoConverge, format!("{throttle} %"), why));
+    }
+
     async fn progress(&self, throttle: &mut u32) {
         // A job that has ended has no statistics: the next event says how it went on.
         let Some(stats) = self.stats().await else { return };
-        if stats.throttle != *throttle {
-            *throttle = stats.throttle;
-            let why = format!(
-                "QEMU slows the guest down so that it is sent faster than it writes: {} MiB remain, it writes {} MiB/s, \
-                 {} MiB/s are sent",
-                stats.memory_remaining >> 20,
-                stats.dirty_rate >> 20,
-                stats.bandwidth >> 20
-            );
-            self.job
-                .act(Action::now(Action::AUTO_CONVERGE, format!("{throttle} %"), why));
-        }
+        self.see_throttle(&stats, throttle);
         let step = self.job.course().step;
         let stage = match (self.job.post_copy(), step) {
             (Some(flow), _) => Stage::PostCopy(flow),

@@ -146,7 +146,7 @@ pub(super) fn status(host: &HostId, status: Status) -> agent::MigrationStatus {
 fn action(action: Action) -> ActionRecord {
     ActionRecord {
         time: Some(action.time.into()),
-        action: action.name.to_owned(),
+        action: action.deed.name().to_owned(),
         value: action.value,
         reason: action.reason,
         actor: "control-loop".to_owned(),

@@ -72,6 +72,7 @@ impl SimOutgoing {
             connection,
             socket: request.socket.clone(),
             beside: self.flags.parallel,
+            throttle: self.flags.auto_converge.then_some(request.throttle),
         };
         // QEMU goes on when the caller stops waiting; it ends with the connection, which is this handle.
         let failing = PerformFails {

@@ -14,7 +14,7 @@ use super::error;
 use super::fault::Call;
 use super::host::SimHost;
 use super::stream::{self, Frame, Head, LARGEST, Tail};
-use crate::hypervisor::{Happened, HypervisorError, JobStats, Result};
+use crate::hypervisor::{Happened, HypervisorError, JobStats, Result, Throttle};
 
 /// What it sends, and where to.
 pub(super) struct Sender {
@@ -30,7 +30,12 @@ pub(super) struct Sender {
     pub(super) beside: u32,
     /// Bytes that a stream that broke in post-copy still owes; none at first.
     pub(super) owed: Option<u64>,
+    /// How the guest is slowed down, where it may be.
+    pub(super) throttle: Option<Throttle>,
 }
+
+/// As QEMU: a step whenever two rounds have left more than half of what they sent.
+const ROUNDS_OF_A_STEP: u32 = 2;
 
 /// One connection and what went over it.
 struct Channel {
@@ -48,7 +53,7 @@ impl Sender {
         self.copy_disks().await?;
         let mut channels = self.connect().await.map_err(|error| broken(&error))?;
         let mut remaining = self.spec.memory;
-        let mut iteration = 0;
+        let (mut iteration, mut stalled) = (0, 0);
         let last = loop {
             iteration += 1;
             self.begin_round(iteration, remaining)?;
@@ -64,6 +69,11 @@ impl Sender {
             let bandwidth = (remaining as f64 / took.as_secs_f64()) as u64;
             let dirty_rate = (dirtied as f64 / took.as_secs_f64()) as u64;
             self.update(|stats| (stats.bandwidth, stats.dirty_rate) = (bandwidth, dirty_rate))?;
+            stalled += u32::from(dirtied > remaining / 2);
+            if stalled == ROUNDS_OF_A_STEP {
+                stalled = 0;
+                self.slow_down()?;
+            }
             remaining = dirtied;
             let blackout = Duration::from_secs_f64(dirtied as f64 / bandwidth.max(1) as f64);
             if blackout <= self.limits()?.max_downtime {
@@ -87,6 +97,20 @@ impl Sender {
     fn begin_round(&self, number: u64, remaining: u64) -> Result<()> {
         self.host.lock().tell(self.guest(), Happened::Iteration(number));
         self.update(|stats| (stats.iteration, stats.memory_remaining) = (number, remaining))
+    }
+
+    fn slow_down(&self) -> Result<()> {
+        let Some(Throttle { initial, increment }) = self.throttle else {
+            return Ok(());
+        };
+        self.update(|stats| {
+            let next = if stats.throttle == 0 {
+                initial
+            } else {
+                stats.throttle + increment
+            };
+            stats.throttle = next.min(99);
+        })
     }
 
     async fn copy_disks(&self) -> Result<()> {
@@ -218,17 +242,13 @@ impl Sender {
 
     /// What the guest wrote in this time.
     fn dirtied(&self, took: Duration) -> u64 {
-        let runs = self
-            .host
-            .lock()
-            .domains
-            .get(&self.guest())
-            .is_some_and(|copy| copy.state.runs());
-        let dirtied = if runs {
-            self.spec.dirty_rate as f64 * took.as_secs_f64()
-        } else {
-            0.0
+        let state = self.host.lock();
+        let Some(copy) = state.domains.get(&self.guest()).filter(|copy| copy.state.runs()) else {
+            return 0;
         };
+        let throttle = copy.job.as_ref().map_or(0, |job| job.stats.throttle);
+        let awake = f64::from(100 - throttle.min(100)) / 100.0;
+        let dirtied = self.spec.dirty_rate as f64 * took.as_secs_f64() * awake;
         (dirtied as u64).min(self.spec.memory)
     }
 

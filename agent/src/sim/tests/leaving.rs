@@ -189,3 +189,38 @@ async fn limits_are_kept_and_can_be_changed_on_the_way() {
         32 << 20
     );
 }
+
+#[tokio::test]
+async fn a_busy_guest_is_slowed_down_by_steps_where_that_is_allowed() {
+    let lab = Lab::restless();
+    let flags = MigrateFlags {
+        auto_converge: true,
+        ..FLAGS
+    };
+    let begin = BeginRequest {
+        guest: lab.guest,
+        flags: flags.clone(),
+    };
+    let outgoing = lab.a.begin(begin).await.unwrap();
+    let _incoming = lab.b.prepare(lab.request(&*outgoing, flags)).await.unwrap();
+    let mut events = lab.a.events();
+    let mut steps = Vec::new();
+    let slowed = async {
+        while steps.last() != Some(&99) {
+            happens(&mut events, |what| matches!(what, Happened::Iteration(_))).await;
+            let throttle = outgoing.job().await.unwrap().unwrap().throttle;
+            if throttle > 0 && steps.last() != Some(&throttle) {
+                steps.push(throttle);
+            }
+        }
+        outgoing.abort().await.unwrap();
+    };
+    let (performed, ()) = tokio::join!(outgoing.perform(lab.perform_request()), slowed);
+    assert!(performed.is_err());
+    // One may have been over before it was looked at.
+    let known = [20, 30, 40, 50, 60, 70, 80, 90, 99];
+    assert!(
+        steps.is_sorted() && steps.iter().all(|step| known.contains(step)),
+        "{steps:?}"
+    );
+}
