@@ -12,6 +12,7 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use anyhow::Context;
 use drover_agent::sim::SimGuest;
@@ -28,6 +29,9 @@ pub type Named = (String, Vec<u8>);
 const SHARED: &str = "/guests/shared";
 const LOCAL: &str = "/guests/local";
 const TPM_STATES: &str = "/var/lib/libvirt/swtpm";
+
+/// Of the folders of worlds; the number of the process comes next.
+const PREFIX: &str = "drover-simulation-";
 
 /// One world's. It goes with it.
 #[derive(Debug)]
@@ -169,15 +173,30 @@ fn write_sparse(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// Where fsync costs nothing, if there is such a place: what is simulated here is the death of processes.
 fn memory_folder() -> anyhow::Result<TempDir> {
+    static ONCE: Once = Once::new();
+    let memory = Path::new("/dev/shm");
+    ONCE.call_once(|| remove_what_was_left(memory));
+    let prefix = format!("{PREFIX}{}-", std::process::id());
     let builder = || {
         let mut builder = tempfile::Builder::new();
-        builder.prefix("drover-simulation-");
+        builder.prefix(&prefix);
         builder
     };
     builder()
-        .tempdir_in("/dev/shm")
+        .tempdir_in(memory)
         .or_else(|_| builder().tempdir())
         .context("no folder for a world")
+}
+
+/// By processes that were killed. What cannot be removed is in nobody's way.
+fn remove_what_was_left(folder: &Path) {
+    for name in names(folder) {
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
+        let process = process.and_then(|(process, _)| process.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            let _ = std::fs::remove_dir_all(folder.join(name));
+        }
+    }
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -202,4 +221,22 @@ fn leaves(folder: &Path) -> Vec<String> {
         }
     };
     names(folder).into_iter().flat_map(beneath).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_process_left_that_was_killed_is_removed() {
+        let folder = TempDir::new().unwrap();
+        // No system has so many processes.
+        let dead = format!("{PREFIX}{}-abc", u32::MAX);
+        let mine = format!("{PREFIX}{}-abc", std::process::id());
+        for name in [dead.as_str(), mine.as_str(), "drover-simulation-abc", "other"] {
+            std::fs::create_dir_all(folder.path().join(name).join("images")).unwrap();
+        }
+        remove_what_was_left(folder.path());
+        assert_eq!(names(folder.path()), [mine.as_str(), "drover-simulation-abc", "other"]);
+    }
 }
