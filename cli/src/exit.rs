@@ -179,6 +179,9 @@ fn next_step(failure: &Failure) -> Option<String> {
         Code::NotFound if reason == Reason::HostNotFound => "see `drover host list`",
         Code::NotFound | Code::AlreadyExists => "see `drover migration list`",
         Code::Unavailable if reason == Reason::StoreFailed => "see the controller's log, and whether its disk is full",
+        Code::Unavailable if reason == Reason::HostUnreachable && failure.is_answered() => {
+            "see `drover host list`, and on that host whether drover-agent runs and what its log says"
+        }
         Code::Unavailable if failure.is_answered() => "see the controller's log, and try again",
         Code::Unavailable => "is the controller running there? Name another with --controller",
         Code::DeadlineExceeded => {
@@ -251,6 +254,14 @@ mod tests {
         let lost = Problem::from(Status::unavailable("gone"));
         assert_eq!(lost.exit, Exit::Unreachable);
         assert!(lost.next.unwrap().contains("--controller"));
+    }
+
+    #[test]
+    fn an_agent_that_is_silent_is_looked_for_on_its_host() {
+        let silent = Failure::new(Reason::HostUnreachable, "the agent of host-a is silent");
+        let problem = Problem::from(Status::from(silent));
+        assert_eq!(problem.exit, Exit::Attention);
+        assert!(problem.next.unwrap().contains("drover host list"));
     }
 
     #[test]
